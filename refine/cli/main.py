@@ -1,0 +1,66 @@
+"""The `refine` command. Each verb lives in a module of its own that is imported only when it is called,
+so that `refine --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+import refine
+from refine.errors import RefineError
+
+# verb: (module:object, the line shown by --help)
+VERBS = {
+    "data": ("refine.cli.data:data", "Fetch the raw text and check it against data.dvc."),
+    "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
+    "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
+    "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
+    "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
+    "report": ("refine.cli.report:report", "Lay an experiment's results out as the paper's tables."),
+    "doctor": ("refine.cli.doctor:doctor", "Say what is installed, which device is used and which servers answer."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name and imports a verb's module only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module, attribute = VERBS[name][0].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def resolve_command(self, ctx, args):
+        from refine.errors import nearest
+
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], VERBS)}; `refine --help` lists them")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(refine.__version__, prog_name="refine")
+def cli() -> None:
+    """Train fast-weight language models by next-sequence prediction (REFINE, arXiv 2602.16704)."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a verb; an error the user can mend becomes one line and exit code 1."""
+    try:
+        cli.main(args=arguments, prog_name="refine")
+    except RefineError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""params.yaml as validated, documented settings. The only reader of that file.
+
+A section per file; each forbids what it does not know. `load` raises SettingError with one line that names
+the setting at fault and the nearest known name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from refine.errors import SettingError, nearest
+from refine.settings.base import Section, validated
+from refine.settings.data import DataSettings, DocumentsSettings, NeedlesSettings, TokenizerSettings
+from refine.settings.evaluation import EvaluationSettings, RegistrySettings
+from refine.settings.model import ModelSettings
+from refine.settings.objective import ObjectiveSettings
+from refine.settings.training import TrainingSettings
+
+__all__ = ["ObjectiveSettings", "Section", "Settings", "load", "validated"]
+
+
+class Settings(Section):
+    """Everything in params.yaml."""
+
+    seed: int = Field(ge=0, description="seed of the whole run; every draw derives from it")
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    documents: DocumentsSettings
+    needles: NeedlesSettings
+    model: ModelSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    registry: RegistrySettings
+
+
+def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> Settings:
+    """Settings from `path`, with ``section.key=value`` overrides (values are YAML) laid over them.
+
+    Raises SettingError: file missing or no YAML, unknown name, value out of range, contradiction.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"{path}: no such settings file; run from the project's folder, or name it with --params") from None
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: expected sections with settings, found {type(values).__name__}")
+    for override in overrides:
+        _override(values, override)
+    return validated(Settings, values, str(path))
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise SettingError(f"override {override!r}: expected section.key=value")
+    *sections, key = name.split(".")
+    here = values
+    for section in sections:
+        if not isinstance(here.get(section), dict):
+            raise SettingError(f"override {override!r}: no section {section!r}{nearest(section, map(str, here))}")
+        here = here[section]
+    try:
+        here[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingError(f"override {override!r}: {text!r} is not a YAML value") from None

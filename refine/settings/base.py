@@ -1,0 +1,66 @@
+"""What every section of params.yaml has in common: unknown names and wrong values are refused, by name."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from refine.errors import SettingError, nearest
+
+
+class Section(BaseModel):
+    """A frozen group of settings. Field descriptions carry the unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validated(section: type[S], values: Any, where: str = "params.yaml") -> S:
+    """`values` as a `section`. Raises SettingError with one line that names the first setting at fault."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors()
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise SettingError(f"{where}: {_one_line(errors[0], section)}{more}") from None
+
+
+def _one_line(error: ErrorDetails, section: type[Section]) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path) or "(top)"
+    if error["type"] == "extra_forbidden":
+        known = _known_names(section, path[:-1])
+        return f"unknown setting {name!r}{nearest(path[-1], known)}; known here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"setting {name!r} is missing"
+    if error["type"] == "value_error":
+        return f"setting {name!r}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
+    return f"setting {name!r} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _known_names(section: type[Section], path: list[str]) -> list[str]:
+    """The settings of the section that `path` leads to from `section` (union tags in the path are passed over)."""
+    here: type[Section] = section
+    for part in path:
+        field = here.model_fields.get(part)
+        if field is None:
+            tagged = [s for s in _sections(here) if part in repr(s.model_fields.get("kind"))]
+            here = tagged[0] if tagged else here
+            continue
+        inner = _sections_of(field.annotation)
+        here = inner[0] if len(inner) == 1 else here
+    return sorted(here.model_fields)
+
+
+def _sections(section: type[Section]) -> list[type[Section]]:
+    return [inner for field in section.model_fields.values() for inner in _sections_of(field.annotation)]
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_of(part)]

@@ -1,0 +1,75 @@
+"""Settings of the raw text, the tokenizer, the token sequences and the test prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from refine.settings.base import Section
+
+
+class PackageSource(Section):
+    """Texts that Python packages carry: the sample corpus, installable wherever the package registry is."""
+
+    kind: Literal["package"] = "package"
+    texts: Literal["plays", "bible", "milton"] = Field(description="which of the sample's texts")
+    works: tuple[str, ...] | None = Field(None, description="take only these works (ids); null takes all that no other split names")
+
+
+class HubSource(Section):
+    """A Hugging Face data set (or a local data-set folder), streamed; long documents only."""
+
+    kind: Literal["hub"] = "hub"
+    name: str = Field(description="data set name or local folder")
+    config: str | None = Field(None, description="configuration of the data set")
+    split: str = Field("train", description="split of the data set")
+    revision: str | None = Field(None, description="branch, tag or commit")
+    text_column: str = Field("text", description="column that holds the text")
+    title_column: str | None = Field(None, description="column that holds a title; null numbers the documents")
+    min_characters: int = Field(0, ge=0, description="shorter documents are skipped [characters]")
+    documents: int = Field(ge=1, description="how many documents to take")
+
+
+class ParquetSource(Section):
+    """Parquet files with a text column, on disk or at s3://."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str = Field(description="file, folder or pattern; local or s3://")
+    text_column: str = Field("text", description="column that holds the text")
+    title_column: str | None = Field(None, description="column that holds a title; null numbers the documents")
+    min_characters: int = Field(0, ge=0, description="shorter documents are skipped [characters]")
+    documents: int | None = Field(None, ge=1, description="how many documents to take; null takes all")
+
+
+Source = Annotated[PackageSource | HubSource | ParquetSource, Field(discriminator="kind")]
+
+
+class DataSettings(Section):
+    """Sources of the raw documents of each split; no work is in two splits."""
+
+    train: tuple[Source, ...] = Field(min_length=1, description="training text")
+    validation: tuple[Source, ...] = Field(min_length=1, description="held-out text of the same kind")
+    second_domain: tuple[Source, ...] = Field(description="held-out text of another kind")
+
+
+class TokenizerSettings(Section):
+    """A BPE trained on the training text, or a model's own tokenizer."""
+
+    path: str | None = Field(None, description="folder or hub name of an existing tokenizer, or mistral_v1; null trains one")
+    vocabulary: int = Field(4096, ge=300, description="pieces of a trained BPE")
+
+
+class DocumentsSettings(Section):
+    """Token sequences of a set length; nothing crosses a split."""
+
+    sequence_length: int = Field(1024, ge=2, description="tokens per sequence")
+    validation_sequences: int | None = Field(None, ge=1, description="sequences kept per validation split; null keeps all")
+
+
+class NeedlesSettings(Section):
+    """RULER needle-in-a-haystack prompts for the experiment's evaluation."""
+
+    tasks: tuple[str, ...] = Field(("niah_single_1",), min_length=1, description="RULER task names")
+    lengths: tuple[int, ...] = Field((256, 512, 1024), min_length=1, description="prompt and answer together [tokens]")
+    samples: int = Field(50, ge=1, description="prompts per task and length")
