@@ -1,0 +1,96 @@
+"""params.yaml: complete, documented, and refused by name where it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from refine import settings
+from refine.errors import SettingError
+from refine.settings import ObjectiveSettings, Section, Settings
+
+FREE_FORM = {"data", "model.config"}  # lists of sources, and a config.json
+
+
+def _leaves(section: type[Section], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        path = prefix + name
+        if path in FREE_FORM:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= _leaves(field.annotation, path + ".")
+        else:
+            found[path] = field
+    return found
+
+
+@pytest.fixture
+def params(checkout):
+    return checkout / "params.yaml"
+
+
+def test_every_setting_is_in_params_yaml(params):
+    values = yaml.safe_load(params.read_text())
+    missing = []
+    for path in _leaves(Settings):
+        here: Any = values
+        for part in path.split("."):
+            here = here.get(part, ...) if isinstance(here, dict) else ...
+        if here is ...:
+            missing.append(path)
+    assert not missing, f"add to params.yaml, with their unit: {missing}"
+
+
+def test_every_setting_says_what_it_is():
+    silent = [path for path, field in _leaves(Settings).items() if not field.description]
+    assert not silent
+
+
+def test_the_objective_s_defaults_are_the_paper_s():
+    o = ObjectiveSettings()
+    assert (o.positions, o.rollout_length, o.rollouts, o.reward, o.selection) == (8, 5, 1, "cosine", "entropy")
+    assert (o.nsp_weight, o.ntp_weight, o.temperature, o.ratio_clip, o.dual_clip) == (0.2, 1.0, 1.0, 0.2, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.mid.stepz=3", "unknown setting 'training.mid.stepz' (did you mean 'steps'?)"),
+        ("sed=3", "unknown setting 'sed' (did you mean 'seed'?)"),
+        ("trainin.mid.steps=3", "no section 'trainin' (did you mean 'training'?)"),
+        ("documents.sequence_length=-1", "'documents.sequence_length' is -1"),
+        ("training.mid.objective.reward=cosin", "'cosine', 'binary' or 'hybrid'"),
+        ("training.mid.objective.group=position", "needs rollouts of 2 or more"),
+        ("training.mid.arms=[sft, sft]", "names an arm twice"),
+        ("model.config=null", "model.checkpoint and model.config are both empty"),
+        ("data.train=[{kind: package, texts: plays, wrk: 1}]", "wrk' (did you mean 'works'?)"),
+        ("seed", "expected section.key=value"),
+        ("seed=[", "not a YAML value"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(params, override, said):
+    with pytest.raises(SettingError) as refused:
+        settings.load(params, (override,))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_override_changes_just_that_setting(params):
+    plain, changed = settings.load(params), settings.load(params, ("training.mid.steps=7",))
+    assert changed.training.mid.steps == 7
+    assert changed.model_copy(update={"training": plain.training}) == plain
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("{}", "is missing")])
+def test_a_broken_settings_file_is_said_so(tmp_path, text, said):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(SettingError, match=said):
+        settings.load(tmp_path / "params.yaml")
+
+
+def test_a_missing_settings_file_says_where_to_run(tmp_path):
+    with pytest.raises(SettingError, match="no such settings file"):
+        settings.load(tmp_path / "params.yaml")
