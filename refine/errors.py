@@ -22,6 +22,10 @@ class ModelError(RefineError):
     """A checkpoint, memory or token sequence that does not fit the model."""
 
 
+class TrainingError(RefineError):
+    """Training that cannot go on: a non-finite loss, a checkpoint of other settings, a training process that failed."""
+
+
 class ServiceError(RefineError):
     """A server (MLflow, Prefect, S3) that does not answer, or answers with a refusal."""
 
