@@ -1,0 +1,182 @@
+"""A training command in a process of its own that never outlives the one who started it.
+
+Parent -> guard -> command. The guard leads a process group and waits on a pipe that only the parent holds open, so
+the parent's death, however sudden, is an end of file that no system forgets to deliver; it then kills the group.
+On Linux the command also asks the kernel for SIGKILL when the guard dies (PR_SET_PDEATHSIG), and the parent kills
+the group when the guard ends, so no single SIGKILL leaves anything behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from refine.errors import TrainingError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT_VARIABLE = "REFINE_DIES_WITH"  # process id of the parent; set for the command by its guard
+TAIL = 20  # lines of output that an error repeats
+
+
+class ProcessFailed(TrainingError):
+    """A training process that ended with a failure.
+
+    `returncode` is the exit code, or minus the signal that ended it; `tail` its last lines of output; `user_error`
+    is true where the command itself said in one line what the user can mend (so trying again is of no use).
+    """
+
+    def __init__(self, command: str, returncode: int, tail: Sequence[str]) -> None:
+        self.returncode, self.tail = returncode, list(tail)
+        said = next((line for line in reversed(self.tail) if line.startswith("error: ")), None)
+        self.user_error = returncode == 1 and said is not None
+        how = f"was ended by {_signal_name(-returncode)}" if returncode < 0 else f"failed with exit code {returncode}"
+        if said is not None and self.user_error:
+            message = f"{command}: {said.removeprefix('error: ')}"
+        else:
+            message = f"{command} {how}" + ("; its last output:\n" + "\n".join(self.tail) if self.tail else "")
+        super().__init__(message)
+
+
+def run_in_own_process(
+    argv: Sequence[str],
+    *,
+    echo: Callable[[str], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    grace: float = 10.0,
+    name: str | None = None,
+) -> list[str]:
+    """Run `argv` to its end in its own process group, which dies with this process.
+
+    Each line of its output (stdout and stderr together) goes to `echo` as it comes. `environment` is laid over this
+    process's own. An exception in this thread (an interrupt, a cancelled task) ends the group: SIGTERM, and SIGKILL
+    after `grace` seconds. Returns the last lines of output.
+
+    Raises ProcessFailed: the command could not be started, or it ended with another code than 0.
+    """
+    # One pipe, its writing end here alone: the guard reads end of file when this process is gone.
+    guard = subprocess.Popen(
+        [sys.executable, "-c", _GUARD, str(os.getpid()), *argv],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
+    tail: deque[str] = deque(maxlen=TAIL)
+    reader = threading.Thread(target=_relay, args=(guard, tail, echo), daemon=True)
+    reader.start()
+    try:
+        code = guard.wait()
+    except BaseException:
+        _end_group(guard.pid, grace)
+        guard.wait()
+        raise
+    finally:
+        _signal_group(guard.pid, signal.SIGKILL)  # what the command left running
+        if guard.stdin is not None:
+            guard.stdin.close()
+    reader.join(timeout=grace)
+    if code != 0:
+        # The guard passes a signal that ended the command on as 128 + its number, as a shell does.
+        raise ProcessFailed(name or " ".join(argv[:3]), 128 - code if code > 128 else code, tail)
+    return list(tail)
+
+
+def die_with_parent() -> None:
+    """Called by a command that `run_in_own_process` may have started: end with the parent even without the guard.
+
+    Without effect where no parent is named. On Linux the kernel does it; elsewhere a thread looks once a second.
+    """
+    named = os.environ.get(PARENT_VARIABLE)
+    if named is None:
+        return
+    if sys.platform == "linux":
+        _kernel_kills_with_parent()
+    if not _alive(int(named)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=_watch, args=(int(named),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while _alive(parent):
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists, and belongs to someone else
+        return True
+    return True
+
+
+def _kernel_kills_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _relay(guard: subprocess.Popen[bytes], tail: deque[str], echo: Callable[[str], None] | None) -> None:
+    assert guard.stdout is not None
+    for raw in guard.stdout:
+        line = raw.decode("utf-8", errors="replace").rstrip("\r\n").rpartition("\r")[2]
+        if line:
+            tail.append(line)
+            if echo is not None:
+                echo(line)
+
+
+def _end_group(group: int, grace: float) -> None:
+    _signal_group(group, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while _alive(group) and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(group, os.WNOHANG)
+        time.sleep(0.05)
+    _signal_group(group, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# The guard: standard library only, so that it starts in some 20 ms. Arguments: the parent's id, then the command.
+_GUARD = f"""
+import ctypes, os, signal, subprocess, sys, threading
+parent, command = sys.argv[1], sys.argv[2:]
+def with_guard():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, signal.SIGKILL, 0, 0, 0)
+def until_parent_dies():
+    while os.read(0, 4096):
+        pass
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=until_parent_dies, daemon=True).start()
+environment = dict(os.environ, {PARENT_VARIABLE}=parent)
+try:
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=with_guard, env=environment)
+except OSError as error:
+    sys.exit(f"error: cannot start {{command[0]}}: {{error.strerror}}")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the group got it: wait for the command to end, then follow
+code = child.wait()
+os._exit(code if code >= 0 else 128 - code)
+"""
