@@ -14,10 +14,11 @@ from pydantic import Field
 
 from refine.errors import SettingError, nearest
 from refine.settings.base import Section, validated
-from refine.settings.data import DataSettings, DocumentsSettings, NeedlesSettings, TokenizerSettings
+from refine.settings.data import DataSettings, DocumentsSettings, TokenizerSettings
 from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
 from refine.settings.objective import ObjectiveSettings
+from refine.settings.prompts import NeedlesSettings
 from refine.settings.training import TrainingSettings
 
 __all__ = ["ObjectiveSettings", "Section", "Settings", "load", "validated"]

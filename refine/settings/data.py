@@ -65,11 +65,3 @@ class DocumentsSettings(Section):
 
     sequence_length: int = Field(1024, ge=2, description="tokens per sequence")
     validation_sequences: int | None = Field(None, ge=1, description="sequences kept per validation split; null keeps all")
-
-
-class NeedlesSettings(Section):
-    """RULER needle-in-a-haystack prompts for the experiment's evaluation."""
-
-    tasks: tuple[str, ...] = Field(("niah_single_1",), min_length=1, description="RULER task names")
-    lengths: tuple[int, ...] = Field((256, 512, 1024), min_length=1, description="prompt and answer together [tokens]")
-    samples: int = Field(50, ge=1, description="prompts per task and length")

@@ -1,0 +1,143 @@
+"""One schema for every evaluation prompt: needles, questions over documents, LongBench.
+
+Columns: `prompt` (str), `answers` (list[str], all accepted; training uses answers[0]), `task` (str), `length` (int,
+tokens aimed at, prompt and answer together), `answer_tokens` (int, tokens to generate). A file may carry more columns.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.errors import DataError
+
+# A published column's name -> ours.
+PUBLISHED_NAMES = {"answer": "answers", "max_gen_tokens": "answer_tokens", "max_seq_length": "length"}
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("task", pa.string()),
+        ("length", pa.int32()),
+        ("answer_tokens", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("depths", pa.list_(pa.float64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question put to a model.
+
+    length: tokens aimed at, prompt and answer together. answer_tokens: tokens to generate. prompt_tokens: what the
+    prompt measured with the tokenizer it was made for (None: not known). depths: where the needle of each answer lies
+    [% of the context].
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    task: str
+    length: int
+    answer_tokens: int
+    prompt_tokens: int | None = None
+    depths: tuple[float, ...] = field(default=())
+
+
+def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
+    """`prompts` as one parquet file, whole or not at all; the same prompts give the same bytes.
+
+    Raises DataError if there are none.
+    """
+    if not prompts:
+        raise DataError(f"{path}: no prompts to write")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{name: _plain(getattr(prompt, name)) for name in SCHEMA.names} for prompt in prompts]
+    beside = path.with_name(path.name + ".part")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), beside, compression="zstd")
+    os.replace(beside, path)
+    return path
+
+
+def load_prompts(
+    path: str | Path, *, task: str | None = None, length: int | None = None, answer_tokens: int | None = None
+) -> list[Prompt]:
+    """The prompts of a parquet file of this project, or of one published with arXiv 2602.16704.
+
+    `task`, `length` and `answer_tokens` stand in where the file does not say; a length may also end the file's name
+    (``lcc_16384.parquet``). Raises DataError naming file and row: no such file, not parquet, a missing column, an
+    empty prompt, an empty list of answers, an answer that is empty text.
+    """
+    path = Path(path)
+    table = _read(path)
+    named = re.search(r"_(\d+)$", path.stem)
+    given = {"task": task, "length": length or (int(named[1]) if named else None), "answer_tokens": answer_tokens}
+    columns = set(table.column_names)
+    for name in ("prompt", "answers", "task", "length", "answer_tokens"):
+        if name not in columns and given.get(name) is None:
+            raise DataError(
+                f"{path}: no column {name!r}; prompts need prompt, answers, task, length and answer_tokens, "
+                f"found {', '.join(sorted(columns))}"
+            )
+    return [_prompt(row, given, path, number) for number, row in enumerate(table.to_pylist())]
+
+
+def take(prompts: list[Prompt], samples: int | None) -> list[Prompt]:
+    """The first `samples` prompts; all of them if None or if there are fewer."""
+    return prompts if samples is None else prompts[:samples]
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes the sample's") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+    if not table.num_rows:
+        raise DataError(f"{path}: holds no prompts")
+    return table.rename_columns([_own_name(name, table.column_names) for name in table.column_names])
+
+
+def _own_name(name: str, columns: Iterable[str]) -> str:
+    own = PUBLISHED_NAMES.get(name, name)
+    return own if own == name or own not in columns else name
+
+
+def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int) -> Prompt:
+    def value(name: str) -> Any:
+        return row[name] if row.get(name) is not None else given.get(name)
+
+    answers = row["answers"]
+    if isinstance(answers, str):
+        answers = [answers]
+    if not answers or any(not isinstance(answer, str) or not answer for answer in answers):
+        raise DataError(
+            f"{path}: row {number} has no answer or an empty one; every prompt needs at least one accepted answer"
+        )
+    if not isinstance(row["prompt"], str) or not row["prompt"]:
+        raise DataError(f"{path}: row {number} has an empty prompt")
+    for name in ("task", "length", "answer_tokens"):
+        if value(name) is None:
+            raise DataError(f"{path}: row {number} has no {name}")
+    return Prompt(
+        prompt=row["prompt"],
+        answers=tuple(answers),
+        task=str(value("task")),
+        length=int(value("length")),
+        answer_tokens=int(value("answer_tokens")),
+        prompt_tokens=row.get("prompt_tokens", row.get("prompt_length")),
+        depths=tuple(row.get("depths") or ()),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
