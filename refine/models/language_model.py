@@ -1,0 +1,225 @@
+"""A language model with a fixed-size memory: embedding, pre-norm blocks (token mixer, SwiGLU MLP), final norm, head.
+
+Shape legend: B rows · T tokens of a row · N real tokens · D hidden size · V vocabulary · c taps of a row.
+
+To add a model, subclass `FastWeightLanguageModel`, set `config_class`, and implement `make_mixer` (see
+`refine.models.token_mixer` for what a mixer owes); register it in `refine.models.loading`. Everything else is here:
+padding, packing, pieces, taps, gradient checkpointing, generation, transformers' interface.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from refine.errors import ModelError
+from refine.models.batch import Batch
+from refine.models.generation import Continuation
+from refine.models.memory import Memory, Reading
+from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenMixer, Trace
+from refine.models.transformers_interface import TransformersInterface
+from refine.ops.layout import Layout, Taps
+from refine.ops.root_mean_square import RMSNorm
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x). The inner size follows fla: `intermediate_size`, or 2/3 hidden_ratio D up to 256s."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        if inner is None:
+            inner = 256 * ((int(config.hidden_size * (config.hidden_ratio or 4) * 2 / 3) + 255) // 256)
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, D] -> [N, D]."""
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, config: PreTrainedConfig, mixer: TokenMixer) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = mixer
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
+        """x [N, D] -> [N, D] and the mixer's trace."""
+        y, trace = self.attn(self.attn_norm(x), layout, memory, keep)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), trace
+
+    def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
+        """What the mixer was given for tokens `index` [M] of the block input x [N, D]."""
+        return self.attn_norm(x.index_select(0, index))
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks, final norm: tokens of documents in, hidden states and one trace a layer out."""
+
+    def __init__(self, config: PreTrainedConfig, mixers: Sequence[TokenMixer]) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([Block(config, mixer) for mixer in mixers])
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.gradient_checkpointing = False  # set by PreTrainedModel.gradient_checkpointing_enable
+
+    def forward(self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None,
+                ends: Taps) -> tuple[Tensor, list[tuple[Trace, Inputs | None]], list[LayerMemory] | None]:  # fmt: skip
+        """x [N, D] embeddings -> hidden [N, D], (trace, inputs) of each layer, each layer's memory at `taps` known before."""
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        kept = Keep.ALL if taps is not None else keep
+        if kept is Keep.ALL and recompute:
+            kept = Keep.SPARSE
+        traces: list[tuple[Trace, Inputs | None]] = []
+        tapped: list[LayerMemory] | None = None if taps is None else []
+        for number, block in enumerate(self.layers):
+            before = memory[number] if memory is not None else None
+            inputs = partial(block.mixer_inputs, x) if kept is Keep.SPARSE else None
+            if recompute:
+                x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, trace = block(x, layout, before, kept)
+            if taps is not None and tapped is not None:
+                tapped.append(trace.tap(taps, inputs))
+                if keep is Keep.ENDS and not torch.is_grad_enabled():  # without a graph nothing else holds the read: let it go
+                    trace, inputs = Settled(trace.tap(ends, inputs)), None
+            traces.append((trace, inputs))
+        return self.norm(x), traces, tapped
+
+
+class FastWeightLanguageModel(TransformersInterface, PreTrainedModel):
+    """A causal language model that reads in any way with the same result, and whose memory can be tapped anywhere."""
+
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        config.refuse_unsupported()
+        mixers = [self.make_mixer(config) for _ in range(config.num_hidden_layers)]
+        self.model = Backbone(config, mixers)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @abstractmethod
+    def make_mixer(self, config: PreTrainedConfig) -> TokenMixer:
+        """One layer's token mixer."""
+
+    def signature(self) -> str:
+        """The architecture in one line; memories of models that differ in it do not fit."""
+        return f"{self.config.model_type} {self.config.memory_shape()}"
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] after the final norm -> [..., V]."""
+        return self.lm_head(hidden)
+
+    def read(self, tokens: Tensor, memory: Memory | None = None, taps: Tensor | None = None, tappable: bool = False,
+             lengths: Sequence[Sequence[int]] | None = None) -> Reading:  # fmt: skip
+        """Read tokens [B, T] int64 after `memory` (B rows; default: fresh). See Reading for what comes back.
+
+        `taps` [B, c] int64: tokens of the row read before each tap (1 .. T, any order, repeats allowed).
+        `tappable`: keep what `Reading.tap` needs. `lengths`: the documents packed in each row; the first continues the
+        row's memory, the others start fresh, nothing leaks between them; what they leave of a row is padding.
+        Raises ModelError: tokens outside the vocabulary or none, taps out of range, lengths or a memory that do not fit.
+        """
+        self._check_tokens(tokens)
+        self._check_memory(memory, tokens)
+        batch = Batch.packed(tokens, lengths, memory)
+        return self.read_batch(batch, self.model.embeddings(batch.flat(tokens)), memory, taps, tappable)
+
+    def read_batch(self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None,
+                   tappable: bool = False) -> Reading:  # fmt: skip
+        """As `read`, for a Batch whose real tokens have the embeddings x [N, D]; inputs are taken as checked."""
+        wanted = None if taps is None else batch.taps(taps)
+        before = self._document_memories(batch, memory)
+        keep = Keep.ALL if tappable else Keep.ENDS
+        hidden, traces, layers = self.model(x, batch.layout, before, keep, wanted, batch.ends)
+
+        def tapped(at: Taps, layers: list[LayerMemory] | None = None) -> Memory:
+            layers = layers or [trace.tap(at, inputs) for trace, inputs in traces]
+            return Memory(layers, batch.tap_positions(at), self.signature(), self.dtype)
+
+        reading = Reading(
+            batch.square(hidden),
+            ends=lambda: self._ends(batch, memory, tapped),
+            tap=(lambda positions: tapped(batch.taps(positions))) if tappable else None,
+        )
+        if wanted is not None:
+            reading.tapped = tapped(wanted, layers)
+        return reading
+
+    def fresh_memory(self, rows: int) -> Memory:
+        """The memory of `rows` sequences that have read nothing."""
+        layers = [block.attn.fresh(rows, self.device, self.dtype) for block in self.model.layers]
+        return Memory(layers, torch.zeros(rows, dtype=torch.int64), self.signature(), self.dtype)
+
+    def continue_greedily(self, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()) -> Continuation:
+        """See `refine.models.generation.continue_greedily`."""
+        from refine.models import generation
+
+        return generation.continue_greedily(self, memory, hidden, tokens, stop)
+
+    def continue_sampled(self, memory: Memory, hidden: Tensor, tokens: int, seeds: Tensor, temperature: float = 1.0,
+                         stop: Sequence[int] = ()) -> Continuation:  # fmt: skip
+        """See `refine.models.generation.continue_sampled`."""
+        from refine.models import generation
+
+        return generation.continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
+
+    def _document_memories(self, batch: Batch, memory: Memory | None) -> list[LayerMemory] | None:
+        """The memory that each document starts from: G rows a layer, or None where all start fresh."""
+        if memory is None:
+            return None
+        if batch.origin == list(range(batch.rows)):
+            return memory.layers
+        with_fresh = Memory.cat([memory, self.fresh_memory(1)]).select(batch.origin)  # origin -1 is the fresh last row
+        return with_fresh.layers
+
+    def _ends(self, batch: Batch, memory: Memory | None, tapped: Any) -> Memory:
+        """The memory of B rows after their last documents; rows that read nothing keep what they had."""
+        read = tapped(batch.ends)
+        if batch.ends.rows == batch.rows:
+            return read
+        order, seen = [], 0
+        for b, row in enumerate(batch.lengths):
+            order.append(batch.rows + seen if row else b)
+            seen += bool(row)
+        return Memory.cat([memory if memory is not None else self.fresh_memory(batch.rows), read]).select(order)
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.ndim != 2 or tokens.dtype != torch.int64:
+            raise ModelError(f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}")
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.config.vocab_size):
+            outside = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
+            raise ModelError(f"token {int(tokens[tuple(outside)])} at row {outside[0]}, place {outside[1]} is outside the vocabulary: "
+                             f"expected 0 .. {self.config.vocab_size - 1}; is this the model's tokenizer?")  # fmt: skip
+
+    def _check_memory(self, memory: Memory | None, tokens: Tensor) -> None:
+        if memory is None:
+            return
+        if memory.signature != self.signature():
+            raise ModelError(f"the memory is of another model: it has {memory.signature!r}, this model {self.signature()!r}")
+        if memory.dtype != self.dtype:
+            raise ModelError(f"the memory is of a model in {memory.dtype}, this one is in {self.dtype}: use memory.to({self.dtype})")
+        if memory.device != self.device:
+            raise ModelError(f"the memory is on {memory.device}, the model on {self.device}: use memory.to({str(self.device)!r})")
+        if memory.rows != tokens.shape[0]:
+            raise ModelError(f"the memory has {memory.rows} rows, tokens has {tokens.shape[0]}: use memory.select or repeat")

@@ -1,0 +1,166 @@
+"""The contract between the language model and a token mixer (DeltaNet, Gated DeltaNet, LaCT): how a layer reads,
+what it keeps of a read, and what it remembers.
+
+Shape legend: N tokens of all documents of a read · G documents · R tapped rows · D hidden size.
+
+The language model has already turned padding, packing and pieces into a `Layout`: G documents laid end to end, each
+continuing its own row of a memory or a fresh one. A mixer therefore knows documents only: no batch, no mask.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from refine.errors import ModelError
+from refine.ops.layout import Layout, Taps
+
+Inputs = Callable[[Tensor], Tensor]
+"""index [M] int64 of tokens (0 .. N-1) -> their mixer inputs [M, D], with gradient into the block's input."""
+
+
+class Keep(enum.Enum):
+    """What a mixer's trace must be able to answer after the read."""
+
+    ENDS = "ends"  # the memory after the last token of a document; hold nothing else alive
+    ALL = "all"  # the memory after any token; whatever autograd holds anyway may be held
+    SPARSE = "sparse"  # the memory after any token under gradient checkpointing: hold states at a coarse interval
+    #                    only and read again, through `inputs`, the few tokens since the last one
+
+
+class LayerMemory(ABC):
+    """What one layer remembers, a row for each sequence. Immutable: every method returns a new object.
+
+    Tensors may be views into a read (a tapped window, a pending chunk); `detach`, `select` by a slice and `repeat`
+    need not copy them. States are at least float32. Subclasses register under their class name for loading.
+    """
+
+    kinds: ClassVar[dict[str, type[LayerMemory]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        LayerMemory.kinds[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Number of sequences."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that these rows hold [bytes]."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> LayerMemory:
+        """Rows index[0], index[1], ... (int64 [R], repeats allowed), with gradient."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Tensor], Tensor]) -> LayerMemory:
+        """The same memory with `function` (detach, move, cast) applied to each tensor, integers included."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to be saved, by name. Row r of every tensor belongs to row r of the memory."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> LayerMemory:
+        """The inverse of `tensors`. Raises ModelError where one is missing or has another shape."""
+
+    @classmethod
+    @abstractmethod
+    def cat(cls, memories: Sequence[Any]) -> LayerMemory:
+        """The rows of all `memories`, one after the other."""
+
+    def repeat(self, n: int) -> LayerMemory:
+        """Row r becomes rows r*n .. r*n + n - 1."""
+        device = next(iter(self.tensors().values())).device
+        return self.select(torch.arange(self.rows, device=device).repeat_interleave(n))
+
+
+class TensorMemory(LayerMemory):
+    """A memory that is no more than a few tensors with the rows in front: `tensors[name]` [R, ...]."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self._tensors.values())).shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+
+    def select(self, index: Tensor) -> TensorMemory:
+        return TensorMemory({name: tensor.index_select(0, index) for name, tensor in self._tensors.items()})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TensorMemory:
+        return TensorMemory({name: function(tensor) for name, tensor in self._tensors.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self._tensors)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> TensorMemory:
+        if len({tensor.shape[0] for tensor in tensors.values()}) != 1:
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            raise ModelError(f"a layer's memory needs tensors with the same number of rows, not {shapes}")
+        return cls(tensors)
+
+    @classmethod
+    def cat(cls, memories: Sequence[TensorMemory]) -> TensorMemory:
+        return cls({name: torch.cat([memory[name] for memory in memories]) for name in memories[0]._tensors})
+
+
+class Trace(ABC):
+    """What one layer keeps of one read, and the memories that can be had from it."""
+
+    @abstractmethod
+    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+        """The memory of taps.rows rows: row r after taps.counts[r] tokens of document taps.documents[r], with gradient.
+
+        Under Keep.ENDS only ends of documents are asked for. Under Keep.SPARSE `inputs` gives the mixer inputs of the
+        tokens that must be read again (it is None otherwise); index them as layout.starts[g] + offset.
+        """
+
+
+class Settled(Trace):
+    """A trace of which only the ends are left, already computed."""
+
+    def __init__(self, ends: LayerMemory) -> None:
+        self._ends = ends
+
+    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+        return self._ends
+
+
+class TokenMixer(nn.Module, ABC):
+    """A layer that looks back. Everything else of a block works on each token alone."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
+        """Read x [N, D] (normalised by the block), documents as in `layout`.
+
+        `memory` has one row for each document (row g for document g), or is None where all are fresh; how many tokens
+        each row has read is layout.positions. Returns y [N, D], to be added to the residual stream, and the trace.
+        Must be a pure function of its arguments and the parameters: gradient checkpointing runs it twice.
+        """
+
+    @abstractmethod
+    def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> LayerMemory:
+        """The memory of `rows` sequences that have read nothing; `dtype` is that of the model's weights."""
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states for a model in `dtype`: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)
