@@ -1,0 +1,98 @@
+"""Which sequences an optimizer step takes, and the seed of each: a function of the run's seed alone.
+
+Symbols: N rows of the data set · S sequences of an optimizer step, all processes together · B sequences of one
+forward pass of one process · W processes.
+
+The rows of one epoch after another form one stream, each epoch a permutation of its own; step s takes the next S of
+it. So every row counts once an epoch, no partial batch is dropped or filled up, and neither B nor W changes what a
+step sees (METHOD: chance belongs to the sequence).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+STAND_IN = -1  # in place of a row for a process that has none left in a pass: it is read, and counts for nothing
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^63) from any parts, the same on every machine and for every process."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sequence_seed(run_seed: int, step: int | str, sequence: int) -> int:
+    """The seed of all draws of one sequence in one step (`step` may also name a purpose, such as "validation")."""
+    return derived_seed("sequence", run_seed, step, sequence)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The order in which the rows of a data set are trained on.
+
+    rows: N. sequences: how many are taken in all. per_step: S. seed: of the permutations; None keeps the rows' order.
+    """
+
+    rows: int
+    sequences: int
+    per_step: int
+    seed: int | None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; the last one may be smaller."""
+        return -(-self.sequences // self.per_step)
+
+    def step(self, step: int) -> list[int]:
+        """The rows of optimizer step `step` (from 0), in the stream's order."""
+        first = step * self.per_step
+        return [self._row(place) for place in range(first, min(first + self.per_step, self.sequences))]
+
+    def _row(self, place: int) -> int:
+        epoch, index = divmod(place, self.rows)
+        return index if self.seed is None else _permutation(self.rows, self.seed, epoch)[index]
+
+
+_last: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
+    key = (rows, seed, epoch)
+    if key not in _last:
+        while len(_last) >= 4:  # two epochs of two streams: enough, and bounded
+            _last.pop(next(iter(_last)))
+        generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
+        _last[key] = torch.randperm(rows, generator=generator).tolist()
+    return _last[key]
+
+
+class Passes(torch.utils.data.Sampler[list[int]]):
+    """One process's forward passes: for each step, ceil(S / (B W)) lists of at most B rows.
+
+    A pass of at most B·W rows is dealt to the processes in turn; one that gets none reads a STAND_IN, so that all
+    processes make the same number of passes.
+    """
+
+    def __init__(self, stream: Stream, per_pass: int, processes: int = 1, process: int = 0) -> None:
+        self.stream, self.per_pass, self.processes, self.process = stream, per_pass, processes, process
+
+    def passes_of(self, step: int) -> int:
+        """Forward passes of each process in optimizer step `step`."""
+        taken = min(self.stream.per_step, self.stream.sequences - step * self.stream.per_step)
+        return -(-taken // (self.per_pass * self.processes))
+
+    def __len__(self) -> int:
+        if self.stream.steps == 0:
+            return 0
+        return (self.stream.steps - 1) * self.passes_of(0) + self.passes_of(self.stream.steps - 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        together = self.per_pass * self.processes
+        for step in range(self.stream.steps):
+            rows = self.stream.step(step)
+            for first in range(0, len(rows), together):
+                yield rows[first : first + together][self.process :: self.processes] or [STAND_IN]

@@ -1,0 +1,133 @@
+"""Any data set with a `tokens` or a `text` column as rows of tokens, and rows as batches.
+
+Shapes: B rows of a batch · T the longest row's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from refine.errors import DataError
+from refine.training.order import STAND_IN
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of tokens: documents one after another, and where they come from."""
+
+    tokens: np.ndarray  # int64 [sum of lengths]
+    lengths: tuple[int, ...]  # tokens of each document packed in the row
+    sequence: int  # index in the data set
+    documents: tuple[str, ...]  # names for messages: document id, and offset where there is one
+    counted: bool = True  # False: read by a process that has no row left, and counts for nothing
+
+
+class Sequences(torch.utils.data.Dataset[Row]):
+    """The rows of a data set. `read(index)` gives tokens, document lengths and document names of one."""
+
+    def __init__(self, count: int, read: Callable[[int], tuple[Any, Sequence[int] | None, tuple[str, ...]]]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        real = 0 if index == STAND_IN else index
+        tokens, lengths, documents = self._read(real)
+        tokens = np.asarray(tokens, dtype=np.int64)
+        if tokens.size == 0:
+            raise DataError(f"row {real} of the training data ({', '.join(documents)}) has no tokens")
+        spans = (len(tokens),) if lengths is None else tuple(int(length) for length in lengths)
+        if sum(spans) != len(tokens) or min(spans) < 1:
+            raise DataError(f"row {real}: the lengths {list(spans)} do not add up to its {len(tokens)} tokens")
+        return Row(tokens, spans, real, documents, counted=index != STAND_IN)
+
+
+def sequences_of(data: Any, tokenizer: Any = None, max_length: int | None = None, packing: bool = False) -> Sequences:
+    """The rows of `data`: a datasets.Dataset, or anything with `len` and rows by index that are dicts.
+
+    Columns: `tokens` (lists of ints; with `lengths`, the documents packed in each row), or `text`, which `tokenizer`
+    turns into tokens; `document` and `offset` name a row in messages. `max_length` [tokens] cuts longer documents
+    into pieces; with `packing` the pieces of all documents are laid one after another into rows of that length.
+    Raises DataError: no rows, neither column, text without a tokenizer, a streamed data set.
+    """
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise DataError("a streamed data set has no length and no rows by index: take a part of it, as in "
+                        "datasets.Dataset.from_list(list(stream.take(1000)))")  # fmt: skip
+    if len(data) == 0:
+        raise DataError("the data set has no rows")
+    columns = list(getattr(data, "column_names", None) or data[0])
+    if "tokens" not in columns and "text" not in columns:
+        raise DataError(f"the data set has the columns {', '.join(columns)}: expected `tokens` or `text`")
+    if "tokens" not in columns and tokenizer is None:
+        raise DataError("the data set has a `text` column: give processing_class, the tokenizer that reads it")
+    if packing and max_length is None:
+        raise DataError("packing lays documents into rows of max_length tokens: set max_length")
+
+    def read(index: int) -> tuple[Any, Sequence[int] | None, tuple[str, ...]]:
+        row = data[index]
+        tokens = row["tokens"] if "tokens" in columns else tokenizer(row["text"])["input_ids"]
+        return tokens, row.get("lengths"), (_name(row, index),)
+
+    if max_length is None:
+        return Sequences(len(data), read)
+    pieces = _pieces((read(index) for index in range(len(data))), max_length)
+    rows = list(_packed(pieces, max_length)) if packing else [(tokens, None, (name,)) for tokens, name in pieces]
+    return Sequences(len(rows), rows.__getitem__)
+
+
+def _name(row: dict[str, Any], index: int) -> str:
+    name = str(row.get("document") or f"row {index}")
+    return f"{name}@{row['offset']}" if row.get("offset") is not None else name
+
+
+def _pieces(documents: Iterable[tuple[Any, Any, tuple[str, ...]]], length: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Each document in pieces of at most `length` tokens; of a packed row, each of its documents."""
+    for tokens, lengths, (name,) in documents:
+        array = np.asarray(tokens, dtype=np.int64)
+        start = 0
+        for span in lengths or [len(array)]:
+            for offset in range(start, start + span, length):
+                yield array[offset : min(offset + length, start + span)], f"{name}+{offset}" if offset else name
+            start += span
+
+
+def _packed(
+    pieces: Iterable[tuple[np.ndarray, str]], length: int
+) -> Iterator[tuple[np.ndarray, list[int], tuple[str, ...]]]:
+    """Rows of at most `length` tokens, filled with whole pieces in their order."""
+    held: list[tuple[np.ndarray, str]] = []
+    for piece, name in pieces:
+        if held and sum(len(tokens) for tokens, _ in held) + len(piece) > length:
+            yield _row(held)
+            held = []
+        held.append((piece, name))
+    if held:
+        yield _row(held)
+
+
+def _row(held: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
+    pieces, names = zip(*held, strict=True)
+    return np.concatenate(pieces), [len(piece) for piece in pieces], names
+
+
+def collate(rows: Sequence[Row]) -> dict[str, Any]:
+    """A batch: `tokens` int64 [B, T] padded on the right with 0, `lengths` (lists of the documents' tokens in each
+    row; None where every row is one document of T tokens), `sequences`, `documents` and `counted` of each row."""
+    longest = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row.tokens)] = torch.from_numpy(row.tokens)
+    whole = all(row.lengths == (longest,) for row in rows)
+    return {
+        "tokens": tokens,
+        "lengths": None if whole else [list(row.lengths) for row in rows],
+        "sequences": [row.sequence for row in rows],
+        "documents": [", ".join(row.documents) for row in rows],
+        "counted": rows[0].counted,
+    }
