@@ -1,0 +1,127 @@
+"""A checkpoint is complete or ignored."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refine.errors import TrainingError
+from refine.training import checkpoints
+
+
+def write(output: Path, step: int, size: int = 10) -> Path:
+    folder = output / f"checkpoint-{step}"
+    with checkpoints.written_whole(folder) as staging:
+        (staging / "weights").write_bytes(b"x" * size)
+        (staging / "sub").mkdir()
+        (staging / "sub" / "state").write_text("s")
+    return folder
+
+
+def test_a_folder_appears_whole_and_lists_its_files(tmp_path):
+    folder = write(tmp_path, 3)
+    assert json.loads((folder / "complete.json").read_text()) == {"weights": 10, "sub/state": 1}
+    assert checkpoints.is_whole(folder) and checkpoints.last_whole(tmp_path) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_an_error_while_writing_leaves_nothing_and_the_earlier_one_in_place(tmp_path):
+    before = write(tmp_path, 3)
+    with pytest.raises(ZeroDivisionError), checkpoints.written_whole(before) as staging:
+        (staging / "weights").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"] and checkpoints.is_whole(before)
+
+
+def test_a_folder_is_replaced_by_a_whole_one(tmp_path):
+    write(tmp_path, 3, size=10)
+    assert (write(tmp_path, 3, size=20) / "weights").stat().st_size == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("damage", ["missing file", "short file", "no manifest", "broken manifest"])
+def test_an_incomplete_checkpoint_is_ignored_and_named(tmp_path, caplog, damage):
+    good, bad = write(tmp_path, 9), write(tmp_path, 10)
+    if damage == "missing file":
+        (bad / "weights").unlink()
+    elif damage == "short file":
+        (bad / "weights").write_bytes(b"x")
+    elif damage == "no manifest":
+        (bad / "complete.json").unlink()
+    else:
+        (bad / "complete.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.last_whole(tmp_path) == good
+    assert "checkpoint-10 is incomplete and is ignored" in caplog.text
+
+
+def test_the_latest_is_by_step_and_not_by_name(tmp_path):
+    write(tmp_path, 9), write(tmp_path, 100)
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-100"
+    assert checkpoints.last_whole(tmp_path / "nothing") is None
+
+
+def test_pruning_keeps_the_latest_and_the_best(tmp_path):
+    folders = [write(tmp_path, step) for step in (1, 2, 3, 4)]
+    checkpoints.prune(tmp_path, keep=2, always=folders[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"),
+        RuntimeError('SafetensorError: I/O error: Os { code: 28, message: "No space left on device" }'),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, error):
+    before = write(tmp_path, 3)
+    promise = r"cannot write .*checkpoint-4: .* earlier checkpoints are whole"
+    with pytest.raises(TrainingError, match=promise) as caught, checkpoints.written_whole(tmp_path / "checkpoint-4"):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert checkpoints.last_whole(tmp_path) == before
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from refine.training import checkpoints
+output = Path(sys.argv[1])
+for step in range(1, 100000):
+    with checkpoints.written_whole(output / f"checkpoint-{step}") as staging:
+        for number in range(4):
+            (staging / f"file{number}").write_bytes(bytes([step % 256]) * 300_000)
+    checkpoints.prune(output, keep=2)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path):
+    chance = random.Random(0)
+    for trial in range(6):
+        output = tmp_path / str(trial)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(output)], env=os.environ)
+        while not (output / "checkpoint-1").exists() and not (output / "checkpoint-2").exists():
+            assert writer.poll() is None
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        for folder in output.glob("checkpoint-*"):
+            step = int(folder.name.rpartition("-")[2])
+            assert checkpoints.is_whole(folder)
+            assert {path.read_bytes() for path in folder.glob("file*")} == {bytes([step % 256]) * 300_000}
+        assert checkpoints.last_whole(output) is not None
+        checkpoints.clean(output)
+        assert not list(output.glob(".*"))
