@@ -1,0 +1,90 @@
+"""Estimates with their sample count and 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 2000
+Scores = Sequence[float] | np.ndarray
+SEED = 20240  # of the resampling, so that the same scores give the same interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over samples. low, high: 95 % interval; None where one sample says nothing about the spread."""
+
+    value: float
+    samples: int
+    low: float | None
+    high: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def text(self, scale: float = 1.0, digits: int = 3) -> str:
+        """``0.250 [0.102, 0.495]``, each times `scale`."""
+        value = f"{scale * self.value:.{digits}f}"
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} [{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+
+
+def mean_of_scores(scores: Scores) -> Estimate:
+    """The mean of per-sample scores: Wilson's interval if all are 0 or 1, otherwise the percentile bootstrap's.
+
+    Raises ValueError for no scores: an average over nothing is no score.
+    """
+    values = np.asarray(scores, dtype=float)
+    if values.size == 0:
+        raise ValueError("no scores to average")
+    if np.isin(values, (0.0, 1.0)).all():
+        return _share(int(values.sum()), values.size)
+    return ratio(values, np.ones_like(values))
+
+
+def ratio(numerators: Scores, denominators: Scores) -> Estimate:
+    """sum(numerators) / sum(denominators) over units that are drawn together, e.g. losses and tokens of sequences.
+
+    The interval is the percentile bootstrap's over units. Its samples are units.
+    """
+    tops, bottoms = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    value = float(tops.sum() / bottoms.sum())
+    if tops.size < 2 or not math.isfinite(value):
+        return Estimate(value, tops.size, None, None)
+    low, high = _bootstrap((tops, bottoms), lambda a, b, axis: a.sum(axis) / b.sum(axis))
+    return Estimate(value, tops.size, low, high)
+
+
+def mean_difference(scores: Scores, baseline: Scores) -> Estimate:
+    """The mean of scores - baseline, sample by sample (paired), with the percentile bootstrap's interval.
+
+    Raises ValueError if they are not scores of the same samples (their counts differ).
+    """
+    if len(scores) != len(baseline):
+        raise ValueError(f"{len(scores)} scores cannot be paired with {len(baseline)}")
+    differences = np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float)
+    return ratio(differences, np.ones_like(differences))
+
+
+def _share(right: int, samples: int) -> Estimate:
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, samples).proportion_ci(LEVEL, method="wilson")
+    return Estimate(right / samples, samples, float(interval.low), float(interval.high))
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Any) -> tuple[float, float]:
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        samples, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=LEVEL,
+        method="percentile", batch=256, rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    return float(interval.low), float(interval.high)

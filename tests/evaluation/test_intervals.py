@@ -1,0 +1,53 @@
+"""Every score comes with its sample count and an interval that holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refine.evaluation.intervals import mean_difference, mean_of_scores, ratio
+
+
+def test_right_or_wrong_scores_have_wilson_s_interval():
+    estimate = mean_of_scores([1.0] * 10 + [0.0] * 30)
+    assert (estimate.value, estimate.samples) == (0.25, 40)
+    assert (estimate.low, estimate.high) == pytest.approx((0.1419, 0.4019), abs=1e-4)  # R: prop.test(10, 40, correct=F)
+
+
+def test_no_right_answer_in_fifty_still_leaves_room_above_zero():
+    estimate = mean_of_scores([0.0] * 50)
+    assert estimate.low == 0.0 and 0.05 < estimate.high < 0.08
+
+
+def test_the_interval_of_graded_scores_covers_the_mean_as_often_as_it_says():
+    chance = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        estimate = mean_of_scores(chance.beta(2, 5, size=60).tolist())
+        covered += estimate.low <= 2 / 7 <= estimate.high
+    assert 88 <= covered <= 100
+
+
+def test_one_graded_score_has_no_interval_and_none_has_no_mean():
+    assert mean_of_scores([0.4]).low is None
+    with pytest.raises(ValueError, match="no scores"):
+        mean_of_scores([])
+
+
+def test_the_same_scores_give_the_same_interval():
+    scores = [0.1, 0.4, 0.35, 0.8, 0.05]
+    assert mean_of_scores(scores) == mean_of_scores(scores)
+
+
+def test_a_loss_is_weighted_by_tokens_and_its_interval_is_over_sequences():
+    estimate = ratio([30.0, 10.0, 24.0], [10, 5, 8])
+    assert estimate.value == pytest.approx(64 / 23) and estimate.samples == 3
+    assert 2.0 <= estimate.low < estimate.value < estimate.high <= 3.0
+
+
+def test_paired_differences_are_sharper_than_the_scores_they_come_from():
+    base = np.random.default_rng(1).uniform(size=80)
+    better = mean_difference((base + 0.05).tolist(), base.tolist())
+    assert better.low == pytest.approx(0.05) and better.high == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        mean_difference([1.0], [1.0, 0.0])
