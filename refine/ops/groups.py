@@ -1,0 +1,43 @@
+"""Rows that share something (a state, a window): laid side by side, so that one product serves all of them.
+
+Shape legend: R rows · D distinct things shared · n rows of the largest group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Groups:
+    """`shared[r]` names what row r shares with others. `distinct` lists the names in order of appearance.
+
+    `gather` lays x [R, ...] out as [D, n, ...] (a view where the groups are equal in size and already in order; else
+    small groups are filled up with their own first row); `scatter` is its inverse.
+    """
+
+    def __init__(self, shared: Sequence[int] | Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
+        members: dict[object, list[int]] = {}
+        for row, name in enumerate(shared):
+            members.setdefault(name, []).append(row)
+        self.distinct = list(members)
+        self.size = max(len(rows) for rows in members.values())
+        padded = [rows + rows[:1] * (self.size - len(rows)) for rows in members.values()]
+        order = [row for rows in padded for row in rows]
+        self.in_order = order == list(range(len(shared)))
+        if not self.in_order:
+            back = {row: place for place, row in reversed(list(enumerate(order)))}
+            self._order = torch.tensor(order, device=device)
+            self._back = torch.tensor([back[row] for row in range(len(shared))], device=device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x [R, ...] -> [D, n, ...]."""
+        x = x if self.in_order else x.index_select(0, self._order)
+        return x.unflatten(0, (len(self.distinct), self.size))
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """x [D, n, ...] -> [R, ...]."""
+        x = x.flatten(0, 1)
+        return x if self.in_order else x.index_select(0, self._back)
