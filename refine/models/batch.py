@@ -47,14 +47,18 @@ class Batch:
         """
         rows, width = tokens.shape
         if rows == 0 or width == 0:
-            raise ModelError(f"nothing to read: tokens has shape {rows} x {width}; expected at least one token in each row")
+            raise ModelError(
+                f"nothing to read: tokens has shape {rows} x {width}; expected at least one token in each row"
+            )
         if lengths is None:
             return cls((rows, width), [[width]] * rows, None, memory, tokens.device)
         if len(lengths) != rows:
             raise ModelError(f"lengths has {len(lengths)} rows, but tokens has {rows}")
         for b, row in enumerate(lengths):
             if not row or min(row) < 1 or sum(row) > width:
-                raise ModelError(f"lengths[{b}] is {list(row)}: expected documents of at least one token, together at most {width}")
+                raise ModelError(
+                    f"lengths[{b}] is {list(row)}: expected documents of at least one token, together at most {width}"
+                )
         mask = torch.arange(width) < torch.tensor([sum(row) for row in lengths])[:, None]
         return cls((rows, width), lengths, _index(mask, tokens.device), memory, tokens.device)
 
@@ -62,7 +66,9 @@ class Batch:
     def masked(cls, tokens: Tensor, mask: Tensor, memory: Memory | None) -> Batch:
         """One document a row: the tokens where mask [B, T] is not 0. Raises ModelError for a mask of another shape or none real."""
         if mask.shape != tokens.shape:
-            raise ModelError(f"attention_mask has shape {tuple(mask.shape)}; expected that of the tokens, {tuple(tokens.shape)}")
+            raise ModelError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected that of the tokens, {tuple(tokens.shape)}"
+            )
         real = mask.cpu() != 0
         counts = real.sum(1).tolist()
         if not any(counts):
@@ -88,7 +94,9 @@ class Batch:
         Raises ModelError: wrong shape, or a position outside 1 .. the row's real tokens.
         """
         if positions.ndim != 2 or positions.shape[0] != self.rows or positions.dtype != torch.int64:
-            raise ModelError(f"taps must be int64 of shape [{self.rows}, c], not {positions.dtype} of {tuple(positions.shape)}")
+            raise ModelError(
+                f"taps must be int64 of shape [{self.rows}, c], not {positions.dtype} of {tuple(positions.shape)}"
+            )
         documents, counts = [], []
         for b, row in enumerate(positions.tolist()):
             ends = self.ends_in_row[b]
@@ -103,7 +111,9 @@ class Batch:
 
     def tap_positions(self, taps: Taps) -> Tensor:
         """[R] int64: the true position of each tapped row."""
-        return torch.tensor([self.layout.positions[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)], dtype=torch.int64)
+        return torch.tensor(
+            [self.layout.positions[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)], dtype=torch.int64
+        )
 
 
 def _index(real: Tensor, device: torch.device) -> Tensor | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
@@ -95,13 +95,15 @@ class Backbone(nn.Module):
                 x, trace = block(x, layout, before, kept)
             if taps is not None and tapped is not None:
                 tapped.append(trace.tap(taps, inputs))
-                if keep is Keep.ENDS and not torch.is_grad_enabled():  # without a graph nothing else holds the read: let it go
+                if (
+                    keep is Keep.ENDS and not torch.is_grad_enabled()
+                ):  # without a graph nothing else holds the read: let it go
                     trace, inputs = Settled(trace.tap(ends, inputs)), None
             traces.append((trace, inputs))
         return self.norm(x), traces, tapped
 
 
-class FastWeightLanguageModel(TransformersInterface, PreTrainedModel):
+class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, GenerationMixin):
     """A causal language model that reads in any way with the same result, and whose memory can be tapped anywhere."""
 
     base_model_prefix = "model"
@@ -206,7 +208,9 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel):
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
-            raise ModelError(f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}")
+            raise ModelError(
+                f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}"
+            )
         if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.config.vocab_size):
             outside = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
             raise ModelError(f"token {int(tokens[tuple(outside)])} at row {outside[0]}, place {outside[1]} is outside the vocabulary: "
@@ -216,10 +220,18 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel):
         if memory is None:
             return
         if memory.signature != self.signature():
-            raise ModelError(f"the memory is of another model: it has {memory.signature!r}, this model {self.signature()!r}")
+            raise ModelError(
+                f"the memory is of another model: it has {memory.signature!r}, this model {self.signature()!r}"
+            )
         if memory.dtype != self.dtype:
-            raise ModelError(f"the memory is of a model in {memory.dtype}, this one is in {self.dtype}: use memory.to({self.dtype})")
+            raise ModelError(
+                f"the memory is of a model in {memory.dtype}, this one is in {self.dtype}: use memory.to({self.dtype})"
+            )
         if memory.device != self.device:
-            raise ModelError(f"the memory is on {memory.device}, the model on {self.device}: use memory.to({str(self.device)!r})")
+            raise ModelError(
+                f"the memory is on {memory.device}, the model on {self.device}: use memory.to({str(self.device)!r})"
+            )
         if memory.rows != tokens.shape[0]:
-            raise ModelError(f"the memory has {memory.rows} rows, tokens has {tokens.shape[0]}: use memory.select or repeat")
+            raise ModelError(
+                f"the memory has {memory.rows} rows, tokens has {tokens.shape[0]}: use memory.select or repeat"
+            )

@@ -64,7 +64,9 @@ class Memory:
         """
         if isinstance(index, slice):
             index = range(self.rows)[index]
-        wanted = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index.cpu(), dtype=torch.int64).reshape(-1)
+        wanted = torch.as_tensor(
+            list(index) if not isinstance(index, Tensor) else index.cpu(), dtype=torch.int64
+        ).reshape(-1)
         if wanted.numel() and not (-self.rows <= int(wanted.min()) and int(wanted.max()) < self.rows):
             raise ModelError(f"row {wanted.tolist()} asked for, but the memory has {self.rows} rows")
         wanted = wanted % self.rows
@@ -147,7 +149,9 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
         with safe_open(path, "pt", device=str(device)) as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise ModelError(f"{path}: not a saved memory (its format is {header.get('format')!r}, expected {FORMAT!r})")
+                raise ModelError(
+                    f"{path}: not a saved memory (its format is {header.get('format')!r}, expected {FORMAT!r})"
+                )
             if int(header["version"]) > FORMAT_VERSION:
                 raise ModelError(
                     f"{path}: memory format {header['version']} is newer than {FORMAT_VERSION}, the newest this version reads: "

@@ -1,0 +1,108 @@
+"""What the models' configs have in common: public fields with fla's defaults, and refusal, by name, of all else."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from refine.errors import ModelError, nearest
+
+
+class FastWeightConfig(PreTrainedConfig):
+    """config.json of a model with a fixed-size memory: the fields that all models share, with fla's defaults.
+
+    A subclass adds its own as annotated class attributes. Fields of fla that choose an implementation (attn_mode,
+    fuse_*) or limit nothing here (max_position_embeddings) are kept for saving and change no result.
+    """
+
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # fields of older releases that may stand in published configs, and the one value that means what we compute
+    legacy: ClassVar[dict[str, Any]] = {"norm_first": False, "share_conv_kernel": False, "conv_bias": False, "elementwise_affine": True,
+                                        "clamp_min": None, "clamp_max": None, "rope_scaling": None}  # fmt: skip
+
+    attn_mode: str = "chunk"
+    hidden_size: int = 2048
+    num_hidden_layers: int = 24
+    vocab_size: int = 32000
+    hidden_ratio: int | float | None = 4
+    intermediate_size: int | None = None
+    hidden_act: str = "swish"
+    norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 2048
+    use_cache: bool = True
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    fuse_norm: bool = True
+    fuse_swiglu: bool = True
+    fuse_cross_entropy: bool = True
+    fuse_linear_cross_entropy: bool = False
+    attn: Any = None
+    attnres_block_size: int | None = None
+    use_l2warp: bool = False
+
+    def __post_init__(self, **more: Any) -> None:
+        unknown = {name: value for name, value in more.items() if not _belongs_to_transformers(name)}
+        super().__post_init__(**{name: value for name, value in more.items() if name not in unknown})
+        self._unknown = {
+            name: value for name, value in unknown.items() if name not in self.legacy or value != self.legacy[name]
+        }
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        for name, value in self._unknown.items():
+            if name in self.legacy:
+                raise self.refusal(name, f"only {self.legacy[name]!r} is implemented", value)
+            raise self.refusal(
+                name, f"unknown to {self.model_type}{nearest(name, type(self).__dataclass_fields__)}", value
+            )
+        check(self, "attn", (None, [], {}), "layers of softmax attention are not implemented")
+        check(self, "attnres_block_size", (None,), "attention residuals are not implemented")
+        check(self, "use_l2warp", (False, None), "the l2-warp loss is not implemented")
+        check(self, "hidden_act", ("swish", "silu"))
+        check(self, "quantization_config", (None,), "quantised weights are not implemented")
+        for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size"):
+            value = getattr(self, name, 1)
+            optional = name == "intermediate_size" and value is None
+            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            self.require(optional or whole, name, "expected a whole number above 0")
+
+    def memory_shape(self) -> str:
+        """The dimensions of a memory, in words."""
+        raise NotImplementedError
+
+    def require(self, condition: bool, name: str, message: str) -> None:
+        """Raises ModelError about field `name` unless `condition` holds."""
+        if not condition:
+            raise self.refusal(name, message, getattr(self, name))
+
+    def refusal(self, name: str, message: str, value: Any) -> ModelError:
+        """The error that field `name` with `value` deserves."""
+        return ModelError(f"config of {self.model_type}: {name} is {value!r}: {message}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of config.json, those that were refused included."""
+        values = super().to_dict()
+        return {**{k: v for k, v in values.items() if k != "_unknown"}, **self._unknown}
+
+
+def check(config: FastWeightConfig, name: str, allowed: tuple[Any, ...], why: str | None = None) -> None:
+    """Raises ModelError, naming the field, unless config.name is one of `allowed`."""
+    value = getattr(config, name, None)
+    config.require(value in allowed, name, why or f"expected {' or '.join(map(repr, allowed))}") if hasattr(
+        config, name
+    ) else None
+
+
+def _belongs_to_transformers(name: str) -> bool:
+    """Whether every transformers model may have config field `name`, or the library adds it when loading."""
+    known = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "name_or_path", "auto_map", "return_dict",
+             "quantization_config", "attn_implementation", "trust_remote_code"}  # fmt: skip
+    return name.startswith("_") or name in known or hasattr(PreTrainedConfig, name) or name in _base_fields()
+
+
+def _base_fields() -> set[str]:
+    return set(PreTrainedConfig().to_dict())

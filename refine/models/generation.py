@@ -1,0 +1,107 @@
+"""Continuations from a memory, greedy and sampled, at a constant cost for each token.
+
+Shape legend: R rows of a memory · k tokens of a continuation · D hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from refine.errors import ModelError
+from refine.models.memory import Memory
+from refine.ops.counter_random import uniform
+
+if TYPE_CHECKING:
+    from refine.models.language_model import FastWeightLanguageModel
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was written after a memory.
+
+    tokens [R, k] int64; after a row's first stop token (which is counted) it holds that stop token.
+    lengths [R] int64: tokens up to and with the stop token, or k.
+    log_probs [R, k]: log-probability of each token under the distribution that it was drawn from (at `temperature`).
+    hidden [R, k, D]: the state (after the final norm) that each token was predicted from: hidden[:, 0] is the state
+        after the memory's last token, hidden[:, j] the state after reading token j - 1.
+    memory: after all tokens but the last, whose effect nobody has asked for yet.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+    hidden: Tensor
+    memory: Memory
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
+) -> Continuation:
+    """The likeliest token, `tokens` times, after `memory` (R rows) and `hidden` [R, D], the state after its last token.
+
+    Stops early when every row has written one of `stop`. Ties go to the smallest token. Raises ModelError where rows differ.
+    """
+    return _continue(model, memory, hidden, tokens, stop, 1.0, lambda log_probs, step: log_probs.argmax(-1))
+
+
+@torch.no_grad()
+def continue_sampled(
+    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, seeds: Tensor, temperature: float = 1.0,
+    stop: Sequence[int] = (),
+) -> Continuation:  # fmt: skip
+    """Tokens drawn from softmax(logits / temperature); arguments as in `continue_greedily`.
+
+    `seeds` [R] int64: row r's draws are a function of seeds[r] and the step alone, wherever the row stands. No token is masked.
+    """
+    if seeds.shape != (memory.rows,) or seeds.dtype != torch.int64:
+        raise ModelError(f"seeds must be int64 of shape [{memory.rows}], not {seeds.dtype} of {tuple(seeds.shape)}")
+    if not temperature > 0:
+        raise ModelError(
+            f"temperature is {temperature}: expected a number above 0; use continue_greedily for the likeliest tokens"
+        )
+    seeds = seeds.to(hidden.device)
+
+    def draw(log_probs: Tensor, step: int) -> Tensor:
+        cumulative = log_probs.double().exp().cumsum(-1)
+        threshold = uniform(seeds, step)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
+
+    return _continue(model, memory, hidden, tokens, stop, temperature, draw)
+
+
+def _continue(
+    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int], temperature: float,
+    choose: Callable[[Tensor, int], Tensor],
+) -> Continuation:  # fmt: skip
+    if hidden.ndim != 2 or hidden.shape[0] != memory.rows or tokens < 1:
+        raise ModelError(
+            f"expected hidden [{memory.rows}, D] and at least 1 token, not {tuple(hidden.shape)} and {tokens}"
+        )
+    memory, stops = memory.detach(), torch.tensor(list(stop), dtype=torch.int64, device=hidden.device)
+    written, log_probs, states = [], [], []
+    ended = torch.zeros(memory.rows, dtype=torch.bool, device=hidden.device)
+    lengths = torch.zeros(memory.rows, dtype=torch.int64, device=hidden.device)
+    for step in range(tokens):
+        if step:
+            reading = model.read(written[-1][:, None], memory)
+            hidden, memory = reading.hidden[:, 0], reading.memory
+        scores = torch.log_softmax(
+            model.logits(hidden).to(torch.promote_types(hidden.dtype, torch.float32)) / temperature, -1
+        )
+        token = choose(scores, step)
+        if written:
+            token = torch.where(ended, written[-1], token)
+        written.append(token)
+        log_probs.append(scores.gather(-1, token[:, None])[:, 0])
+        states.append(hidden)
+        lengths += ~ended
+        ended |= torch.isin(token, stops)
+        if stop and bool(ended.all()):
+            break
+    return Continuation(torch.stack(written, 1), lengths, torch.stack(log_probs, 1), torch.stack(states, 1), memory)

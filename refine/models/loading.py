@@ -1,0 +1,118 @@
+"""Models from a config, a folder or a hub name: strictly, safetensors only, one clear line for what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from refine.errors import ModelError, nearest
+from refine.models.configuration import FastWeightConfig
+from refine.models.delta_net import DeltaNetForCausalLM
+from refine.models.language_model import FastWeightLanguageModel
+
+MODELS: dict[str, type[FastWeightLanguageModel]] = {}
+
+
+def register(model: type[FastWeightLanguageModel]) -> None:
+    """Make `model` known to `from_config`, `from_pretrained`, AutoConfig and AutoModelForCausalLM, for good."""
+    config = model.config_class
+    MODELS[config.model_type] = model
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    _guard_names()
+
+
+def _guard_names() -> None:
+    """Keep our classes under their names: fla, imported later, would register its own under the same names."""
+    theirs = CONFIG_MAPPING.register
+    if getattr(theirs, "keeps_refine", False):
+        return
+
+    def guarded(key: str, value: Any, exist_ok: bool = False) -> None:
+        if key in MODELS and value is not MODELS[key].config_class:
+            return
+        theirs(key, value, exist_ok=exist_ok)
+
+    guarded.keeps_refine = True  # type: ignore[attr-defined]
+    CONFIG_MAPPING.register = guarded  # type: ignore[method-assign]
+
+
+def from_config(config: dict[str, Any] | str | Path | FastWeightConfig) -> FastWeightLanguageModel:
+    """A new model with random weights, from config.json's fields or the path of such a file (or its folder).
+
+    Raises ModelError: no such file, no JSON, a model type or field that is unknown or not implemented.
+    """
+    if not isinstance(config, FastWeightConfig):
+        values, where = (config, "config") if isinstance(config, dict) else (_read_config(Path(config)), str(config))
+        config = _config(values, where)
+    return MODELS[config.model_type](config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such config file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected the fields of a model config, found {type(values).__name__}")
+    return values
+
+
+def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
+    kind = values.get("model_type")
+    if kind not in MODELS:
+        raise ModelError(
+            f"{where}: model_type is {kind!r}{nearest(str(kind), MODELS)}; expected one of {', '.join(MODELS)}"
+        )
+    config = MODELS[kind].config_class(**{name: value for name, value in values.items() if name != "model_type"})
+    config.refuse_unsupported()
+    return config
+
+
+def from_pretrained(
+    name: str | Path, revision: str | None = None, dtype: torch.dtype | str = "auto"
+) -> FastWeightLanguageModel:
+    """The model saved in a folder, or under a hub name at `revision`; `dtype`: "auto" keeps the weights' own.
+
+    Raises ModelError: nothing there, hub not reachable, weights missing, superfluous, damaged, of another shape or not
+    finite, a config that is not implemented.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _from_hub(str(name), revision)
+    values = _read_config(folder)
+    kind = _config(values, str(folder / "config.json")).model_type
+    return MODELS[kind].from_pretrained(str(folder), dtype=dtype)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """Download (or find in the cache) the config and safetensors of a hub repository."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError:
+        raise ModelError(
+            f"{name}: neither a model folder nor a hub name: expected a folder with config.json, or owner/name"
+        ) from None
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ModelError(f"{name}{at}: no such folder, and the hub did not give it: {reason}") from None
+
+
+register(DeltaNetForCausalLM)

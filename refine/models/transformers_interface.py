@@ -1,0 +1,131 @@
+"""The side of a model that transformers' users know: forward with labels and a cache, generate, embeddings.
+
+Shape legend: B rows · T tokens of a row, padding included · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from refine.errors import ModelError
+from refine.models.batch import Batch
+from refine.models.memory import Memory
+
+if TYPE_CHECKING:
+    from refine.models.language_model import FastWeightLanguageModel
+
+
+class MemoryCache:
+    """A memory in the place where `generate` expects a key-value cache: it is replaced, never grown."""
+
+    is_compileable = False
+
+    def __init__(self, memory: Memory, width: int) -> None:
+        self.memory = memory
+        self.width = width  # columns of input_ids seen so far, padding included
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of input_ids that the memory has seen, padding included."""
+        return self.width
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """No limit (transformers writes that as -1)."""
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows in the order of `beam_idx` [B]."""
+        self.memory = self.memory.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        self.memory = self.memory.repeat(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the rows `indices`."""
+        self.memory = self.memory.select(indices)
+
+    def crop(self, max_length: int) -> None:
+        """Refused: a fixed-size memory cannot forget the last tokens."""
+        raise ModelError("a fixed-size memory cannot be cropped: assisted (speculative) generation is not supported")
+
+
+class TransformersInterface:
+    """Mixed into `FastWeightLanguageModel`: `forward` and what `generate` needs."""
+
+    _is_stateful = True  # a cache cannot be rolled back
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def forward(
+        self: FastWeightLanguageModel,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: MemoryCache | Memory | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits [B, T, V] (and the loss, if labels [B, T] are given; -100 is ignored) as in any causal language model.
+
+        `attention_mask` [B, T]: 0 marks padding, on either side; it changes nothing in any real token, whose logits
+        are exactly those of the row alone (at padding they are those of a zero state). With a cache it may cover the
+        earlier columns too. `output_hidden_states` gives the final state alone. Raises ModelError as `read` does.
+        """
+        if kwargs.get("output_attentions"):
+            raise ModelError("output_attentions is not possible: there are no attention weights")
+        cache = past_key_values
+        memory = cache.memory if isinstance(cache, MemoryCache) else cache
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("give either input_ids or inputs_embeds")
+        tokens = input_ids
+        if tokens is None:
+            assert inputs_embeds is not None
+            tokens = torch.zeros(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
+        self._check_tokens(tokens)
+        self._check_memory(memory, tokens)
+        if attention_mask is None:
+            batch = Batch.packed(tokens, None, memory)
+        else:
+            batch = Batch.masked(tokens, attention_mask[:, -tokens.shape[1] :], memory)
+        x = self.model.embeddings(batch.flat(tokens)) if inputs_embeds is None else batch.flat(inputs_embeds)
+        reading = self.read_batch(batch, x, memory)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        logits = self.logits(reading.hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        wanted = use_cache if use_cache is not None else (self.config.use_cache and not self.training)
+        before = cache.width if isinstance(cache, MemoryCache) else 0
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=MemoryCache(reading.memory, before + tokens.shape[1]) if wanted else None,
+            hidden_states=(reading.hidden,) if output_hidden_states else None,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def get_input_embeddings(self: FastWeightLanguageModel) -> nn.Embedding:
+        """The embedding of tokens [V, D]."""
+        return self.model.embeddings
+
+    def set_input_embeddings(self: FastWeightLanguageModel, value: nn.Embedding) -> None:
+        """Replace the embedding of tokens."""
+        self.model.embeddings = value
+
+    def get_output_embeddings(self: FastWeightLanguageModel) -> nn.Linear:
+        """The head [V, D]."""
+        return self.lm_head
+
+    def set_output_embeddings(self: FastWeightLanguageModel, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.lm_head = value

@@ -1,0 +1,101 @@
+"""Short depthwise causal convolution over documents, with its memory: the last W - 1 inputs.
+
+    y_t = activation(sum_j weight[W - 1 - j] x_{t-j} + bias),   j = 0 .. W - 1
+
+Shape legend: N tokens of all documents · G documents · R tapped rows · F channels · W width of the convolution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refine.ops.layout import Layout, Taps
+
+
+def token_by_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, tail: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The twin: x [B, T, F], weight [F, W], tail [B, W - 1, F] (the inputs before x; default: zeros).
+
+    Returns y [B, T, F] without activation and the tail after every token [B, T, W - 1, F].
+    """
+    width = weight.shape[1]
+    tail = x.new_zeros(x.shape[0], width - 1, x.shape[2]) if tail is None else tail
+    outputs, tails = [], []
+    for t in range(x.shape[1]):
+        seen = torch.cat([tail, x[:, t : t + 1]], 1)  # [B, W, F]
+        y = (seen * weight.T).sum(1)
+        outputs.append(y if bias is None else y + bias)
+        tail = seen[:, 1:]
+        tails.append(tail)
+    return torch.stack(outputs, 1), torch.stack(tails, 1)
+
+
+class Tails:
+    """The inputs of a convolution, each document after its W - 1 earlier ones: gives the tail after any token."""
+
+    def __init__(self, padded: Tensor, layout: Layout, width: int) -> None:
+        self.padded, self.layout, self.width = padded, layout, width  # padded [N + G (W - 1), F]
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, W - 1, F]: the last W - 1 inputs at each tap, with gradient."""
+        more = self.width - 1
+
+        def build() -> Tensor:
+            ends = [self.layout.starts[g] + g * more + n for g, n in zip(taps.documents, taps.counts, strict=True)]
+            return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
+
+        index = taps.once(("tails", self.width), build)
+        return self.padded.index_select(0, index).view(taps.rows, more, -1)
+
+
+def read(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout) -> tuple[Tensor, Tails]:
+    """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F] without activation, and the tails."""
+    more = weight.shape[1] - 1
+    padded = _after_tails(x, tail, more, layout)
+    tokens = padded.shape[0] - more
+    y = padded[more:] * weight[:, more]
+    for j in range(1, more + 1):
+        y = torch.addcmul(y, padded[more - j : more - j + tokens], weight[:, more - j])
+    if bias is not None:
+        y = y + bias
+    return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
+
+
+def _places(more: int, layout: Layout) -> Tensor:
+    """[N]: where each token stands once every document follows its `more` earlier inputs."""
+
+    def build() -> Tensor:
+        return torch.arange(layout.tokens, device=layout.device) + (layout.document_of_token() + 1) * more
+
+    return layout.once(("tail places", more), build)
+
+
+def _after_tails(x: Tensor, tail: Tensor | None, more: int, layout: Layout) -> Tensor:
+    if tail is None:
+        tail = x.new_zeros(layout.documents, more, x.shape[1])
+    if layout.width is not None:
+        return torch.cat([tail, x.view(layout.documents, layout.width, -1)], 1).flatten(0, 1)
+    both = torch.cat([x, tail.flatten(0, 1)])
+    return both.index_select(0, layout.once(("tail order", more), lambda: _order(more, layout)))
+
+
+def _order(more: int, layout: Layout) -> Tensor:
+    """[N + G * more]: places in [tokens, tails] in the order tail of document 0, document 0, tail of document 1, ..."""
+    order = torch.empty(layout.tokens + layout.documents * more, dtype=torch.int64, device=layout.device)
+    tail_places = (layout.tensor(layout.starts) + torch.arange(layout.documents, device=layout.device) * more)[:, None]
+    tails = torch.arange(layout.documents * more, device=layout.device)
+    order[(tail_places + torch.arange(more, device=layout.device)).reshape(-1)] = layout.tokens + tails
+    order[_places(more, layout)] = torch.arange(layout.tokens, device=layout.device)
+    return order
+
+
+def _without_tails(y: Tensor, more: int, layout: Layout) -> Tensor:
+    """y [N + G * more - more, F], which starts at the first document's first token -> [N, F]."""
+    if layout.documents == 1:
+        return y
+    if layout.width is not None:
+        last = y.new_zeros(more, y.shape[1])
+        return torch.cat([y, last]).view(layout.documents, layout.width + more, -1)[:, : layout.width].flatten(0, 1)
+    return y.index_select(0, _places(more, layout) - more)
