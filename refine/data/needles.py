@@ -14,13 +14,14 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from refine.data.fitting import largest_that_fits
 from refine.data.prompts import Prompt, write_prompts
 from refine.errors import SettingError, nearest
 
@@ -119,7 +120,7 @@ def make_needles(
         def measured(n: int, sample: _Sample = sample) -> int:
             return len(tokenizer(sample.prompt(n))["input_ids"])
 
-        size, tokens = _largest(measured, length - answer_tokens, sample.smallest)
+        size, tokens = largest_that_fits(measured, length - answer_tokens, sample.smallest)
         if tokens > length - answer_tokens:
             raise SettingError(
                 f"needles: {task} does not fit in {length} tokens: its shortest prompt takes {tokens} and the answer "
@@ -213,32 +214,6 @@ class _Sample:
             if key not in self.values:
                 self._lines.append(self._needle(key, value))
         return self._lines[:n]
-
-
-def _largest(tokens: Callable[[int], int], budget: int, smallest: int) -> tuple[int, int]:
-    """(n, tokens(n)) with the largest haystack found that measures at most `budget`; `smallest` if none does.
-
-    tokens grows with n, almost evenly: doubling finds a bound, straight lines the place between.
-    """
-    low, low_tokens = smallest, tokens(smallest)
-    if low_tokens > budget:
-        return low, low_tokens
-    high = 2 * low
-    while (measured := tokens(high)) <= budget:
-        low, low_tokens, high = high, measured, 2 * high
-    high_tokens = measured
-    while high - low > 1:
-        # where a straight line through both ends meets the budget, kept inside and off the ends
-        guess = low + (high - low) * (budget - low_tokens) // max(high_tokens - low_tokens, 1)
-        middle = min(max(guess, low + 1), high - 1)
-        measured = tokens(middle)
-        if measured <= budget:
-            low, low_tokens = middle, measured
-            if budget - low_tokens < (high_tokens - low_tokens) / (high - low):
-                break  # less room left than one more word or line takes on average
-        else:
-            high, high_tokens = middle, measured
-    return low, low_tokens
 
 
 def _draw(kind: str, chance: random.Random) -> str:

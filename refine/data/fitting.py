@@ -1,0 +1,39 @@
+"""Filling a prompt to a length without exceeding it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def largest_that_fits(
+    tokens: Callable[[int], int], budget: int, smallest: int, largest: int | None = None
+) -> tuple[int, int]:
+    """(n, tokens(n)) with the largest n found, from `smallest` to `largest`, for which tokens(n) is at most `budget`.
+
+    tokens(n) grows with n, almost evenly: doubling finds a bound, straight lines the place between. If even `smallest`
+    is too much, that is returned, and its tokens say so.
+    """
+    low, low_tokens = smallest, tokens(smallest)
+    if low_tokens > budget or smallest == largest:
+        return low, low_tokens
+    high = _at_most(2 * low, largest)
+    while (high_tokens := tokens(high)) <= budget:
+        if high == largest:
+            return high, high_tokens
+        low, low_tokens, high = high, high_tokens, _at_most(2 * high, largest)
+    while high - low > 1:
+        # where a straight line through both ends meets the budget, kept inside and off the ends
+        guess = low + (high - low) * (budget - low_tokens) // max(high_tokens - low_tokens, 1)
+        middle = min(max(guess, low + 1), high - 1)
+        measured = tokens(middle)
+        if measured > budget:
+            high, high_tokens = middle, measured
+            continue
+        low, low_tokens = middle, measured
+        if budget - low_tokens < (high_tokens - low_tokens) / (high - low):
+            break  # less room left than one more takes on average
+    return low, low_tokens
+
+
+def _at_most(n: int, largest: int | None) -> int:
+    return n if largest is None else min(n, largest)
