@@ -14,31 +14,40 @@ class PackageSource(Section):
 
     kind: Literal["package"] = "package"
     texts: Literal["plays", "bible", "milton"] = Field(description="which of the sample's texts")
-    works: tuple[str, ...] | None = Field(None, description="take only these works (ids); null takes all that no other split names")
+    works: tuple[str, ...] | None = Field(
+        None, min_length=1, description="take only these works (ids); null takes all that no other split names"
+    )
 
 
-class HubSource(Section):
+class _TextColumn(Section):
+    """What sources that are tables of documents have in common."""
+
+    text_column: str = Field("text", description="column that holds the text")
+    title_column: str | None = Field(
+        None, description="column that names the work a document is of; null makes each document a work of its own"
+    )
+    min_characters: int = Field(
+        0, ge=0, description="shorter documents are passed over [characters]; 1.5 × the tokens wanted is a good bound"
+    )
+    skip: int = Field(0, ge=0, description="documents (long enough ones) to pass over first")
+
+
+class HubSource(_TextColumn):
     """A Hugging Face data set (or a local data-set folder), streamed; long documents only."""
 
     kind: Literal["hub"] = "hub"
-    name: str = Field(description="data set name or local folder")
+    name: str = Field(min_length=1, description="data set name or local folder")
     config: str | None = Field(None, description="configuration of the data set")
     split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="branch, tag or commit")
-    text_column: str = Field("text", description="column that holds the text")
-    title_column: str | None = Field(None, description="column that holds a title; null numbers the documents")
-    min_characters: int = Field(0, ge=0, description="shorter documents are skipped [characters]")
     documents: int = Field(ge=1, description="how many documents to take")
 
 
-class ParquetSource(Section):
-    """Parquet files with a text column, on disk or at s3://."""
+class ParquetSource(_TextColumn):
+    """Parquet files with a text column, on disk or at s3://, streamed."""
 
     kind: Literal["parquet"] = "parquet"
-    path: str = Field(description="file, folder or pattern; local or s3://")
-    text_column: str = Field("text", description="column that holds the text")
-    title_column: str | None = Field(None, description="column that holds a title; null numbers the documents")
-    min_characters: int = Field(0, ge=0, description="shorter documents are skipped [characters]")
+    path: str = Field(min_length=1, description="file, folder or pattern; local or s3://")
     documents: int | None = Field(None, ge=1, description="how many documents to take; null takes all")
 
 
@@ -50,13 +59,16 @@ class DataSettings(Section):
 
     train: tuple[Source, ...] = Field(min_length=1, description="training text")
     validation: tuple[Source, ...] = Field(min_length=1, description="held-out text of the same kind")
-    second_domain: tuple[Source, ...] = Field(description="held-out text of another kind")
+    second_domain: tuple[Source, ...] = Field(min_length=1, description="held-out text of another kind")
 
 
 class TokenizerSettings(Section):
     """A BPE trained on the training text, or a model's own tokenizer."""
 
-    path: str | None = Field(None, description="folder or hub name of an existing tokenizer, or mistral_v1; null trains one")
+    path: str | None = Field(
+        None, description="folder or hub name of an existing tokenizer, or mistral_v1; null trains one"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub tokenizer")
     vocabulary: int = Field(4096, ge=300, description="pieces of a trained BPE")
 
 
@@ -64,4 +76,6 @@ class DocumentsSettings(Section):
     """Token sequences of a set length; nothing crosses a split."""
 
     sequence_length: int = Field(1024, ge=2, description="tokens per sequence")
-    validation_sequences: int | None = Field(None, ge=1, description="sequences kept per validation split; null keeps all")
+    validation_sequences: int | None = Field(
+        None, ge=1, description="sequences kept per validation split, spread evenly over its documents; null keeps all"
+    )
