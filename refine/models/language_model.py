@@ -98,7 +98,7 @@ class Backbone(nn.Module):
                 if (
                     keep is Keep.ENDS and not torch.is_grad_enabled()
                 ):  # without a graph nothing else holds the read: let it go
-                    trace, inputs = Settled(trace.tap(ends, inputs)), None
+                    trace, inputs = Settled(trace.tap(ends, inputs), ends), None
             traces.append((trace, inputs))
         return self.norm(x), traces, tapped
 

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from refine.errors import ModelError, nearest
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta_net import DeltaNetForCausalLM
+from refine.models.gated_delta_net import GatedDeltaNetForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 
 MODELS: dict[str, type[FastWeightLanguageModel]] = {}
@@ -116,3 +117,4 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 register(DeltaNetForCausalLM)
+register(GatedDeltaNetForCausalLM)

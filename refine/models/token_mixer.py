@@ -135,13 +135,14 @@ class Trace(ABC):
 
 
 class Settled(Trace):
-    """A trace of which only the ends are left, already computed."""
+    """A trace of which only some ends are left, already computed: row i is the end of document taps.documents[i]."""
 
-    def __init__(self, ends: LayerMemory) -> None:
-        self._ends = ends
+    def __init__(self, ends: LayerMemory, taps: Taps) -> None:
+        self._ends, self._row = ends, {g: i for i, g in enumerate(taps.documents)}
 
     def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
-        return self._ends
+        rows = [self._row[g] for g in taps.documents]
+        return self._ends if rows == list(range(self._ends.rows)) else self._ends.select(taps.tensor(rows))
 
 
 class TokenMixer(nn.Module, ABC):

@@ -26,6 +26,11 @@ from refine.ops.triangular import inverse_unit_lower
 CHUNK = 64
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """x [..., K] divided by its L2 norm: x rsqrt(sum x² + 1e-6)."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
 def token_by_token(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
