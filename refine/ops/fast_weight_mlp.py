@@ -159,8 +159,8 @@ class _HeadByToken:
             held = [w if w.requires_grad else w.detach().requires_grad_() for w in self.weights]
             free = held[i].view_as(held[i])
             through = [free if j == i else w for j, w in enumerate(held)]
-            score = sum(t["rates"][i] * (_fast_mlp(through, t["keys"]) @ t["values"]) for t in self.chunk)
-            return torch.autograd.grad(score, free, create_graph=True)[0]
+            scores = [t["rates"][i] * (_fast_mlp(through, t["keys"]) @ t["values"]) for t in self.chunk]
+            return torch.autograd.grad(torch.stack(scores).sum(), free, create_graph=True)[0]
 
     def state(self) -> State:
         state = {"gates": torch.stack([self.weights[0], self.weights[2]]), "out": self.weights[1]}

@@ -17,7 +17,7 @@ from refine.ops.groups import Groups
 
 
 def pick(state: State, rows: Sequence[int]) -> State:
-    """The states rows[0], rows[1], ... of `state`, with gradient; `state` itself where these are all of them in order."""
+    """The states rows[0], rows[1], ... with gradient; `state` itself where these are all of them in order."""
     held = state["out"]
     if list(rows) == list(range(held.shape[0])):
         return state

@@ -1,6 +1,7 @@
 """When the fast weights of each document are read and when they are moved: documents of unequal length and phase.
 
-Shape legend: N tokens of all documents · G documents · A documents at one step · C chunk size · M pending and new tokens.
+Shape legend: N tokens of all documents · G documents · A documents at one step · C chunk size
+· M pending and new tokens.
 
 Step u reads, of every document that gets so far, the tokens between its u-th and its (u+1)-th update; chunks are
 counted from the document's first token ever, so a document that continues a memory starts with an open chunk of
@@ -52,7 +53,7 @@ class Schedule:
         return first, max(first, min(self.layout.lengths[g], (u + 1) * self.size - self.pending[g]))
 
     def queries(self, x: Tensor) -> list[Tensor]:
-        """x [N, ...] -> for each step [A, n, ...], the shorter segments filled up with any token; n may be 0 at step 0."""
+        """x [N, ...] -> for each step [A, n, ...], short segments filled up; n may be 0 at step 0."""
         if self.even:
             sizes = [to - start for start, to in (self.segment(0, u) for u in range(self.steps))]
             return list(x.unflatten(0, (self.layout.documents, -1)).split(sizes, dim=1))

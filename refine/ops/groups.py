@@ -6,6 +6,7 @@ Shape legend: R rows · D distinct things shared · n rows of the largest group.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ class Groups:
     small groups are filled up with their own first row); `scatter` is its inverse.
     """
 
-    def __init__(self, shared: Sequence[int] | Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
-        members: dict[object, list[int]] = {}
+    def __init__(self, shared: Sequence[Any], device: torch.device | str = "cpu") -> None:
+        members: dict[Any, list[int]] = {}
         for row, name in enumerate(shared):
             members.setdefault(name, []).append(row)
         self.distinct = list(members)

@@ -1,0 +1,187 @@
+"""Causal attention over a sliding window, for documents of any length, with the tokens that each has in memory.
+
+Shape legend: N new tokens of all G documents · M remembered and new tokens, document after document · H heads
+· K width of a head · W window · b queries of a block · m blocks that a window reaches back.
+
+Each token sees itself and the W-1 before it. Three ways, chosen by capability or forced by `method`:
+`blocks`  scaled_dot_product_attention of b queries against the (m+1)·b keys that they can see: never T × T scores;
+`flex`    torch's flex_attention, compiled (CUDA with triton);
+`plain`   the twin: every score, masked.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from refine.ops.layout import Layout
+
+METHODS = ("blocks", "flex", "plain")
+_log = logging.getLogger(__name__)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int,
+           method: str | None = None) -> Tensor:  # fmt: skip
+    """Attention of q [N, H, K], documents as in `layout`, over k, v [M, H, K] -> [N, H, K].
+
+    Document g has before[g] remembered tokens in front of its new ones. Scores are divided by sqrt(K).
+    """
+    method = method or best_method(q.device.type)
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r} of window attention; expected one of {', '.join(METHODS)}")
+    if method == "plain":
+        return _plain(q, k, v, layout, before, window)
+    if layout.width is not None and len(set(before)) == 1:
+        squares = [x.unflatten(0, (layout.documents, -1)) for x in (q, k, v)]
+        return _CHOSEN[method](*squares, layout, None, window).flatten(0, 1)
+    key = tuple(before)
+    document, place = layout.once(("remembered and new", key), lambda: _remembered_and_new(layout, before))
+    if k.shape[0] > q.shape[0]:
+        q = q.new_zeros(k.shape).index_copy(0, place, q)
+    out = _CHOSEN[method](q[None], k[None], v[None], layout, document, window)[0]
+    return out.index_select(0, place) if out.shape[0] > layout.tokens else out
+
+
+@functools.cache
+def best_method(device: str) -> str:
+    """The way for tensors on `device`; said once in the log."""
+    from torch.utils._triton import has_triton
+
+    method = "flex" if device == "cuda" and has_triton() else "blocks"
+    _log.info("window attention on %s: %s", device, method)
+    return method
+
+
+def _remembered_and_new(layout: Layout, before: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """document [M]: of every remembered and new token; place [N]: of the new ones among them."""
+    counts = layout.tensor([p + n for p, n in zip(before, layout.lengths, strict=True)])
+    document = torch.repeat_interleave(torch.arange(layout.documents, device=layout.device), counts)
+    place = layout.tensor(before).cumsum(0)[layout.document_of_token()] + torch.arange(
+        layout.tokens, device=layout.device
+    )
+    return document, place
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int) -> Tensor:
+    outputs, first = [], 0
+    for start, n, p in zip(layout.starts, layout.lengths, before, strict=True):
+        keys, values = k[first : first + p + n], v[first : first + p + n]
+        back = torch.arange(p, p + n)[:, None] - torch.arange(p + n)[None, :]
+        hidden = ((back < 0) | (back >= window)).to(q.device)
+        scores = torch.einsum("qhk,shk->hqs", q[start : start + n], keys) / q.shape[-1] ** 0.5
+        outputs.append(torch.einsum("hqs,shk->qhk", scores.masked_fill(hidden, float("-inf")).softmax(-1), values))
+        first += p + n
+    return torch.cat(outputs)
+
+
+def block_size(window: int) -> int:
+    """b: a quarter of the window, so that four fifths of the scores count; within what runs well on a CPU."""
+    return min(128, max(32, window // 4))
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | None, window: int) -> Tensor:
+    """q [G, T, H, K] against k, v [G, P + T, H, K]; with `document` [T] (then G = 1, P = 0) only within a document."""
+    size = block_size(window)
+    reach = -(-(window - 1) // size) * size
+    tokens, remembered = q.shape[1], k.shape[1] - q.shape[1]
+    head = min(tokens, reach) if tokens - reach > size else tokens
+    key = ("window mask", window, tokens, remembered, document is not None)
+    mask, masks = layout.once(key, lambda: _block_masks(q.device, document, window, head, tokens, remembered))
+    first = _sdpa(q[:, :head], k[:, : remembered + head], v[:, : remembered + head], mask)
+    if head == tokens:
+        return first
+    count = -(-(tokens - head) // size)
+    filled = (0, 0, 0, 0, 0, head + count * size - tokens)
+    queries = pad(q[:, head:], filled).unflatten(1, (count, size)).flatten(0, 1)
+    keys, values = (
+        _Overlapping.apply(pad(x[:, remembered + head - reach :], filled), size, reach // size + 1).flatten(0, 1)
+        for x in (k, v)
+    )
+    rest = _sdpa(queries, keys, values, masks)
+    return torch.cat([first, rest.unflatten(0, (-1, count)).flatten(1, 2)[:, : tokens - head]], dim=1)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    if mask.dim() == 4 and mask.shape[0] not in (1, q.shape[0]):
+        mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _block_masks(device: torch.device, document: Tensor | None, window: int, head: int, tokens: int,
+                 remembered: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the first `head` queries see, [head, P + head], and each block after them, [(blocks, 1,) b, (m+1)·b]."""
+    size = block_size(window)
+    reach = -(-(window - 1) // size) * size
+
+    def seen(queries: Tensor, keys: Tensor) -> Tensor:
+        back = queries.unsqueeze(-1) - keys.unsqueeze(-2)
+        return (back >= 0) & (back < window)
+
+    first, keys = torch.arange(head, device=device) + remembered, torch.arange(remembered + head, device=device)
+    mask = seen(first, keys)
+    masks = seen(torch.arange(size, device=device) + reach, torch.arange(reach + size, device=device))
+    if document is not None:
+        mask = mask & (document[:head, None] == document[None, :head])
+        starts = torch.arange(head, tokens, size, device=device)[:, None]
+        own = pad(document, (0, size), value=-1)  # fillers are a document of their own and see each other
+        queries, keys = (
+            starts + torch.arange(size, device=device),
+            starts - reach + torch.arange(reach + size, device=device),
+        )
+        masks = (masks & (own[queries].unsqueeze(-1) == own[keys].unsqueeze(-2))).unsqueeze(1)
+    return mask, masks
+
+
+class _Overlapping(torch.autograd.Function):
+    """x [G, (n + m) b, ...] -> [G, n, (m + 1) b, ...]: block i and the m before it; gradients are summed in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, span: int) -> Tensor:
+        blocks = x.unflatten(1, (-1, size))
+        count = blocks.shape[1] - span + 1
+        ctx.shape, ctx.size, ctx.span = x.shape, size, span
+        return torch.cat([blocks[:, i : i + count] for i in range(span)], dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        total = grads[0].new_zeros(ctx.shape)
+        blocks = total.unflatten(1, (-1, ctx.size))
+        count = blocks.shape[1] - ctx.span + 1
+        for i, part in enumerate(grads[0].split(ctx.size, dim=2)):
+            blocks[:, i : i + count] += part
+        return total, None, None
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | None, window: int) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    remembered = k.shape[1] - q.shape[1]
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        back = query + remembered - key
+        near = (back >= 0) & (back < window)
+        return near if document is None else near & (document[query] == document[key])
+
+    def build() -> Any:
+        compiled = q.device.type == "cuda"  # without it the mask itself would be T × T for a moment
+        return create_block_mask(seen, None, None, q.shape[1], k.shape[1], device=q.device.type, _compile=compiled)
+
+    mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)
+    return _flex_kernel(q.device.type)(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+
+@functools.cache
+def _flex_kernel(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+_CHOSEN: dict[str, Callable[..., Tensor]] = {"blocks": _blocks, "flex": _flex}
