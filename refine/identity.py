@@ -1,0 +1,132 @@
+"""What a record is a record of: git commit, hash of the settings, hash of the data, hash of the code, seed.
+
+Every MLflow run, model version and result carries one Identity, so that two figures can be told apart, or traced back
+to what produced them. A part that cannot be known (no git, no data.dvc) is the word "unknown", never left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNKNOWN = "unknown"
+DIGITS = 16  # hexadecimal digits of a hash: 64 bits, short enough for a folder's name
+# What decides a result. Files that the pipeline itself writes (dvc.lock, results/) do not make a commit dirty.
+SOURCES = ("refine", "flows", "params.yaml", "dvc.yaml", "data.dvc", "pyproject.toml", ".ci/pins.txt")
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which code, settings, data and seed a record belongs to."""
+
+    commit: str
+    dirty: bool
+    params: str
+    data: str
+    code: str
+    seed: int
+
+    def tags(self) -> dict[str, str]:
+        """The identity as MLflow tags. `mlflow.source.git.commit` is the name that MLflow's pages show."""
+        tags = {f"identity.{name}": str(value).lower() for name, value in asdict(self).items()}
+        return tags if self.commit == UNKNOWN else {**tags, "mlflow.source.git.commit": self.commit}
+
+    @property
+    def known(self) -> bool:
+        """Whether code and data can be traced: a clean commit and a data version."""
+        return self.commit != UNKNOWN and not self.dirty and self.data != UNKNOWN
+
+
+def identify(settings: Any, checkout: str | Path = ".") -> Identity:
+    """The identity of a run with `settings` (a pydantic Settings) started in the folder `checkout`."""
+    commit, dirty = git_state(checkout)
+    return Identity(
+        commit=commit,
+        dirty=dirty,
+        params=hash_of(settings.model_dump(mode="json")),
+        data=data_version(Path(checkout) / "data.dvc"),
+        code=code_hash(),
+        seed=settings.seed,
+    )
+
+
+def hash_of(value: Any) -> str:
+    """Hash of plain data (anything JSON can hold); the order of mapping keys does not count."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def hash_of_files(*paths: str | Path) -> str:
+    """Hash of the contents of files and folders, and of their names inside the folders; where they lie does not count.
+
+    Raises FileNotFoundError for a path that does not exist.
+    """
+    whole = hashlib.sha256()
+    for name, file in _named_files(paths):
+        with file.open("rb") as opened:
+            whole.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:DIGITS]
+
+
+def code_hash(*rooms: str, package: str | Path = PACKAGE) -> str:
+    """Hash of the Python files of rooms of `refine` (folders or single modules); without rooms, of all of them."""
+    root = Path(package)
+    found = [_room(root, room) for room in rooms] if rooms else [root]
+    files = sorted(file for place in found for file in ([place] if place.is_file() else place.rglob("*.py")))
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return whole.hexdigest()[:DIGITS]
+
+
+def data_version(tracked: str | Path = "data.dvc") -> str:
+    """The raw data's version: the md5 that data.dvc names, or "unknown" where there is no such file."""
+    try:
+        (out,) = yaml.safe_load(Path(tracked).read_text(encoding="utf-8"))["outs"]
+        return str(out["md5"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return UNKNOWN
+
+
+def git_state(checkout: str | Path = ".") -> tuple[str, bool]:
+    """The commit checked out in `checkout`, and whether what decides a result differs from it (`dirty`).
+
+    ("unknown", True) where there is no git, no repository or no commit yet.
+    """
+    commit = _git(checkout, "rev-parse", "HEAD")
+    if commit is None:
+        return UNKNOWN, True
+    changes = _git(checkout, "status", "--porcelain", "--untracked-files=normal", "--", *SOURCES)
+    return commit, changes != ""
+
+
+def _git(checkout: str | Path, *arguments: str) -> str | None:
+    try:
+        asked = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None
+
+
+def _room(root: Path, room: str) -> Path:
+    place = root / room if (root / room).is_dir() else root / f"{room}.py"
+    if not place.exists():
+        raise FileNotFoundError(f"no room {room!r} in {root}")
+    return place
+
+
+def _named_files(paths: Iterable[str | Path]) -> Iterator[tuple[str, Path]]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            for file in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+                yield file.relative_to(path).as_posix(), file
+        else:
+            yield path.name, path
