@@ -1,0 +1,101 @@
+"""What a run shows while it trains: a file with every row of metrics, and progress with tokens/s and time left."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+SERIES = "metrics.jsonl"
+
+
+class Series(TrainerCallback):
+    """Keeps OUTPUT/metrics.jsonl, one JSON object a logged row, in step with training.
+
+    A resumed run first rewrites it to what its checkpoint knew, so no step is there twice and none is missing.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / SERIES
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the file anew, with the rows up to the step that training goes on from."""
+        if state.is_world_process_zero:
+            beside = self.path.with_name(f".{SERIES}.unfinished")
+            beside.write_text("".join(_line(row) for row in state.log_history), encoding="utf-8")
+            os.replace(beside, self.path)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Append the row that was just logged."""
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal; elsewhere a line every `interval` seconds and for every validation."""
+
+    def __init__(self, title: str, interval: float = 10.0) -> None:
+        self.title, self.interval = title, interval
+        self.bar: Any = None
+        self.started = self.spoke = time.monotonic()
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock, at the step that training goes on from."""
+        self.started = self.spoke = time.monotonic()
+        self.first = state.global_step
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(desc=self.title, total=state.max_steps, initial=self.first, unit="step", dynamic_ncols=True)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Show the row that was just logged."""
+        if not state.is_world_process_zero or not logs:
+            return
+        if self.bar is not None:
+            self.bar.n = state.global_step
+            self.bar.set_postfix_str(_summary(logs))
+        elif time.monotonic() - self.spoke >= self.interval or state.global_step >= state.max_steps or _held_out(logs):
+            self.spoke = time.monotonic()
+            print(
+                f"{self.title}  step {state.global_step}/{state.max_steps}  {_summary(logs)}{self._left(state)}",
+                flush=True,
+            )
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _left(self, state: TrainerState) -> str:
+        done, left = state.global_step - self.first, state.max_steps - state.global_step
+        if done == 0 or left <= 0:
+            return ""
+        return f"  {timedelta(seconds=round((time.monotonic() - self.started) / done * left))} left"
+
+
+def _held_out(logs: dict[str, float]) -> bool:
+    return any(not name.startswith("train/") and name.endswith("/loss") for name in logs)
+
+
+def _summary(logs: dict[str, float]) -> str:
+    shown = []
+    for name, value in logs.items():
+        part, _, key = name.partition("/")
+        if key in ("loss", "accuracy") or (key.startswith("reward/") and key.endswith("/mean")):
+            label = key.removeprefix("reward/").removesuffix("/mean")
+            shown.append(f"{'' if part == 'train' else part + ' '}{label} {value:.4f}")
+    if "train/tokens_per_second" in logs:
+        shown.append(f"{logs['train/tokens_per_second']:,.0f} tokens/s")
+    return "  ".join(shown)

@@ -1,0 +1,133 @@
+"""The folder of one run: what it was made from, who writes to it, and what came out.
+
+OUTPUT/identity.json  settings and hashes of the inputs; a run with others never goes on from what lies here
+OUTPUT/checkpoint-N/  state after step N        OUTPUT/metrics.jsonl  every logged row
+OUTPUT/model/         the final model           OUTPUT/result.json    the record, written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from refine.errors import SettingError, TrainingError
+from refine.training import checkpoints
+
+IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
+
+
+def hash_of_files(*paths: Path) -> str:
+    """SHA-256 over the names and contents of files, and of all visible files in folders."""
+    digest = hashlib.sha256()
+    for path in paths:
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        for file in files:
+            name = file.name if path.is_file() else str(file.relative_to(path))
+            if name in (checkpoints.MANIFEST, "README.md") or name.startswith("."):
+                continue
+            digest.update(f"\x00{name}\x00{file.stat().st_size}\x00".encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of an identity (JSON values)."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def finished(output: Path) -> dict[str, Any] | None:
+    """The record of a finished run in `output`, or None."""
+    try:
+        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if checkpoints.is_whole(output / MODEL) else None
+
+
+def claim(output: Path, identity: dict[str, Any]) -> None:
+    """Make `output` the folder of this run. Written once, before anything else lies there.
+
+    Raises SettingError: it cannot be written to. TrainingError: it is another run's.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"cannot write to the output folder {output}: {error.strerror}; choose another --output"
+        ) from None
+    file = output / IDENTITY
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
+        if known != json.loads(json.dumps(identity)):
+            raise TrainingError(
+                f"{output} holds a run with {_difference(known, json.loads(json.dumps(identity)))}: choose another "
+                "--output, or remove it to start anew"
+            )
+    elif any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
+        raise TrainingError(f"{output} holds checkpoints but no {IDENTITY}: choose another --output")
+    else:
+        checkpoints.write_json(file, identity)
+
+
+def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first settings or inputs in which two identities differ."""
+    before, now = _flat(known), _flat(wanted)
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = [
+        f"other {name}" if "hash" in name else f"{name} {before.get(name)!r} (now {now.get(name)!r})"
+        for name in names[:3]
+    ]
+    return ", ".join(told) + (f" and {len(names) - 3} more differences" if len(names) > 3 else "")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+@contextlib.contextmanager
+def locked(output: Path, patience: float = 15.0) -> Iterator[None]:
+    """Hold `output` for this process; the system lets go of it when the process ends, however it ends.
+
+    Waits `patience` seconds, as a killed run's process may still be going. Raises TrainingError: another one has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not Unix: one writer is then the caller's care
+        yield
+        return
+    with (output / LOCK).open("a+") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise TrainingError(
+                        f"{output} is being trained into by process {holder}: wait for it, or end it"
+                    ) from None
+                time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

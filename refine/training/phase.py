@@ -1,0 +1,91 @@
+"""One run of one phase: from a model and sequences to OUTPUT/model and a record, through any number of deaths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from refine.training import checkpoints, output
+from refine.training.arguments import RefineArguments
+from refine.training.callbacks import Progress, Series
+from refine.training.trainer import RefineTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains with: `model` builds the starting model, the rest are rows of tokens and their tokenizer."""
+
+    model: Callable[[], PreTrainedModel]
+    train: Any
+    validation: Any
+    tokenizer: Any
+
+
+def run(
+    title: str,
+    inputs: Inputs,
+    arguments: RefineArguments,
+    identity: dict[str, Any],
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train into `folder` (see `refine.training.output` for what lies there), or go on from its last whole checkpoint.
+
+    `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above. Returns
+    the record that is in folder/result.json; a finished run is not touched and returns its record.
+    Raises TrainingError: the folder is another run's, or training failed; SettingError: it cannot be written to.
+    """
+    output.claim(folder, identity)
+    with output.locked(folder):
+        if (record := output.finished(folder)) is not None:
+            return record
+        checkpoints.clean(folder)
+        disable_progress_bar()
+        trainer = RefineTrainer(
+            model=inputs.model(),
+            args=arguments,
+            train_dataset=inputs.train,
+            eval_dataset=inputs.validation,
+            processing_class=inputs.tokenizer,
+            callbacks=[Series(folder), Progress(title), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)  # Progress says it in fewer words
+        if arguments.max_steps == 0:
+            _only_validate(trainer)
+        else:
+            trainer.train(resume_from_checkpoint=True)
+        trainer.save_whole(folder / output.MODEL)
+        record = {**identity, "identity_hash": output.hash_of(identity), **_outcome(trainer)}
+        if trainer.args.should_save:
+            checkpoints.write_json(folder / output.RESULT, record)
+        trainer.accelerator.wait_for_everyone()
+        return record
+
+
+def _only_validate(trainer: RefineTrainer) -> None:
+    """Arm `none`: the model as it is, with the same validation and records as the others."""
+    handler = trainer.callback_handler
+    trainer.control = handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.evaluate()
+    trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+
+def _outcome(trainer: RefineTrainer) -> dict[str, Any]:
+    """Steps, tokens and seconds of all attempts that made the model, and the last value of every metric."""
+    rows = trainer.state.log_history
+    last = {name: value for row in rows for name, value in row.items() if "/" in name}
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": round(sum(row.get("train/tokens", 0) for row in rows)),
+        "seconds": round(sum(row.get("train/seconds", 0.0) for row in rows), 3),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "metrics": last,
+    }

@@ -1,0 +1,96 @@
+"""How RefineTrainer saves and resumes: checkpoints are whole or ignored, and nothing loaded could run code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from refine.training import checkpoints
+
+TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; never read here, so not kept
+
+
+class WholeCheckpoints(Trainer):
+    """Trainer whose checkpoints appear complete or not at all (`refine.training.checkpoints`).
+
+    A checkpoint holds the weights (safetensors), optimizer, scheduler, scaler and random generators of each process
+    (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest and
+    the best one.
+    """
+
+    @property
+    def output(self) -> Path:
+        """The folder that checkpoints are written to."""
+        return Path(self.args.output_dir or ".")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. With True, training goes on from the last whole checkpoint, or starts where there is none."""
+        if resume_from_checkpoint is True:
+            found = checkpoints.last_whole(self.output)
+            resume_from_checkpoint = None if found is None else str(found)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Replaces Trainer's, which writes in place."""
+        folder = self.output / f"{checkpoints.PREFIX}{self.state.global_step}"
+        self.store_flos()
+        with self._together(folder) as staging:
+            self.save_model(str(staging), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_scaler(str(staging))
+                self._save_rng_state(str(staging))
+            self._name_best_checkpoint(folder)
+            if self.args.should_save:
+                self._export_callbacks()
+                self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+        if self.args.should_save and self.args.save_total_limit:
+            best = self.state.best_model_checkpoint
+            checkpoints.prune(self.output, self.args.save_total_limit, None if best is None else Path(best))
+
+    def save_whole(self, folder: Path) -> None:
+        """The model and its tokenizer in `folder`, whole or not at all."""
+        with self._together(folder) as staging:
+            self.save_model(str(staging), _internal_call=True)
+
+    @contextlib.contextmanager
+    def _together(self, folder: Path) -> Iterator[Path]:
+        """One staging folder for all processes; it is renamed when the last of them has written."""
+        with checkpoints.written_whole(folder) if self.args.should_save else contextlib.nullcontext():
+            self.accelerator.wait_for_everyone()
+            yield folder.with_name(f".{folder.name}.unfinished")
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    def _name_best_checkpoint(self, folder: Path) -> None:
+        best = self.state.best_global_step
+        if not best:
+            return
+        named = folder.with_name(f"{checkpoints.PREFIX}{best}")
+        if named == folder or named.is_dir():
+            self.state.best_model_checkpoint = str(named)
+
+    def _export_callbacks(self) -> None:
+        """What callbacks want to remember, as Trainer writes it into its state."""
+        exported: Any = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name = callback.__class__.__name__
+                known = exported.get(name)
+                state = callback.state()
+                exported[name] = state if known is None else [*(known if isinstance(known, list) else [known]), state]
+        self.state.stateful_callbacks = exported
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(Path(output_dir or self.output) / TRAINING_ARGS)

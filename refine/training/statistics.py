@@ -1,0 +1,151 @@
+"""What a step's results say, as numbers to log: means over the whole optimizer step, whatever the micro-batches.
+
+Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a position · k tokens of a rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine.settings.objective import ObjectiveSettings
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The denominators of an optimizer step, all passes and processes together."""
+
+    tokens: int  # read
+    ntp_tokens: int  # predicted
+    rollout_tokens: int  # sampled: c n k a document, less where it is short
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.tokens + other.tokens,
+            self.ntp_tokens + other.ntp_tokens,
+            self.rollout_tokens + other.rollout_tokens,
+        )
+
+
+def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Counts:
+    """What one batch contributes to its step's denominators. Known before any forward pass: positions are drawn one
+    from each chunk that has an admissible place, and that follows from a document's length alone. Without
+    `objective` no rollouts are counted."""
+    if not batch["counted"]:
+        return Counts(0, 0, 0)
+    rows, width = batch["tokens"].shape
+    lengths = [length for row in batch["lengths"] or [[width]] * rows for length in row]
+    sampled = 0
+    if objective is not None and objective.nsp_weight > 0:
+        positions = sum(positions_in(length, objective) for length in lengths)
+        sampled = positions * objective.rollouts * objective.rollout_length
+    return Counts(sum(lengths), sum(length - 1 for length in lengths), sampled)
+
+
+def positions_in(length: int, objective: ObjectiveSettings) -> int:
+    """Chunks of a document of `length` tokens that hold an admissible position (METHOD, "Select positions"):
+    chunk j holds t = floor(jT/c)+1 .. floor((j+1)T/c); admissible is min_prefix <= t <= T - k."""
+    c, first, last = objective.positions, objective.min_prefix, length - objective.rollout_length
+    borders = [j * length // c for j in range(c + 1)]
+    return sum(max(start + 1, first) <= min(end, last) for start, end in pairwise(borders))
+
+
+class StepStatistics:
+    """Collects the results of passes, and turns them into one row of metrics.
+
+    `sums`: over passes. `values`: single values, of which mean, spread and quantiles are logged. Both in plain numbers
+    and CPU tensors, so that the processes can exchange them.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, result: Any, batch: dict[str, Any]) -> None:
+        """`result`: the StepResult of `batch` [B, T]. Its losses are shares of the step's (they carry the step's
+        denominators) and add up; accuracy and entropy are means over the pass, weighted here by its tokens."""
+        own = counts_of(batch, None)
+        real = _real(batch["lengths"], *batch["tokens"].shape)
+        self._sum("tokens", own.tokens)
+        self._sum("ntp_tokens", own.ntp_tokens)
+        self._sum("ntp_loss", float(result.ntp_loss))
+        self._sum("correct", float(result.ntp_accuracy) * own.ntp_tokens)
+        self._sum("entropy", float((result.entropy.detach().float().cpu() * real).sum()))
+        if result.valid is None or not bool(result.valid.any()):
+            return
+        self._sum("nsp_loss", float(result.nsp_loss))
+        valid = result.valid.detach().cpu()  # [B, c]
+        for kind, rewards in result.rewards.items():  # [B, c, n]
+            self._keep(f"reward/{kind}", rewards, valid)
+        self._keep("advantages", result.advantages, valid)
+        self._keep("ratio", result.ratio, valid)
+        rollouts = int(valid.sum())
+        self._sum("rollouts", rollouts)
+        self._sum("clipped", float(result.clip_fraction) * rollouts)
+
+    def _sum(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _keep(self, name: str, values: Tensor, valid: Tensor) -> None:
+        self.values.setdefault(name, []).append(values.detach().float().cpu()[valid].flatten())
+
+    @staticmethod
+    def merged(parts: Sequence[StepStatistics]) -> StepStatistics:
+        """The statistics of all processes as one."""
+        whole = StepStatistics()
+        for part in parts:
+            for name, value in part.sums.items():
+                whole._sum(name, value)
+            for name, values in part.values.items():
+                whole.values.setdefault(name, []).extend(values)
+        return whole
+
+    def metrics(self, steps: int = 1, quantiles_of: str = "") -> dict[str, float]:
+        """Everything collected over `steps` optimizer steps: losses are means over the steps, the rest over tokens or
+        rollouts. Rewards come with mean and standard deviation, and the kind `quantiles_of` (the one that is optimised)
+        with quantiles, so that its distribution can be seen."""
+        sums = self.sums
+        found = {
+            "ntp_loss": sums.get("ntp_loss", 0.0) / steps,
+            "ntp_accuracy": sums.get("correct", 0.0) / max(sums.get("ntp_tokens", 0.0), 1),
+            "entropy": sums.get("entropy", 0.0) / max(sums.get("tokens", 0.0), 1),
+        }
+        if "rollouts" in sums:
+            found["nsp_loss"] = sums["nsp_loss"] / steps
+            found["rollouts"] = sums["rollouts"] / steps
+            found["clip_fraction"] = sums["clipped"] / sums["rollouts"]
+            found["advantage/std"] = _spread(torch.cat(self.values["advantages"]))
+            found["ratio/mean"] = float(torch.cat(self.values["ratio"]).mean())
+            for name in sorted(self.values):
+                if name.startswith("reward/"):
+                    shape = _shape(self.values[name], QUANTILES if name == f"reward/{quantiles_of}" else ())
+                    found.update({f"{name}/{key}": value for key, value in shape.items()})
+        return found
+
+
+def _shape(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]:
+    together = torch.cat(values)
+    at = torch.quantile(together, torch.tensor(quantiles)).tolist() if quantiles else []
+    return {
+        "mean": float(together.mean()),
+        "std": _spread(together),
+        **{f"q{round(100 * q):02d}": value for q, value in zip(quantiles, at, strict=True)},
+    }
+
+
+def _spread(values: Tensor) -> float:
+    """Standard deviation with n - 1; 0 for a single value."""
+    return float(values.std()) if values.numel() > 1 else 0.0
+
+
+def _real(lengths: Sequence[Sequence[int]] | None, rows: int, width: int) -> Tensor:
+    """[B, T] bool: which places hold real tokens."""
+    held = torch.tensor([width] * rows if lengths is None else [sum(row) for row in lengths])
+    return torch.arange(width) < held[:, None]

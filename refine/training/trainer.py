@@ -1,0 +1,284 @@
+"""transformers.Trainer with a REFINE step in the place of its loss.
+
+Everything else is Trainer's own: optimizer, schedules, mixed precision, gradient accumulation and checkpointing,
+DDP and FSDP through accelerate, callbacks. What is ours besides the loss: the order of the data and the seed of each
+sequence (`refine.training.order`), denominators that count the whole optimizer step, checkpoints that are whole or
+ignored (`refine.training.saving`), and metrics under the names `train/...` and `val/...`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from refine.errors import ModelError, SettingError, TrainingError
+from refine.objective import next_sequence_step
+from refine.settings.base import validated
+from refine.settings.objective import ObjectiveSettings
+from refine.training.arguments import RefineArguments
+from refine.training.order import Passes, Stream, sequence_seed
+from refine.training.saving import WholeCheckpoints
+from refine.training.sequences import Sequences, collate, sequences_of
+from refine.training.statistics import Counts, StepStatistics, counts_of
+from refine.training.validation import validate
+from refine.training.wrapped import call_through, gathered
+
+
+class RefineTrainer(WholeCheckpoints, Trainer):
+    """Train a fast-weight language model by next-sequence prediction.
+
+    `model`: one of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
+    `train_dataset`, `eval_dataset` (also a dict of names and data sets): rows by index with a `tokens` or a `text`
+    column (see `refine.training.sequences`); `processing_class`: the tokenizer, needed for text and saved with the
+    model. The rest as in transformers.Trainer.
+
+    Each optimizer step takes the next `sequences_per_step` rows of the data's own stream. The loss of each pass is
+    its share of the step's, so micro-batches, accumulation and the number of processes change nothing.
+    """
+
+    args: RefineArguments
+    model: PreTrainedModel
+    objective: ObjectiveSettings
+    loss_is_scaled_for_ga = True  # our losses carry the denominators of the whole step (transformers >= 5.20)
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: RefineArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **more: Any,
+    ) -> None:
+        args = copy.copy(args) if args is not None else RefineArguments(output_dir="refine-training")
+        if not isinstance(args, RefineArguments):
+            raise SettingError(f"RefineTrainer takes RefineArguments, not {type(args).__name__}")
+        if isinstance(model, str):
+            from refine.models import from_pretrained
+
+            model = from_pretrained(model)
+        if not hasattr(model, "read"):
+            raise ModelError(
+                f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
+                "(delta_net, gated_deltanet or lact_swiglu)"
+            )
+        args._n_gpu = min(args.n_gpu, 1)  # one device a process; torchrun for more: DataParallel knows no memories
+        self.sequences = None if train_dataset is None else _rows(train_dataset, processing_class, args)
+        self.stream = None if self.sequences is None else _stream(self.sequences, args)
+        if self.stream is not None:
+            args.max_steps = self.stream.steps
+            # Passes of one process in a step: Trainer's gradient accumulation.
+            args.gradient_accumulation_steps = max(1, self._passes(args).passes_of(0))
+        use_cache = getattr(model.config, "use_cache", None)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self.sequences,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=collate,
+            callbacks=callbacks,
+            **more,
+        )
+        if use_cache is not None:
+            self.model.config.use_cache = use_cache  # Trainer turns it off for good; checkpoints should not say so
+        self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
+        self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
+        self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
+        self._step_documents: list[str] = []
+        self._step_started, self._seconds = time.perf_counter(), 0.0
+        self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
+
+    def _passes(self, args: RefineArguments) -> Passes:
+        assert self.stream is not None
+        return Passes(self.stream, args.per_device_train_batch_size, max(args.world_size, 1), args.process_index)
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The passes of this process, in the stream's order. Not sharded by accelerate, which would repeat rows."""
+        if self.sequences is None:
+            raise SettingError("training needs a train_dataset")
+        return torch.utils.data.DataLoader(
+            self.sequences,
+            batch_sampler=self._passes(self.args),
+            collate_fn=collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers,
+            generator=torch.Generator(),  # its own: iterating must not move the global one
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The passes of one optimizer step, and its denominators over all of them and all processes."""
+        self._step_started = time.perf_counter()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
+        self._counts = sum(gathered(own), Counts(0, 0, 0))
+        self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
+        return batches, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This pass's share of the step's loss, times the number of processes (whose gradients are averaged)."""
+        objective = self.objective
+        seeds = [sequence_seed(self.args.seed, self.state.global_step, row) for row in inputs["sequences"]]
+        with self.accelerator.autocast():
+            result = call_through(
+                model,
+                self.accelerator.unwrap_model(model),
+                lambda module: next_sequence_step(
+                    module,
+                    inputs["tokens"],
+                    objective,
+                    torch.tensor(seeds, device=inputs["tokens"].device),
+                    lengths=inputs["lengths"],
+                    ntp_tokens=max(self._counts.ntp_tokens, 1),
+                    rollout_tokens=max(self._counts.rollout_tokens, 1),
+                ),
+            )
+        if not inputs["counted"]:
+            return result.loss * 0.0
+        self._refuse_non_finite_loss(result, inputs)
+        self._statistics.add(result, inputs)
+        loss = result.loss * max(self.args.world_size, 1)
+        return (loss, result) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Trainer's, with running out of memory told in terms of the settings that lower it."""
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            rows, width = inputs["tokens"].shape
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: out of memory with {rows} sequences of {width} tokens in a pass: "
+                f"lower sequences_per_pass (now {self.args.per_device_train_batch_size}; results stay the same), turn "
+                "on gradient_checkpointing, use precision bfloat16, or lower documents.sequence_length"
+            ) from error
+
+    def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
+        if not math.isfinite(float(result.loss.detach())):
+            parts = f"next token {float(result.ntp_loss)}, next sequence {float(result.nsp_loss)}"
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the loss is {float(result.loss.detach())} ({parts}) on "
+                f"{'; '.join(inputs['documents'])}: {_ADVICE}"
+            )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's; called before the optimizer's step, so weights stay as they are where it is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)} on "
+                f"{'; '.join(self._step_documents)}: {_ADVICE}"
+            )
+        return norm
+
+    # -- what is logged --------------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's (called after each step, and once more at the end), with the step's time taken before validation
+        and saving. The last step is validated whatever the interval."""
+        step = self.state.global_step
+        if step > self._counted_step:
+            self._seconds += time.perf_counter() - self._step_started
+            self._steps_since_log, self._counted_step = self._steps_since_log + 1, step
+            if self.stream is not None:  # to Trainer the whole run is one epoch
+                self.state.epoch = min(step * self.stream.per_step, self.stream.sequences) / self.stream.rows
+        if step >= self.state.max_steps and self.args.eval_strategy != "no" and self._validated_step < step:
+            self.control.should_evaluate = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a row of metrics under `train/...` or, where they name their part already, as they are."""
+        if "train_runtime" in logs:  # Trainer's summary of a call: says nothing that is true after a resume
+            return
+        if "loss" in logs:
+            logs = {f"train/{name}": value for name, value in logs.items()}
+            merged = StepStatistics.merged(gathered(self._statistics))
+            logs.update(
+                {
+                    f"train/{name}": value
+                    for name, value in merged.metrics(self._steps_since_log, self.objective.reward).items()
+                }
+            )
+            logs["train/tokens"] = merged.sums.get("tokens", 0.0)
+            logs["train/seconds"] = self._seconds
+            logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
+            self._statistics, self._seconds, self._steps_since_log = StepStatistics(), 0.0, 0
+        super().log(logs, start_time)
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Next-token loss and accuracy, and the rewards of rollouts, on held-out sequences.
+
+        `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. Logged as
+        `val/...`; returned under Trainer's names (`eval_loss`, ...), which `metric_for_best_model` goes by.
+        """
+        data = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if data is None:
+            raise SettingError("validation needs an eval_dataset")
+        self._validated_step = self.state.global_step
+        metrics: dict[str, float] = {}
+        for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
+            rows = _rows(part, self.processing_class, self.args)
+            found = validate(self, rows, name)
+            self.log({f"{name}/{key}": value for key, value in found.items()})
+            prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
+            metrics.update({prefix + key: value for key, value in found.items()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Trainer's; the validation before the first step is not repeated by a run that is resumed."""
+        if skip_scheduler and self.state.log_history:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+
+_ADVICE = "look at these documents, or lower learning_rate or max_gradient_norm; the last checkpoint is whole"
+
+
+def _rows(data: Any, tokenizer: Any, args: RefineArguments) -> Sequences:
+    return data if isinstance(data, Sequences) else sequences_of(data, tokenizer, args.max_length, args.packing)
+
+
+def _stream(rows: Sequences, args: RefineArguments) -> Stream:
+    """The stream for max_steps steps, or for num_train_epochs epochs where max_steps is not given."""
+    processes = max(args.world_size, 1)
+    per_step = args.sequences_per_step or (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    )
+    if args.max_steps >= 0:
+        sequences = args.max_steps * per_step
+    else:
+        sequences = math.ceil(len(rows) * args.num_train_epochs)
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    return Stream(len(rows), sequences, per_step, None if args.train_sampling_strategy == "sequential" else seed)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )

@@ -1,0 +1,69 @@
+"""Validation during training: what a model loses on held-out sequences, and what its rollouts there are worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from refine.objective import next_sequence_step
+from refine.settings.objective import ObjectiveSettings
+from refine.training.order import derived_seed
+from refine.training.sequences import Sequences, collate
+from refine.training.statistics import Counts, StepStatistics, counts_of
+from refine.training.wrapped import call_through, gathered
+
+if TYPE_CHECKING:
+    from refine.training.trainer import RefineTrainer
+
+
+@torch.no_grad()
+def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, float]:
+    """Metrics of `rows`: loss, accuracy, entropy, and each reward of rollouts at positions chosen as in training.
+
+    Draws depend on the run's seed, `name` and the row, so the same rollout positions are asked at every step and in
+    every arm. Rows are dealt to the processes in turn; each counts once. Leaves the model in the mode it was in.
+    """
+    args, model = trainer.args, trainer.model
+    objective = _objective(trainer.objective, args.validation_rollouts)
+    size, process, processes = args.per_device_eval_batch_size, args.process_index, max(args.world_size, 1)
+    batches = [
+        collate([rows[i] for i in range(first, min(first + size, len(rows)))]) for first in range(0, len(rows), size)
+    ]
+    counts = sum((counts_of(batch, objective) for batch in batches), Counts(0, 0, 0))
+    statistics = StepStatistics()
+    training = model.training
+    model.eval()
+    for first in range(0, len(batches), processes):
+        # A process that has none left reads the last one too: the wrappers' exchanges need all of them in each pass.
+        batch = batches[min(first + process, len(batches) - 1)]
+        seeds = torch.tensor([derived_seed("validation", args.seed, name, row) for row in batch["sequences"]])
+        batch["tokens"] = batch["tokens"].to(args.device)
+        with trainer.accelerator.autocast():
+            result = call_through(
+                trainer.model_wrapped,
+                trainer.accelerator.unwrap_model(trainer.model_wrapped),
+                lambda module, batch=batch, seeds=seeds: next_sequence_step(
+                    module,
+                    batch["tokens"],
+                    objective,
+                    seeds.to(args.device),
+                    lengths=batch["lengths"],
+                    ntp_tokens=max(counts.ntp_tokens, 1),
+                    rollout_tokens=max(counts.rollout_tokens, 1),
+                ),
+            )
+        if first + process < len(batches):
+            statistics.add(result, batch)
+    model.train(training)
+    found = StepStatistics.merged(gathered(statistics)).metrics(quantiles_of=objective.reward)
+    return {_NAMES.get(name, name): value for name, value in found.items() if name not in _OF_TRAINING}
+
+
+_NAMES = {"ntp_loss": "loss", "ntp_accuracy": "accuracy"}
+_OF_TRAINING = {"nsp_loss", "clip_fraction", "ratio/mean", "advantage/std"}
+
+
+def _objective(training: ObjectiveSettings, rollouts: bool) -> ObjectiveSettings:
+    """Training's own positions and rollouts, in every arm alike; without `rollouts`, next-token loss alone."""
+    return training.model_copy(update={"nsp_weight": 1.0 if rollouts else 0.0})
