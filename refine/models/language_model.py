@@ -21,6 +21,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
+from refine.models.checkpoint import check_finite, check_weights, resolve
 from refine.models.generation import Continuation
 from refine.models.memory import Memory, Reading
 from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenMixer, Trace
@@ -120,6 +121,22 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' from_pretrained, made strict: safetensors only, exactly the config's tensors, all finite.
+
+        Raises ModelError that names the file and the tensor at fault.
+        """
+        folder = resolve(name, kwargs.pop("revision", None)) / (kwargs.pop("subfolder", None) or "")
+        config = kwargs.get("config")
+        if not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(folder)
+        with torch.device("meta"):
+            check_weights(folder, cls(config), config.tie_word_embeddings)
+        loaded = super().from_pretrained(str(folder), *args, **{**kwargs, "use_safetensors": True})
+        check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+        return loaded
 
     @abstractmethod
     def make_mixer(self, config: PreTrainedConfig) -> TokenMixer:

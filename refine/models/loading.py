@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from refine.errors import ModelError, nearest
+from refine.models.checkpoint import resolve
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta_net import DeltaNetForCausalLM
 from refine.models.gated_delta_net import GatedDeltaNetForCausalLM
@@ -86,34 +87,9 @@ def from_pretrained(
     Raises ModelError: nothing there, hub not reachable, weights missing, superfluous, damaged, of another shape or not
     finite, a config that is not implemented.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = _from_hub(str(name), revision)
-    values = _read_config(folder)
-    kind = _config(values, str(folder / "config.json")).model_type
-    return MODELS[kind].from_pretrained(str(folder), dtype=dtype)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """Download (or find in the cache) the config and safetensors of a hub repository."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    at = f" at revision {revision}" if revision else ""
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError:
-        raise ModelError(
-            f"{name}: neither a model folder nor a hub name: expected a folder with config.json, or owner/name"
-        ) from None
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ModelError(f"{name}{at}: no such folder, and the hub did not give it: {reason}") from None
+    folder = resolve(name, revision)
+    config = _config(_read_config(folder), str(folder / "config.json"))
+    return MODELS[config.model_type].from_pretrained(str(folder), dtype=dtype)
 
 
 register(DeltaNetForCausalLM)

@@ -1,0 +1,121 @@
+"""Saved weights, checked before they are trusted: where they are, that they are the config's, that they are numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from refine.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: `name` itself, or a download (or the cached one) of the hub repository of that name.
+
+    Raises ModelError: neither a folder nor a hub name, or the hub cannot be reached or does not have it.
+    """
+    folder = Path(name)
+    return folder if folder.is_dir() else _from_hub(str(name), revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    at = f" at revision {revision}" if revision else ""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"{name}: no such model folder; expected a folder with config.json, or a hub name owner/name")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError:
+        raise ModelError(f"{name}: neither a model folder nor a hub name (owner/name)") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{name}{at}: no such folder, not in the hub's cache, and the hub cannot be reached: "
+            "name a folder, or set HF_ENDPOINT to a mirror and unset HF_HUB_OFFLINE"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        first = " ".join(str(error).strip().splitlines()[:1])
+        raise ModelError(f"{name}{at}: no such folder, and the hub did not give it: {first}") from None
+
+
+def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
+    """Raise ModelError unless the safetensors in `folder` hold exactly the parameters of `model` (may be on "meta").
+
+    Reads the files' headers alone. With `tied`, lm_head.weight may be there or not, but not differ from the embedding.
+    """
+    there = {name: (path, shape) for path in weight_files(folder) for name, shape in _header(path)}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    optional = {"lm_head.weight"} if tied else set()
+    if missing := [name for name in expected if name not in there and name not in optional]:
+        raise ModelError(f"{folder}: the weights lack {_some(missing)}, which config.json asks for")
+    if extra := [name for name in there if name not in expected]:
+        raise ModelError(f"{folder}: the weights hold {_some(extra)}, which this config.json has no place for")
+    for name, (path, shape) in there.items():
+        if shape != expected[name]:
+            what = ": the vocabulary differs" if name in ("model.embeddings.weight", "lm_head.weight") else ""
+            raise ModelError(
+                f"{path}: {name} has shape {list(shape)}, config.json asks for {list(expected[name])}{what}"
+            )
+    if tied and "lm_head.weight" in there:
+        embedding, head = (_tensor(there[name][0], name) for name in ("model.embeddings.weight", "lm_head.weight"))
+        if not torch.equal(embedding, head):
+            raise ModelError(
+                f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from model.embeddings.weight"
+            )
+
+
+def check_finite(model: nn.Module, where: str | Path) -> None:
+    """Raise ModelError where a parameter holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            bad = int((~parameter.isfinite()).sum())
+            raise ModelError(
+                f"{where}: {name} holds {bad} values that are no finite numbers; the checkpoint is damaged"
+            )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a model, all shards. Raises ModelError: none, other formats only, shards missing."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise ModelError(f"{folder / INDEX}: not an index of shards (expected a weight_map)") from None
+        if absent := [name for name in names if not (folder / name).is_file()]:
+            raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, which is not there")
+        return [folder / name for name in names]
+    other = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    found = (
+        f"found {_some(other)}, but only safetensors are read: convert them where they came from"
+        if other
+        else "no weights"
+    )
+    raise ModelError(f"{folder}: expected {SINGLE} or {INDEX}; {found}")
+
+
+def _header(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged or cut off ({error})") from None
+
+
+def _tensor(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
