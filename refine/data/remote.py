@@ -1,0 +1,207 @@
+"""Parquet on disk or in S3, streamed past a server that fails, is slow or goes away for a minute.
+
+A server that does not answer the first question is reported at once (CONNECT, ANSWER); one that stops answering
+later is asked again, ever less often, for PATIENCE. Rows come once and in their order, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from refine.errors import DataError, ServiceError
+
+CONNECT = 4.0  # to open a connection [s]
+ANSWER = 9.0  # of silence on an open connection [s]; with CONNECT, below the 15 s a user waits for bad news
+PATIENCE = 90.0  # without progress before giving up [s]
+LONGEST_PAUSE = 15.0  # between two tries [s]
+ROWS = 64  # rows decoded at a time: documents are long
+
+# what s3fs makes of the answers 500, 502, 503, 504
+BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def parquet_files(path: str) -> tuple[Any, list[str]]:
+    """The file system of `path` and the parquet files that it names, sorted: a file, a folder or a pattern.
+
+    Raises DataError if there are none, ServiceError if S3 does not answer or refuses.
+    """
+    file_system, inside = _file_system(path)
+    with plain_words(path):
+        if any(sign in inside for sign in "*?["):
+            found = file_system.glob(inside)
+        else:  # of a file, `find` gives the file itself
+            found = [name for name in file_system.find(inside) if name.endswith((".parquet", inside))]
+    if not found:
+        raise DataError(f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet")
+    return file_system, sorted(found)
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    if not path.startswith("s3://"):
+        return fsspec.core.url_to_fs(path)
+    import s3fs
+
+    file_system = s3fs.S3FileSystem(
+        config_kwargs={"connect_timeout": CONNECT, "read_timeout": ANSWER, "retries": {"total_max_attempts": 1}},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    file_system.retries = 1  # this module does the retrying, and says so
+    return file_system, path.removeprefix("s3://")
+
+
+def columns_of(file_system: Any, file: str) -> dict[str, str]:
+    """The columns of a parquet file with their type. Raises DataError if it is no parquet file."""
+    import pyarrow.parquet as pq
+
+    def read() -> dict[str, str]:
+        with file_system.open(file, "rb") as opened:
+            return {field.name: str(field.type) for field in pq.ParquetFile(opened).schema_arrow}
+
+    with plain_words(file):
+        return patiently(read, file)
+
+
+def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, `columns` only, in order. Raises as `plain_words` does, after PATIENCE."""
+    done = 0
+    waiting = _Waiting(file)
+    state = _state(file_system, file)
+    while True:
+        try:
+            with plain_words(file, but=_may_pass):
+                for row in _rows_from(file_system, file, columns, done):
+                    yield row
+                    done += 1
+                    waiting.progressed()
+                return
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            with plain_words(file):
+                waiting.pause(error)
+        if _state(file_system, file) != state:
+            raise DataError(f"{file}: was replaced while it was read; start again")
+
+
+def _rows_from(file_system: Any, file: str, columns: list[str], start: int) -> Iterator[dict[str, Any]]:
+    """Rows from number `start` on; row groups before it are not read."""
+    import pyarrow.parquet as pq
+
+    with file_system.open(file, "rb") as opened:
+        parquet = pq.ParquetFile(opened, pre_buffer=False)
+        sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+        first = 0
+        while first < len(sizes) and start >= sizes[first]:
+            start -= sizes[first]
+            first += 1
+        groups = list(range(first, len(sizes)))
+        for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns):
+            yield from batch.slice(min(start, len(batch))).to_pylist()
+            start = max(start - len(batch), 0)
+
+
+def _state(file_system: Any, file: str) -> Any:
+    """What tells a remote file from its successor: its ETag. Local files are not read twice."""
+    if "s3" not in file_system.protocol:
+        return None
+    with plain_words(file):
+        return patiently(lambda: file_system.info(file, refresh=True).get("ETag"), file)
+
+
+def patiently(action: Callable[[], T], what: str) -> T:
+    """The result of `action`, tried again with growing pauses while the server is away, for PATIENCE."""
+    waiting = _Waiting(what)
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            waiting.pause(error)
+
+
+class _Waiting:
+    """Pauses between tries, doubled each time up to LONGEST_PAUSE, until PATIENCE is over."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Something came: patience starts anew."""
+        self.since: float | None = None
+        self.next = 0.25
+
+    def pause(self, error: Exception) -> None:
+        """Wait before the next try. Raises `error` when patience is over."""
+        now = time.monotonic()
+        self.since = now if self.since is None else self.since
+        if now - self.since + self.next > PATIENCE:
+            raise error
+        log.warning("%s: %s; trying again in %.1f s", self.what, _brief(error), self.next)
+        time.sleep(self.next * (0.75 + random.random() / 2))  # not all workers at once
+        self.next = min(2 * self.next, LONGEST_PAUSE)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the server is away, slow or overloaded."""
+    from aiohttp import ClientError as TransportError
+    from botocore.exceptions import ConnectionError as BotoConnectionError
+    from botocore.exceptions import HTTPClientError
+
+    if isinstance(error, OSError) and error.filename is not None:
+        return False  # a local file
+    away = isinstance(error, HTTPClientError | BotoConnectionError | TransportError | ConnectionError | TimeoutError)
+    return away or (isinstance(error, OSError) and error.errno in BUSY)
+
+
+@contextmanager
+def plain_words(path: str, but: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+    """What reading `path` raises as one line: DataError or ServiceError. Errors that `but` picks pass as they are."""
+    try:
+        yield
+    except (DataError, ServiceError, GeneratorExit):
+        raise
+    except Exception as error:
+        if but(error):
+            raise
+        raise _said(path, error) from None
+
+
+def _said(path: str, error: Exception) -> DataError | ServiceError:
+    import pyarrow as pa
+
+    if isinstance(error, pa.ArrowInvalid):
+        return DataError(f"{path}: not a parquet file ({_brief(error)})")
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file, folder or bucket")
+    name = type(error).__name__
+    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return ServiceError(
+            f"{path}: no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
+    if isinstance(error, PermissionError):
+        return ServiceError(f"{path}: access refused; check the credentials' rights and the path")
+    if _may_pass(error):
+        return ServiceError(
+            f"{path}: the server does not answer ({_brief(error)}); check AWS_ENDPOINT_URL_S3 and network"
+        )
+    if isinstance(error, OSError):
+        return DataError(f"{path}: cannot be read ({_brief(error)})")
+    raise error
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
