@@ -21,7 +21,8 @@ class RefineArguments(TrainingArguments):
     """
 
     objective: ObjectiveSettings | dict[str, Any] = field(
-        default_factory=lambda: ObjectiveSettings(), metadata={"help": "options of a REFINE step; nsp_weight 0 is plain SFT"}
+        default_factory=lambda: ObjectiveSettings(),
+        metadata={"help": "options of a REFINE step; nsp_weight 0 is plain SFT"},
     )
     sequences_per_step: int | None = field(
         default=None,

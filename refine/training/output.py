@@ -8,7 +8,6 @@ OUTPUT/model/         the final model           OUTPUT/result.json    the record
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -20,27 +19,6 @@ from refine.errors import SettingError, TrainingError
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
-
-
-def hash_of_files(*paths: Path) -> str:
-    """SHA-256 over the names and contents of files, and of all visible files in folders."""
-    digest = hashlib.sha256()
-    for path in paths:
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for file in files:
-            name = file.name if path.is_file() else str(file.relative_to(path))
-            if name in (checkpoints.MANIFEST, "README.md") or name.startswith("."):
-                continue
-            digest.update(f"\x00{name}\x00{file.stat().st_size}\x00".encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_of(identity: dict[str, Any]) -> str:
-    """SHA-256 of an identity (JSON values)."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def finished(output: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
+from refine.identity import hash_of
 from refine.training import checkpoints, output
 from refine.training.arguments import RefineArguments
 from refine.training.callbacks import Progress, Series
@@ -63,7 +64,7 @@ def run(
         else:
             trainer.train(resume_from_checkpoint=True)
         trainer.save_whole(folder / output.MODEL)
-        record = {**identity, "identity_hash": output.hash_of(identity), **_outcome(trainer)}
+        record = {**identity, "identity_hash": hash_of(identity), **_outcome(trainer)}
         if trainer.args.should_save:
             checkpoints.write_json(folder / output.RESULT, record)
         trainer.accelerator.wait_for_everyone()

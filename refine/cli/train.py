@@ -1,0 +1,96 @@
+"""`refine train`: one arm of one phase into one folder. Started again it resumes; finished, it does nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refine import paths
+
+
+FOLDER = click.Path(path_type=Path)
+OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--output",), {"required": True, "type": FOLDER, "help": "Folder of the run; the model goes to OUTPUT/model."}),
+    (("--data",), {"type": FOLDER, "help": "Folder made by `refine prepare` (default: prepared)."}),
+    (("--params",), {"type": FOLDER, "default": Path("params.yaml"), "show_default": True, "help": "Settings file."}),
+    (
+        ("-S", "--set", "overrides"),
+        {"multiple": True, "metavar": "SECTION.KEY=VALUE", "help": "Override a setting; may be repeated."},
+    ),
+]
+
+
+def common(command: Any) -> Any:
+    """The options that every phase has."""
+    for names, options in reversed(OPTIONS):
+        command = click.option(*names, **options)(command)
+    return command
+
+
+@click.group()
+def train() -> None:
+    """Train one arm of one phase; started again, it resumes."""
+    from refine.training.process import die_with_parent
+
+    die_with_parent()
+
+
+@train.command()
+@common
+def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:
+    """Next-token training of a new model (params: model.config, training.start)."""
+    from refine import settings
+    from refine.training.prepared import Prepared
+    from refine.training.start_training import start_training
+
+    values = settings.load(params, overrides)
+    record = _reported(lambda: start_training(values, Prepared(data or paths.prepared()), output), output)
+    _say(record, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
+
+
+@train.command()
+@click.option("--arm", required=True, type=click.Choice(["none", "sft", "refine"]), help="What is trained by.")
+@click.option(
+    "--model", required=True, metavar="FOLDER|NAME", help="The starting model: a checkpoint folder or hub name."
+)
+@click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
+@common
+def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | None, params: Path,
+        overrides: tuple[str, ...]) -> None:  # fmt: skip
+    """Mid-training on long documents (params: training.mid)."""
+    from refine import settings
+    from refine.training.mid_training import mid_training
+    from refine.training.prepared import Prepared
+
+    values = settings.load(params, overrides)
+    prepared = Prepared(data or paths.prepared())
+    record = _reported(lambda: mid_training(values, arm, model, prepared, output, revision), output)
+    _say(record, output, f"refine evaluate {output / 'model'}")
+
+
+def _reported(run: Any, output: Path) -> dict[str, Any]:
+    """`run()`, quietly; says so where there is nothing left to do."""
+    import logging
+
+    from refine.training.output import finished
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    before = finished(output)
+    record = run()
+    if before is not None:
+        click.echo(f"{output} is finished: nothing to do")
+    return record
+
+
+def _say(record: dict[str, Any], output: Path, following: str) -> None:
+    metrics = record["metrics"]
+    done = f"{record['steps']} steps, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
+    click.echo(
+        f"{record['phase']} {record['arm']}: {done}; "
+        f"validation loss {metrics['val/loss']:.4f}, accuracy {metrics['val/accuracy']:.4f}"
+    )
+    click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / 'metrics.jsonl'}")
+    click.echo(f"next: {following}")

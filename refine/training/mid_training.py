@@ -1,0 +1,75 @@
+"""Mid-training on long documents (METHOD, phases): arms `none`, `sft` and `refine` with the same data, tokens, steps
+and seed. `sft` is `refine` without its next-sequence loss; `none` is the starting model, validated and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.settings import Settings
+from refine.settings.objective import ObjectiveSettings
+from refine.training.prepared import Prepared, check_model, check_vocabulary, model_identity
+from refine.training.start_training import data_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+ARMS = ("none", "sft", "refine")
+
+
+def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
+    """The objective of an arm: the same in all, but for the weight of the next-sequence loss."""
+    return settings if arm == "refine" else settings.model_copy(update={"nsp_weight": 0.0})
+
+
+def identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
+    """What the arm's model is made from (JSON values)."""
+    mid = settings.training.mid
+    values = mid.model_dump(mode="json", exclude={"arms", "objective"})
+    return {
+        "phase": "mid",
+        "arm": arm,
+        "seed": settings.seed,
+        "settings": {**values, "objective": objective_of(arm, mid.objective).model_dump(mode="json")},
+        "start": model_identity(model, revision),
+        "data": data.identity(),
+    }
+
+
+def mid_training(
+    settings: Settings,
+    arm: str,
+    model: str,
+    data: Prepared,
+    output: Path,
+    revision: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train `model` (a folder or hub name) in one arm into `output` (see `refine.training.phase.run`).
+
+    Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
+    """
+    data.check()
+    check_model(model, data)
+    record = identity(settings, arm, model, revision, data)
+    from refine.training.arguments import arguments_of
+    from refine.training.phase import run
+
+    mid = settings.training.mid
+    arguments = arguments_of(mid, objective_of(arm, mid.objective), str(output), settings.seed)
+    if arm == "none":
+        arguments.max_steps = 0
+    inputs = data_inputs(data, lambda: starting_model(model, revision, data))
+    return run(f"mid {arm}", inputs, arguments, record, output, callbacks)
+
+
+def starting_model(name: str, revision: str | None, data: Prepared) -> PreTrainedModel:
+    """The model to train, with float32 weights: a step at a learning rate of 1e-6 is lost in bf16's rounding."""
+    import torch
+
+    from refine.models import from_pretrained
+
+    model = from_pretrained(name, revision=revision, dtype=torch.float32)
+    check_vocabulary(name, model.config.vocab_size, data)
+    return model

@@ -1,0 +1,95 @@
+"""The prepared data and the starting model of a run: found, checked against each other, and hashed, before any
+heavy import."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refine.errors import DataError, ModelError
+from refine.identity import hash_of_files
+
+PADDING = 256  # a model's vocabulary may be padded by fewer pieces than this
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of `refine prepare`: tokenizer/, documents/train.parquet, documents/validation.parquet."""
+
+    folder: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        """Saved tokenizer."""
+        return self.folder / "tokenizer"
+
+    def documents(self, split: str) -> Path:
+        """Token sequences of a split."""
+        return self.folder / "documents" / f"{split}.parquet"
+
+    def check(self) -> None:
+        """Raises DataError where something is missing."""
+        for path in (self.tokenizer / "tokenizer.json", self.documents("train"), self.documents("validation")):
+            if not path.is_file():
+                raise DataError(f"{path} is missing: make it with `dvc repro documents` (or `refine prepare`), or name "
+                                "another folder with --data")  # fmt: skip
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of what is trained on and validated on."""
+        return {
+            "train_hash": hash_of_files(self.documents("train")),
+            "validation_hash": hash_of_files(self.documents("validation")),
+            "tokenizer_hash": hash_of_files(self.tokenizer / "tokenizer.json"),
+        }
+
+    def vocabulary(self) -> int:
+        """Pieces of the tokenizer, added ones included."""
+        values = json.loads((self.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {piece["content"] for piece in values.get("added_tokens", [])}
+        return len(set(values["model"]["vocab"]) | added)
+
+
+def check_model(name: str, data: Prepared) -> None:
+    """Raises ModelError where the model folder `name` has another vocabulary than `data`'s tokenizer. A hub name is
+    checked once it is downloaded."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json: expected a checkpoint folder or a hub name") from None
+    except ValueError:
+        raise ModelError(f"{folder / 'config.json'}: not valid JSON") from None
+    check_vocabulary(name, config.get("vocab_size"), data)
+    theirs, ours = folder / "tokenizer.json", data.tokenizer / "tokenizer.json"
+    if theirs.is_file() and _pieces(theirs) != _pieces(ours):
+        raise ModelError(
+            f"{folder} comes with another tokenizer than {data.tokenizer}: prepare the data with "
+            f"tokenizer.path: {folder}, or start from a model of this vocabulary"
+        )
+
+
+def check_vocabulary(name: str, size: Any, data: Prepared) -> None:
+    """Raises ModelError where `size`, a model's vocabulary, is not that of the tokenizer that made the data."""
+    pieces = data.vocabulary()
+    if not isinstance(size, int) or not pieces <= size < pieces + PADDING:
+        raise ModelError(
+            f"{name} has a vocabulary of {size} pieces, but {data.tokenizer} has {pieces}: prepare the data with the "
+            "model's own tokenizer (tokenizer.path), or start from another model"
+        )
+
+
+def _pieces(tokenizer: Path) -> dict[str, int]:
+    return json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+
+
+def model_identity(name: str, revision: str | None) -> dict[str, str]:
+    """Hash of a checkpoint folder's config and weights, or a hub name with its revision."""
+    folder = Path(name)
+    if folder.is_dir():
+        weights = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+        return {"model_hash": hash_of_files(*weights)}
+    return {"model": name, "revision": revision or "main"}

@@ -1,0 +1,75 @@
+"""Stage `start`: next-token training of a new model on the training text, so that mid-training has a model to start
+from whose next-token loss has begun to flatten (FACTS: REFINE on a model that still learns fast costs loss)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.errors import SettingError
+from refine.settings import Settings
+from refine.settings.objective import ObjectiveSettings
+from refine.training.prepared import Prepared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+
+def identity(settings: Settings, data: Prepared) -> dict[str, Any]:
+    """What the starting model is made from (JSON values). Raises SettingError: no config for a new model."""
+    if not settings.model.config:
+        raise SettingError("model.config is empty: give the new model's config.json fields, or train from a checkpoint "
+                           "with `refine train mid`")  # fmt: skip
+    return {
+        "phase": "start",
+        "arm": "sft",
+        "seed": settings.seed,
+        "settings": settings.training.start.model_dump(mode="json"),
+        "model": {**settings.model.config, "vocab_size": data.vocabulary()},
+        "data": data.identity(),
+    }
+
+
+def start_training(
+    settings: Settings, data: Prepared, output: Path, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """Train a new model of `settings.model.config` into `output` (see `refine.training.phase.run`)."""
+    data.check()
+    record = identity(settings, data)
+    from refine.training.arguments import arguments_of
+    from refine.training.phase import run
+
+    arguments = arguments_of(
+        settings.training.start,
+        ObjectiveSettings(nsp_weight=0.0),
+        str(output),
+        settings.seed,
+        validation_rollouts=False,
+    )
+    return run("start", data_inputs(data, lambda: _new_model(record)), arguments, record, output, callbacks)
+
+
+def _new_model(record: dict[str, Any]) -> PreTrainedModel:
+    import torch
+
+    from refine.models import from_config
+    from refine.training.order import derived_seed
+
+    torch.manual_seed(derived_seed("model", record["seed"]))
+    return from_config(record["model"])
+
+
+def data_inputs(data: Prepared, model: Any) -> Any:
+    """Sequences and tokenizer of `data`, and how to build the model, for `phase.run`."""
+    from transformers import AutoTokenizer
+
+    from refine.data import documents
+    from refine.training.phase import Inputs
+
+    return Inputs(
+        model=model,
+        train=documents.load(data.documents("train")),
+        validation=documents.load(data.documents("validation")),
+        tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
+    )
