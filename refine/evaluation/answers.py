@@ -1,0 +1,202 @@
+"""From prompts to answers: the prompt is read once, the answer is written greedily from the memory, token by token.
+
+Shape legend: B prompts of a pass · T tokens of the longest · D hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from refine.data.prompts import Prompt
+from refine.errors import ModelError
+from refine.evaluation.next_token import token_log_probs
+from refine.evaluation.tasks import Task, known_task
+
+if TYPE_CHECKING:
+    from refine.models import FastWeightLanguageModel, Memory
+
+PIECE = 16  # tokens written before finished answers leave the batch
+
+Adapter = Callable[["FastWeightLanguageModel", Tensor], AbstractContextManager[Any]]
+"""(model, prompt tokens [1, T]) -> a context in which the model is adapted to the prompt; it restores the weights."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: what was written, without the end token. tokens: how many were written.
+
+    prompt_tokens: how many were read. cut: how many were taken out of the middle of a prompt that was too long.
+    log_prob: mean log-probability of the reference answer's tokens, given the prompt [nats per token].
+    adapt_seconds: what adapting to this prompt took [s].
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    cut: int
+    log_prob: float
+    adapt_seconds: float = 0.0
+
+
+def answer(
+    model: FastWeightLanguageModel,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    batch_size: int = 8,
+    adapter: Adapter | None = None,
+) -> list[Answer]:
+    """One answer for each prompt, in their order; `batch_size` prompts a pass change no answer.
+
+    A prompt of more than `length` tokens is cut in the middle to that. An answer ends with the tokenizer's end token,
+    after the prompt's `answer_tokens`, or, in tasks that count the first line only, with that line. With an `adapter`
+    prompts are answered one by one, each inside its own context. The model's mode is left as it was.
+    Raises ModelError if the tokenizer does not fit the model, SettingError for a task that does not exist.
+    """
+    check_fit(tokenizer, model.config.vocab_size)
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    answers: dict[int, Answer] = {}
+    training = model.training
+    model.eval()
+    try:
+        for numbers in _passes(encoded, 1 if adapter else batch_size):
+            batch = [encoded[n] for n in numbers]
+            start = time.perf_counter()
+            with adapter(model, batch[0].tokens[None].to(model.device)) if adapter else nullcontext():
+                seconds = time.perf_counter() - start if adapter else 0.0
+                model.eval()
+                found = _answer_batch(model, tokenizer, batch)
+            answers |= {n: replace(one, adapt_seconds=seconds) for n, one in zip(numbers, found, strict=True)}
+    finally:
+        model.train(training)
+    return [answers[n] for n in range(len(prompts))]
+
+
+def check_fit(tokenizer: Any, vocab_size: int) -> None:
+    """Raises ModelError unless a tokenizer and a model's vocabulary may belong together.
+
+    A vocabulary may be padded a little beyond the tokenizer's pieces, never be smaller.
+    """
+    pieces = len(tokenizer)
+    if pieces > vocab_size or pieces < 0.9 * vocab_size:
+        raise ModelError(
+            f"the tokenizer has {pieces} pieces and the model a vocabulary of {vocab_size}: they do not belong "
+            "together; name the tokenizer that the model was trained with"
+        )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """tokens, reference: int64 on the CPU."""
+
+    prompt: Prompt
+    task: Task
+    tokens: Tensor
+    cut: int
+    reference: Tensor
+
+
+def _encode(tokenizer: Any, prompt: Prompt) -> _Encoded:
+    task = known_task(prompt.task)
+    tokens = list(tokenizer(prompt.prompt)["input_ids"])
+    if tokens[-1] == getattr(tokenizer, "eos_token_id", None):
+        raise ModelError("the tokenizer ends every text with its end token, but a prompt must stay open: turn that off")
+    reference = reference_tokens(tokenizer, prompt.prompt, tokens, task.reference(prompt.answers), task.before_answer)
+    kept = cut_middle(tokens, prompt.length)
+    return _Encoded(prompt, task, torch.tensor(kept), len(tokens) - len(kept), torch.tensor(reference))
+
+
+def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
+    """`tokens`, or their first and last halves where there are more than `length`: instruction and question survive."""
+    if len(tokens) <= length:
+        return list(tokens)
+    head = length - length // 2
+    return [*tokens[:head], *tokens[len(tokens) - length // 2 :]]
+
+
+def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], reference: str, between: str) -> list[int]:
+    """The tokens of `reference` as they follow `prompt` (whose tokens are given).
+
+    Encoded together, so that the space before the answer falls as in running text; where the border token would change,
+    the answer is encoded by itself.
+    """
+    if prompt[-1].isspace():
+        between = ""
+    together = list(tokenizer(prompt + between + reference)["input_ids"])
+    if together[: len(tokens)] == list(tokens) and len(together) > len(tokens):
+        return together[len(tokens) :]
+    return list(tokenizer(between + reference, add_special_tokens=False)["input_ids"])
+
+
+def _passes(encoded: Sequence[_Encoded], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the prompts of each pass: alike in length, so that little padding is read."""
+    order = sorted(range(len(encoded)), key=lambda n: len(encoded[n].tokens)) if batch_size > 1 else range(len(encoded))
+    for first in range(0, len(order), batch_size):
+        yield list(order[first : first + batch_size])
+
+
+@torch.no_grad()
+def _answer_batch(model: FastWeightLanguageModel, tokenizer: Any, batch: Sequence[_Encoded]) -> list[Answer]:
+    lengths = [len(one.tokens) for one in batch]
+    tokens = torch.nn.utils.rnn.pad_sequence([one.tokens for one in batch], batch_first=True).to(model.device)
+    reading = model.read(tokens, lengths=[[length] for length in lengths])
+    last = torch.stack([reading.hidden[b, length - 1] for b, length in enumerate(lengths)])  # [B, D]
+    memory = reading.memory
+    log_probs = _log_probs(model, memory, last, [one.reference for one in batch])
+    written = _write(model, tokenizer, memory, last, batch)
+    return [
+        Answer(tokenizer.decode(ids, skip_special_tokens=True), len(ids), length, one.cut, log_prob)
+        for one, ids, length, log_prob in zip(batch, written, lengths, log_probs, strict=True)
+    ]
+
+
+def _log_probs(
+    model: FastWeightLanguageModel, memory: Memory, last: Tensor, references: Sequence[Tensor]
+) -> list[float]:
+    """Mean log-probability of each reference [nats per token], after memory (B rows) and last [B, D]."""
+    counts = [len(reference) for reference in references]
+    tokens = torch.nn.utils.rnn.pad_sequence(list(references), batch_first=True).to(model.device)  # [B, T]
+    hidden = model.read(tokens, memory, lengths=[[count] for count in counts]).hidden
+    before = torch.cat([torch.cat([last[b, None], hidden[b, : count - 1]]) for b, count in enumerate(counts)])
+    targets = torch.cat([tokens[b, :count] for b, count in enumerate(counts)])
+    log_probs, _ = token_log_probs(model, before, targets)
+    return [float(piece.mean()) for piece in log_probs.double().split(counts)]
+
+
+def _write(
+    model: FastWeightLanguageModel, tokenizer: Any, memory: Memory, last: Tensor, batch: Sequence[_Encoded]
+) -> list[list[int]]:
+    """The tokens of each answer, without the end token; rows leave the batch as they end."""
+    stop = [token for token in (getattr(tokenizer, "eos_token_id", None),) if token is not None]
+    written: list[list[int]] = [[] for _ in batch]
+    rows = list(range(len(batch)))
+    while True:
+        wanted = min(PIECE, max(batch[b].prompt.answer_tokens - len(written[b]) for b in rows))
+        piece = model.continue_greedily(memory, last, wanted, stop)
+        going = []
+        for i, b in enumerate(rows):
+            ids = piece.tokens[i, : int(piece.lengths[i])].tolist()
+            ended = bool(ids) and ids[-1] in stop
+            written[b] = (written[b] + (ids[:-1] if ended else ids))[: batch[b].prompt.answer_tokens]
+            if (
+                not ended
+                and len(written[b]) < batch[b].prompt.answer_tokens
+                and not _line_ended(tokenizer, batch[b], written[b])
+            ):
+                going.append(i)
+        if not going:
+            return written
+        rows = [rows[i] for i in going]
+        reading = model.read(piece.tokens[going, -1:], piece.memory.select(going))
+        last, memory = reading.hidden[:, 0], reading.memory
+
+
+def _line_ended(tokenizer: Any, one: _Encoded, ids: list[int]) -> bool:
+    """Whether all that counts of an answer is written, in tasks that count the first line only."""
+    return one.task.first_line and "\n" in tokenizer.decode(ids, skip_special_tokens=True).lstrip("\n")

@@ -1,0 +1,152 @@
+"""Next-token loss and accuracy on held-out documents, also by position in the context.
+
+Shape legend: B sequences of a pass · T tokens · N predicted tokens of a pass · D hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refine.errors import DataError
+from refine.evaluation.intervals import ratio
+
+if TYPE_CHECKING:
+    from refine.models import FastWeightLanguageModel
+
+PIECE = 2**24  # logits held at once [numbers]: 64 MiB in float32, whatever the vocabulary
+FIRST_BIN = 16  # tokens of the first bin of positions; each further bin ends at twice the last one's end
+
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class PositionScore:
+    """Loss and accuracy of predicting the `first`-th to the `last`-th token of a sequence (the 1st is given)."""
+
+    first: int
+    last: int
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class NextTokenScore:
+    """loss: mean cross-entropy [nats per predicted token]. accuracy: share of tokens that were the likeliest.
+
+    tokens: how many were predicted. Intervals are 95 % bootstrap intervals over sequences, None for a single one.
+    """
+
+    loss: float
+    accuracy: float
+    tokens: int
+    sequences: int
+    by_position: tuple[PositionScore, ...]
+    loss_interval: Interval
+    accuracy_interval: Interval
+
+
+def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8) -> NextTokenScore:
+    """Score every sequence once; `batch_size` sequences a pass change no score.
+
+    sequences: lists or tensors of token ids, or a data set with column `tokens`; lengths may differ. The model's mode
+    is left as it was. Raises DataError for no sequences, or one of fewer than two tokens; ModelError for ids outside
+    the vocabulary.
+    """
+    rows = _rows(sequences)
+    longest = max(len(row) for row in rows)
+    losses, hits = np.zeros((len(rows), longest)), np.zeros((len(rows), longest))  # column t: token t + 1
+    training = model.training
+    model.eval()
+    try:
+        for numbers in _passes(rows, batch_size):
+            for number, lost, hit in _score(model, [rows[n] for n in numbers], numbers):
+                losses[number, 1 : 1 + len(lost)] = lost
+                hits[number, 1 : 1 + len(hit)] = hit
+    finally:
+        model.train(training)
+    predicted = np.array([len(row) - 1 for row in rows])
+    loss, accuracy = ratio(losses.sum(1), predicted), ratio(hits.sum(1), predicted)
+    return NextTokenScore(
+        loss.value,
+        accuracy.value,
+        int(predicted.sum()),
+        len(rows),
+        tuple(_by_position(losses, hits, predicted)),
+        _interval(loss.low, loss.high),
+        _interval(accuracy.low, accuracy.high),
+    )
+
+
+def token_log_probs(model: FastWeightLanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """hidden [N, D] before each target [N] -> (its log-probability [N] float32, whether it is the likeliest [N]).
+
+    Never holds more than PIECE logits.
+    """
+    log_probs, likeliest = [], []
+    step = max(PIECE // model.config.vocab_size, 1)
+    for piece, target in zip(hidden.split(step), targets.split(step), strict=True):
+        logits = model.logits(piece).float()
+        chosen = logits.gather(-1, target[:, None])[:, 0]
+        log_probs.append(chosen - logits.logsumexp(-1))
+        likeliest.append(logits.argmax(-1) == target)
+    return torch.cat(log_probs), torch.cat(likeliest)
+
+
+@torch.no_grad()
+def _score(
+    model: FastWeightLanguageModel, rows: Sequence[Tensor], numbers: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number, losses, hits) of each row, for its tokens from the second on."""
+    lengths = [len(row) for row in rows]
+    tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(model.device)  # [B, T]
+    hidden = model.read(tokens, lengths=[[length] for length in lengths]).hidden
+    before = torch.cat([hidden[b, : length - 1] for b, length in enumerate(lengths)])  # [N, D]
+    targets = torch.cat([tokens[b, 1:length] for b, length in enumerate(lengths)])
+    log_probs, likeliest = token_log_probs(model, before, targets)
+    counts = [length - 1 for length in lengths]
+    losses = (-log_probs).cpu().double().split(counts)
+    hits = likeliest.cpu().double().split(counts)
+    for number, loss, hit in zip(numbers, losses, hits, strict=True):
+        yield number, loss.numpy(), hit.numpy()
+
+
+def _rows(sequences: Any) -> list[Tensor]:
+    column = sequences["tokens"] if "tokens" in getattr(sequences, "column_names", ()) else sequences
+    rows = [torch.as_tensor(row, dtype=torch.int64) for row in column]
+    if not rows:
+        raise DataError("no sequences to evaluate next-token prediction on")
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or len(row) < 2:
+            raise DataError(f"sequence {number} has {row.numel()} tokens; next-token prediction needs at least 2")
+    return rows
+
+
+def _passes(rows: Sequence[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each pass: alike in length, so that little padding is read."""
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) -> Iterator[PositionScore]:
+    """One score for each bin of positions; the numbers of sequences in it may fall where lengths differ."""
+    first, last, longest = 2, FIRST_BIN, losses.shape[1]
+    while first <= longest:
+        end = min(last, longest)
+        count = int(np.clip(predicted + 1 - (first - 1), 0, end - first + 1).sum())
+        inside = slice(first - 1, end)
+        yield PositionScore(
+            first, end, float(losses[:, inside].sum()) / count, float(hits[:, inside].sum()) / count, count
+        )
+        first, last = last + 1, 2 * last
+
+
+def _interval(low: float | None, high: float | None) -> Interval:
+    return None if low is None or high is None else (low, high)
