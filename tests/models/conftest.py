@@ -1,0 +1,177 @@
+"""The small models that the tests read with, and how two results are compared.
+
+A model joins every test of this folder by an entry in CONFIGS. B rows · T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import refine.models
+from refine.models import FastWeightLanguageModel, Memory
+
+VOCABULARY = 61
+CONFIGS: dict[str, dict[str, Any]] = {
+    "delta_net": dict(model_type="delta_net", hidden_size=32, num_hidden_layers=2, num_heads=2),
+    "gated_deltanet": dict(model_type="gated_deltanet", hidden_size=32, num_hidden_layers=2, num_heads=2, head_dim=8),
+}
+# options that change the mathematics of a layer; read in fewer ways than the plain models
+VARIANTS: dict[str, dict[str, Any]] = {
+    "delta_net gated output": {**CONFIGS["delta_net"], "use_gate": True},
+    "delta_net without convolution": {**CONFIGS["delta_net"], "use_short_conv": False},
+    "delta_net negative eigenvalues": {**CONFIGS["delta_net"], "allow_neg_eigval": True},
+    "delta_net beta 1": {**CONFIGS["delta_net"], "use_beta": False},
+    "delta_net sum norm, elu": {**CONFIGS["delta_net"], "qk_norm": "sum", "qk_activation": "elu"},
+    "delta_net relu, wide values": {**CONFIGS["delta_net"], "qk_activation": "relu", "expand_v": 2.0, "expand_k": 0.5},
+    "delta_net tied": {**CONFIGS["delta_net"], "tie_word_embeddings": True},
+    "delta_net convolution of 2": {**CONFIGS["delta_net"], "conv_size": 2, "qk_activation": "identity"},
+    "gated_deltanet grouped values": {**CONFIGS["gated_deltanet"], "num_v_heads": 4, "expand_v": 1.0},
+    "gated_deltanet plain output": {**CONFIGS["gated_deltanet"], "use_gate": False, "use_short_conv": False},
+    "gated_deltanet sigmoid gate, negative": {
+        **CONFIGS["gated_deltanet"],
+        "output_gate_activation": "sigmoid",
+        "allow_neg_eigval": True,
+    },  # fmt: skip
+}
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> FastWeightLanguageModel:
+    """A model whose every part matters: weights far larger than at initialisation, yet not so large that float32
+    rounding itself exceeds the bound."""
+    torch.manual_seed(seed)
+    model = refine.models.from_config(
+        {"vocab_size": VOCABULARY, "intermediate_size": 48, "eos_token_id": None, **config}
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "conv1d" not in name:
+                parameter.normal_(0, 0.5 * parameter.shape[-1] ** -0.5)
+            elif "conv1d" in name:
+                parameter.normal_(0, 0.25)
+            elif name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+        if "A_log" in "".join(dict(model.named_parameters())):
+            for block in model.model.layers:
+                block.attn.A_log.uniform_(-2, 1)
+    return model.to(dtype)
+
+
+@pytest.fixture(params=list(CONFIGS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each kind of model in turn."""
+    return request.param
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Each dtype that has a bound."""
+    return request.param
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> FastWeightLanguageModel:
+    """Each option that changes a layer's mathematics, in float64."""
+    return make_model(VARIANTS[request.param])
+
+
+@pytest.fixture
+def model(name: str, dtype: torch.dtype) -> FastWeightLanguageModel:
+    """A model of each kind in each dtype."""
+    return make_model(CONFIGS[name], dtype)
+
+
+@pytest.fixture
+def build() -> Callable[..., FastWeightLanguageModel]:
+    """make_model, for tests that choose the config."""
+    return make_model
+
+
+@pytest.fixture
+def configs() -> dict[str, dict[str, Any]]:
+    """CONFIGS, for tests that need them all."""
+    return CONFIGS
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ / ‖b‖ (‖a‖ where b is 0)."""
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / (b.norm() if b.any() else 1))
+
+
+class Compare:
+    """Asserts that two results agree within the bound of their dtype."""
+
+    distance = staticmethod(distance)
+
+    def tensors(self, a: Tensor, b: Tensor, what: str = "") -> None:
+        assert a.shape == b.shape, f"{what}: {tuple(a.shape)} against {tuple(b.shape)}"
+        assert distance(a, b) <= BOUNDS[b.dtype], f"{what}: {distance(a, b):.2e}"
+
+    def memories(self, a: Memory, b: Memory) -> None:
+        assert a.positions.tolist() == b.positions.tolist()
+        for number, (one, other) in enumerate(zip(a.layers, b.layers, strict=True)):
+            for key, tensor in one.tensors().items():
+                self.tensors(tensor, other.tensors()[key], f"layer {number} {key}")
+
+    def gradients(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+        assert a.keys() == b.keys()
+        for key in a:
+            self.tensors(a[key], b[key], f"gradient of {key}")
+
+
+@pytest.fixture
+def compare() -> Compare:
+    """How two results are held against each other."""
+    return Compare()
+
+
+@pytest.fixture
+def tokens() -> Callable[..., Tensor]:
+    """Random tokens [B, T]."""
+
+    def draw(rows: int, length: int, seed: int = 1) -> Tensor:
+        return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+@pytest.fixture
+def weigh() -> Callable[[Any], Tensor]:
+    """A scalar that depends on every number of a tensor or memory, each differently: the loss of gradient tests."""
+
+    def scalar(*results: Any) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for result in results:
+            parts = (
+                [result]
+                if isinstance(result, Tensor)
+                else [t for layer in result.layers for t in layer.tensors().values()]
+            )
+            for part in parts:
+                if part.is_floating_point():
+                    phase = torch.arange(part.numel(), dtype=torch.float64).view(part.shape)
+                    total = total + (part.double() * torch.sin(phase + 1)).sum()
+        return total
+
+    return scalar
+
+
+@pytest.fixture
+def gradients_of() -> Callable[[FastWeightLanguageModel, Tensor], dict[str, Tensor]]:
+    """The gradient of a loss with respect to every parameter."""
+
+    def run(model: FastWeightLanguageModel, loss: Tensor) -> dict[str, Tensor]:
+        parameters = dict(model.named_parameters())
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+        return {
+            key: g if g is not None else torch.zeros_like(p)
+            for (key, p), g in zip(parameters.items(), grads, strict=True)
+        }
+
+    return run
