@@ -29,9 +29,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def parquet_files(path: str) -> tuple[Any, list[str]]:
+def parquet_files(path: str) -> tuple[Any, dict[str, str]]:
     """The file system of `path` and the parquet files that it names, sorted: a file, a folder or a pattern.
 
+    The files come as {name: place}; names begin as `path` does, so that they are the same on every machine.
     Raises DataError if there are none, ServiceError if S3 does not answer or refuses.
     """
     file_system, inside = _file_system(path)
@@ -42,7 +43,13 @@ def parquet_files(path: str) -> tuple[Any, list[str]]:
             found = [name for name in file_system.find(inside) if name.endswith((".parquet", inside))]
     if not found:
         raise DataError(f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet")
-    return file_system, sorted(found)
+    return file_system, {_below(path) + file.removeprefix(_below(inside)): file for file in sorted(found)}
+
+
+def _below(path: str) -> str:
+    """`path` up to its first wildcard's folder; all of it if it has none."""
+    fixed = min((path.find(sign) for sign in "*?[" if sign in path), default=None)
+    return path.rstrip("/") if fixed is None else path[: path.rfind("/", 0, fixed) + 1]
 
 
 def _file_system(path: str) -> tuple[Any, str]:

@@ -60,10 +60,10 @@ def _parquet(source: ParquetSource) -> Iterator[Document]:
     wanted = [source.text_column, *([source.title_column] if source.title_column else [])]
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
-        for file in files:
-            _has_columns(file, remote.columns_of(file_system, file), source)
+        for name, file in files.items():
+            _has_columns(name, remote.columns_of(file_system, file), source)
             for number, row in enumerate(remote.rows(file_system, file, wanted)):
-                yield f"{file}#{number}", row
+                yield f"{name}#{number}", row
 
     return _selected(rows(), source, source.path)
 

@@ -1,0 +1,46 @@
+"""`refine data`: bring the raw text and hold it against data.dvc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from refine.errors import DataError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def data() -> None:
+    """Fetch the raw text into data/ and check it against data.dvc."""
+
+
+@data.command()
+@click.option(
+    "--params", default="params.yaml", show_default=True, type=click.Path(path_type=Path), help="settings file"
+)
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="lay a setting over the file's")
+@click.option("--update", is_flag=True, help="make what the sources give the new version, in data.dvc too")
+@click.option("--replace", is_flag=True, help="put the recorded text in the place of a data/ that was altered")
+def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:
+    """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
+    from refine import settings
+    from refine.data.fetch import fetch as fetch_data
+
+    done = fetch_data(settings.load(params, overrides).data, update=update, replace=replace, said=click.echo)
+    if done.recorded:
+        click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
+    else:
+        click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
+
+
+@data.command()
+def check() -> None:
+    """Say whether data/ is the version that data.dvc records, and what differs if it is not."""
+    from refine.data import version
+
+    expected = version.recorded()
+    if expected is None:
+        raise DataError("data.dvc is missing: run `refine data fetch`, which writes data/ and records its version")
+    if differs := version.differences(version.of(version.DATA), expected):
+        raise DataError(f"data/ is not what data.dvc records: {', '.join(differs)}")
+    click.echo(f"data/ is {expected.md5}, as data.dvc records")

@@ -1,0 +1,170 @@
+"""Raw text into data/: a parquet file for each split, the same bytes from the same sources under the pinned pyarrow.
+
+No work and no text is in two splits. What comes out is held against data.dvc before it takes data/'s place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.data import version
+from refine.data.sources import Document, documents
+from refine.data.writing import folder_beside
+from refine.errors import DataError
+from refine.settings.data import DataSettings, PackageSource
+
+# Held-out splits come first: a text that they have is left out of the training text, not the other way round.
+SPLITS = ("validation", "second_domain", "train")
+COLUMNS = ("id", "source", "work", "title", "text")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+ROW_GROUP = 64  # documents written at a time: they are long
+
+
+@dataclass
+class Split:
+    """What was written of a split."""
+
+    documents: int = 0
+    characters: int = 0
+    left_out: int = 0  # documents whose text an earlier split has
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` did. `splits` is empty where data/ was up to date; `recorded` says whether data.dvc was written."""
+
+    md5: str
+    splits: dict[str, Split] = field(default_factory=dict)
+    recorded: bool = False
+
+
+def fetch(
+    settings: DataSettings,
+    *,
+    update: bool = False,
+    replace: bool = False,
+    folder: Path = version.DATA,
+    record: Path = version.RECORD,
+    said: Callable[[str], None] = lambda line: None,
+) -> Fetched:
+    """Bring data/ to the version that data.dvc records; without data.dvc, or with `update`, make it that version.
+
+    Does nothing where data/ is that version already. Raises DataError, and leaves data/ as it was: what the sources
+    give is not what data.dvc records, data/ was altered by hand (unless `replace`), or a source fails.
+    """
+    expected = version.recorded(record)
+    made = {"settings": _hash(settings), "pyarrow": pa.__version__}
+    found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
+    if expected is not None and found is not None and not update:
+        differs = version.differences(found, expected, folder.name)
+        if not differs and made["settings"] == expected.made.get("settings", made["settings"]):
+            return Fetched(found.md5)
+        if differs and not replace:
+            raise DataError(
+                f"{folder}/ is not what {record} records: {', '.join(differs)}; `refine data fetch --replace` brings the "
+                f"recorded text back, `dvc add {folder}` keeps this as a new version"
+            )
+    with folder_beside(folder) as beside:
+        splits = write_splits(settings, beside, said)
+        if expected is not None and not update:
+            _as_recorded(version.of(beside), expected, made, folder.name, record)
+    if expected is None or update:
+        return Fetched(version.record(made, folder, record).md5, splits, recorded=True)
+    return Fetched(expected.md5, splits)
+
+
+def _as_recorded(
+    built: version.Version, expected: version.Version, made: dict[str, str], name: str, record: Path
+) -> None:
+    differs = version.differences(built, expected, name)
+    if not differs:
+        return
+    changed = [what for what in made if expected.made.get(what, made[what]) != made[what]]
+    reason = {
+        "settings": "the section `data` of the settings is not the one it was made from",
+        "pyarrow": f"pyarrow is {made['pyarrow']}, not {expected.made.get('pyarrow')}: `make install` brings it",
+    }
+    why = "; ".join(reason[what] for what in changed) or "a source has changed"
+    raise DataError(
+        f"what the sources give is not what {record} records: {', '.join(differs)} ({why}); nothing was changed; "
+        "`refine data fetch --update` makes it the new version"
+    )
+
+
+def _hash(settings: DataSettings) -> str:
+    text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_splits(
+    settings: DataSettings, folder: Path, said: Callable[[str], None] = lambda line: None
+) -> dict[str, Split]:
+    """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
+    works: dict[str, str] = {}  # work -> split
+    texts: dict[bytes, str] = {}  # fingerprint -> split
+    written = {}
+    for split in SPLITS:
+        counts = Split()
+        chosen = _apart(_documents(settings, split), split, works, texts, counts)
+        _write(chosen, folder / f"{split}.parquet")
+        if not counts.documents:
+            raise DataError(f"data.{split}: no document is left ({counts.left_out} are in another split)")
+        written[split] = counts
+        said(f"{split}: {counts.documents} documents, {counts.characters:,} characters")
+    return written
+
+
+def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
+    for source in getattr(settings, split):
+        held = _named_elsewhere(settings, split, source.texts) if isinstance(source, PackageSource) else ()
+        yield from documents(source, held)
+
+
+def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]:
+    """Works of a package's texts that other splits name."""
+    others = [source for other in SPLITS if other != split for source in getattr(settings, other)]
+    return {
+        work
+        for source in others
+        if isinstance(source, PackageSource) and source.texts == texts
+        for work in source.works or ()
+    }
+
+
+def _apart(
+    found: Iterator[Document], split: str, works: dict[str, str], texts: dict[bytes, str], counts: Split
+) -> Iterator[Document]:
+    """The documents of `found` that no earlier split has; a work that one has is an error."""
+    for document in found:
+        other = works.setdefault(document.work.casefold(), split)
+        if other != split:
+            raise DataError(
+                f"work {document.work!r} is in two splits, {other} and {split} ({document.source}): "
+                f"name it in one of data.{other} and data.{split} only"
+            )
+        words = " ".join(document.text.casefold().split())
+        if texts.setdefault(hashlib.blake2b(words.encode(), digest_size=16).digest(), split) != split:
+            counts.left_out += 1
+            continue
+        counts.documents += 1
+        counts.characters += len(document.text)
+        yield document
+
+
+def _write(found: Iterator[Document], path: Path) -> None:
+    """A parquet file with nothing in it but the rows: no index, no statistics, no times."""
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", compression_level=9, use_dictionary=False, write_statistics=False,
+        store_schema=False, version="2.6",
+    ) as writer:  # fmt: skip
+        while group := list(islice(found, ROW_GROUP)):
+            columns = [[getattr(document, name) for document in group] for name in COLUMNS]
+            writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema=SCHEMA))

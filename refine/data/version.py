@@ -1,0 +1,97 @@
+"""The version of the raw text: what data.dvc records of data/, and what data/ is.
+
+DVC's identity of a folder is the md5 of the list of its files' md5s. It says that something differs, not what; so
+data.dvc also carries, under `meta` (which DVC leaves alone), the md5 of each file and of the settings that made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refine.errors import DataError
+
+DATA = Path("data")
+RECORD = Path("data.dvc")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A folder of data. md5: DVC's, with its .dir. files: name -> md5 (empty: not known). made: what they come from."""
+
+    md5: str
+    files: dict[str, str] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+
+
+def of(folder: str | Path) -> Version:
+    """The version of the files in `folder`, as DVC counts it. Raises DataError if there is no such folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}/ is missing: run `refine data fetch`, or `dvc pull` if the project has a remote")
+    files = {path.relative_to(folder).as_posix(): _md5(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    return Version(hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir", files)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def recorded(record: str | Path = RECORD) -> Version | None:
+    """The version that data.dvc records; None if there is no data.dvc. Raises DataError if it cannot be understood."""
+    record = Path(record)
+    if not record.exists():
+        return None
+    try:
+        content: dict[str, Any] = yaml.safe_load(record.read_text(encoding="utf-8"))
+        md5 = content["outs"][0]["md5"]
+        meta = content.get("meta") or {}
+        current = meta.get("md5") == md5  # `dvc add` by hand leaves our part behind
+        return Version(md5, dict(meta.get("files") or {}), dict(meta.get("made") or {})) if current else Version(md5)
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OSError):
+        raise DataError(
+            f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch anew"
+        ) from None
+
+
+def differences(found: Version, expected: Version, where: str = "data") -> list[str]:
+    """What differs, a phrase for each file; empty if nothing does."""
+    if found.md5 == expected.md5:
+        return []
+    if not expected.files:
+        return [f"{where}/ is {found.md5}, data.dvc says {expected.md5}"]
+    said = []
+    for name in sorted({*found.files, *expected.files}):
+        if name not in found.files:
+            said.append(f"{where}/{name} is missing")
+        elif name not in expected.files:
+            said.append(f"{where}/{name} is not part of it")
+        elif found.files[name] != expected.files[name]:
+            said.append(f"{where}/{name} differs")
+    return said
+
+
+def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> Version:
+    """Version `folder` with `dvc add` and add to data.dvc what DVC does not keep. Raises DataError if DVC refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.split()).removeprefix("ERROR: ")
+        raise DataError(f"{folder}/ is written, but `dvc add` does not version it: {reason}")
+    version = of(folder)
+    content = yaml.safe_load(record.read_text(encoding="utf-8"))
+    content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
+    beside = record.with_name(f".{record.name}.part")
+    beside.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    beside.replace(record)
+    return version
