@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,26 +32,44 @@ def sequence_seed(run_seed: int, step: int | str, sequence: int) -> int:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One forward pass of one process: which rows, and what of them is trained (see `refine.training.sequences`)."""
+
+    kind: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Stream:
     """The order in which the rows of a data set are trained on.
 
     rows: N. sequences: how many are taken in all. per_step: S. seed: of the permutations; None keeps the rows' order.
+    kind: what of a row is trained.
     """
 
     rows: int
     sequences: int
     per_step: int
     seed: int | None
+    kind: str = "tokens"
 
     @property
     def steps(self) -> int:
         """Optimizer steps; the last one may be smaller."""
         return -(-self.sequences // self.per_step)
 
-    def step(self, step: int) -> list[int]:
-        """The rows of optimizer step `step` (from 0), in the stream's order."""
+    def step(self, step: int) -> tuple[str, list[int]]:
+        """What optimizer step `step` (from 0) trains: a kind, and rows in the stream's order."""
+        return self.kind, self.taken(step)
+
+    def taken(self, step: int) -> list[int]:
+        """The rows of step `step`."""
         first = step * self.per_step
         return [self._row(place) for place in range(first, min(first + self.per_step, self.sequences))]
+
+    def epochs(self, steps: int) -> float:
+        """Passes through the data after `steps` steps."""
+        return min(steps * self.per_step, self.sequences) / self.rows
 
     def _row(self, place: int) -> int:
         epoch, index = divmod(place, self.rows)
@@ -70,29 +89,26 @@ def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
     return _last[key]
 
 
-class Passes(torch.utils.data.Sampler[list[int]]):
-    """One process's forward passes: for each step, ceil(S / (B W)) lists of at most B rows.
+class Passes(torch.utils.data.Sampler[list[Pass]]):
+    """One process's work: for each optimizer step, ceil(S / (B W)) passes of at most B rows.
 
-    A pass of at most B·W rows is dealt to the processes in turn; one that gets none reads a STAND_IN, so that all
-    processes make the same number of passes.
+    Up to B·W rows are dealt to the processes in turn; one that gets none reads a STAND_IN, so that all processes make
+    the same number of passes.
     """
 
-    def __init__(self, stream: Stream, per_pass: int, processes: int = 1, process: int = 0) -> None:
+    def __init__(self, stream: Any, per_pass: int, processes: int = 1, process: int = 0) -> None:
         self.stream, self.per_pass, self.processes, self.process = stream, per_pass, processes, process
 
-    def passes_of(self, step: int) -> int:
-        """Forward passes of each process in optimizer step `step`."""
-        taken = min(self.stream.per_step, self.stream.sequences - step * self.stream.per_step)
-        return -(-taken // (self.per_pass * self.processes))
-
     def __len__(self) -> int:
-        if self.stream.steps == 0:
-            return 0
-        return (self.stream.steps - 1) * self.passes_of(0) + self.passes_of(self.stream.steps - 1)
+        return self.stream.steps
 
-    def __iter__(self) -> Iterator[list[int]]:
-        together = self.per_pass * self.processes
+    def __iter__(self) -> Iterator[list[Pass]]:
         for step in range(self.stream.steps):
-            rows = self.stream.step(step)
-            for first in range(0, len(rows), together):
-                yield rows[first : first + together][self.process :: self.processes] or [STAND_IN]
+            yield self.passes(step)
+
+    def passes(self, step: int) -> list[Pass]:
+        """This process's passes of optimizer step `step`."""
+        kind, rows = self.stream.step(step)
+        together = self.per_pass * self.processes
+        shares = [rows[first : first + together] for first in range(0, len(rows), together)]
+        return [Pass(kind, tuple(share[self.process :: self.processes]) or (STAND_IN,)) for share in shares]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from refine.identity import hash_of
@@ -58,7 +58,6 @@ def run(
             processing_class=inputs.tokenizer,
             callbacks=[Series(folder), Progress(title), *callbacks],
         )
-        trainer.remove_callback(PrinterCallback)  # Progress says it in fewer words
         if arguments.max_steps == 0:
             _only_validate(trainer)
         else:

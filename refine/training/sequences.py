@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from refine.errors import DataError
-from refine.training.order import STAND_IN
+from refine.training.order import STAND_IN, Pass
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,23 @@ def _row(held: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[int], tup
     return np.concatenate(pieces), [len(piece) for piece in pieces], names
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Any]:
+class Batches(torch.utils.data.Dataset[dict[str, Any]]):
+    """The batch of each Pass over `rows`; its length is theirs."""
+
+    def __init__(self, rows: Sequences) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, one: Pass) -> dict[str, Any]:
+        return collate([self.rows[row] for row in one.rows], one.kind)
+
+
+def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
     """A batch: `tokens` int64 [B, T] padded on the right with 0, `lengths` (lists of the documents' tokens in each
-    row; None where every row is one document of T tokens), `sequences`, `documents` and `counted` of each row."""
+    row; None where every row is one document of T tokens), `sequences`, `documents` and `counted` of each row,
+    and `kind`, what of them is trained."""
     longest = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
     for place, row in enumerate(rows):
@@ -130,4 +144,5 @@ def collate(rows: Sequence[Row]) -> dict[str, Any]:
         "sequences": [row.sequence for row in rows],
         "documents": [", ".join(row.documents) for row in rows],
         "counted": rows[0].counted,
+        "kind": kind,
     }

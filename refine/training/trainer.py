@@ -8,6 +8,7 @@ ignored (`refine.training.saving`), and metrics under the names `train/...` and 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -16,16 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective import next_sequence_step
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
 from refine.training.arguments import RefineArguments
+from refine.training.callbacks import Progress
 from refine.training.order import Passes, Stream, sequence_seed
 from refine.training.saving import WholeCheckpoints
-from refine.training.sequences import Sequences, collate, sequences_of
+from refine.training.sequences import Batches, Sequences, collate, sequences_of
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
 from refine.training.wrapped import call_through, gathered
@@ -74,9 +76,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self.sequences = None if train_dataset is None else _rows(train_dataset, processing_class, args)
         self.stream = None if self.sequences is None else _stream(self.sequences, args)
         if self.stream is not None:
-            args.max_steps = self.stream.steps
-            # Passes of one process in a step: Trainer's gradient accumulation.
-            args.gradient_accumulation_steps = max(1, self._passes(args).passes_of(0))
+            # To Trainer the run is one epoch of `steps` batches; each is a whole optimizer step, cut into passes here.
+            args.max_steps, args.gradient_accumulation_steps = self.stream.steps, 1
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
@@ -90,6 +91,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         )
         if use_cache is not None:
             self.model.config.use_cache = use_cache  # Trainer turns it off for good; checkpoints should not say so
+        self._speak_once()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
         self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
@@ -97,36 +99,49 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._step_started, self._seconds = time.perf_counter(), 0.0
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
 
-    def _passes(self, args: RefineArguments) -> Passes:
-        assert self.stream is not None
-        return Passes(self.stream, args.per_device_train_batch_size, max(args.world_size, 1), args.process_index)
+    def _speak_once(self) -> None:
+        """Our Progress for Trainer's bar and for the rows it would print (40 metrics a step)."""
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(Progress("training"))
 
     # -- data ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """The passes of this process, in the stream's order. Not sharded by accelerate, which would repeat rows."""
+        """This process's passes, a list for each optimizer step. Not sharded by accelerate, which would repeat rows."""
         if self.sequences is None:
             raise SettingError("training needs a train_dataset")
+        args = self.args
         return torch.utils.data.DataLoader(
-            self.sequences,
-            batch_sampler=self._passes(self.args),
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers,
+            Batches(self.sequences),
+            batch_sampler=Passes(
+                self.stream, args.per_device_train_batch_size, max(args.world_size, 1), args.process_index
+            ),
+            collate_fn=list,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
             generator=torch.Generator(),  # its own: iterating must not move the global one
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The passes of one optimizer step, and its denominators over all of them and all processes."""
+        """The next optimizer step, and its denominators over all its passes and processes."""
         self._step_started = time.perf_counter()
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        steps = [step for _, step in zip(range(num_batches), epoch_iterator, strict=False)]
+        batches = [batch for step in steps for batch in step]
         own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
         self._counts = sum(gathered(own), Counts(0, 0, 0))
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
-        return batches, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
+        return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations for each token and weight outside the embeddings; rollouts are not counted."""
+        return 6 * sum(batch["tokens"].numel() for batch in inputs) * self.model.num_parameters(exclude_embeddings=True)
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            self.state.num_input_tokens_seen += self._counts.tokens
 
     # -- the step --------------------------------------------------------------------------------------------------
 
@@ -157,19 +172,27 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         loss = result.loss * max(self.args.world_size, 1)
         return (loss, result) if return_outputs else loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Trainer's, with running out of memory told in terms of the settings that lower it."""
-        try:
-            return super().training_step(model, inputs, num_items_in_batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            rows, width = inputs["tokens"].shape
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: out of memory with {rows} sequences of {width} tokens in a pass: "
-                f"lower sequences_per_pass (now {self.args.per_device_train_batch_size}; results stay the same), turn "
-                "on gradient_checkpointing, use precision bfloat16, or lower documents.sequence_length"
-            ) from error
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """All passes of an optimizer step, each forward and backward; processes exchange gradients in the last."""
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs):
+            last = number == len(inputs) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                try:
+                    total += super().training_step(model, batch, num_items_in_batch)
+                except (MemoryError, RuntimeError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    raise TrainingError(self._memory_advice(batch)) from error
+        return total
+
+    def _memory_advice(self, batch: dict[str, Any]) -> str:
+        rows, width = batch["tokens"].shape
+        return (
+            f"step {self.state.global_step + 1}: out of memory with {rows} sequences of {width} tokens in a pass: "
+            f"lower sequences_per_pass (now {self.args.per_device_train_batch_size}; results stay the same), turn on "
+            "gradient_checkpointing, use precision bfloat16, or lower documents.sequence_length"
+        )
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
         if not math.isfinite(float(result.loss.detach())):
@@ -199,7 +222,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             self._seconds += time.perf_counter() - self._step_started
             self._steps_since_log, self._counted_step = self._steps_since_log + 1, step
             if self.stream is not None:  # to Trainer the whole run is one epoch
-                self.state.epoch = min(step * self.stream.per_step, self.stream.sequences) / self.stream.rows
+                self.state.epoch = self.stream.epochs(step)
         if step >= self.state.max_steps and self.args.eval_strategy != "no" and self._validated_step < step:
             self.control.should_evaluate = True
         super()._maybe_log_save_evaluate(*args, **kwargs)

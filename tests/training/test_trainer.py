@@ -1,0 +1,214 @@
+"""RefineTrainer: what a step sees and computes does not depend on how it is cut up."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import datasets
+import pytest
+import torch
+
+from refine.errors import ModelError, SettingError, TrainingError
+from refine.objective import next_sequence_step
+from refine.training.arguments import RefineArguments
+from refine.training.trainer import RefineTrainer
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def trained(model, args, rows, **more) -> RefineTrainer:
+    trainer = RefineTrainer(model, args, train_dataset=datasets.Dataset.from_list(rows), **more)
+    trainer.train()
+    return trainer
+
+
+def logged(trainer: RefineTrainer, name: str) -> list[float]:
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def test_training_lowers_the_loss_and_logs_every_step(tiny_model, arguments, rows):
+    trainer = trained(tiny_model(), arguments(max_steps=12), rows)
+    losses = logged(trainer, "train/loss")
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.2
+    row = trainer.state.log_history[0]
+    names = "ntp_loss nsp_loss entropy advantage/std ratio/mean clip_fraction log_prob_gap grad_norm tokens_per_second"
+    rewards = "reward/cosine/mean reward/cosine/std reward/cosine/q50 reward/binary/mean reward/hybrid/mean"
+    for name in f"{names} {rewards}".split():
+        assert math.isfinite(row[f"train/{name}"]), name
+    assert row["train/loss"] == pytest.approx(0.2 * row["train/nsp_loss"] + row["train/ntp_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 3])
+def test_micro_batches_change_no_draw_no_loss_and_no_gradient(tiny_model, arguments, rows, per_pass):
+    """max_grad_norm tiny and one step of SGD: what the weights move by is the gradient's direction."""
+    whole = trained(tiny_model(), arguments(max_steps=1, optim="sgd", max_grad_norm=1.0), rows)
+    cut = trained(
+        tiny_model(), arguments(max_steps=1, optim="sgd", max_grad_norm=1.0, per_device_train_batch_size=per_pass), rows
+    )
+    start = flat(tiny_model())
+    moved, also = flat(whole.model) - start, flat(cut.model) - start
+    assert float((moved - also).norm() / moved.norm()) < 1e-4
+    for name in ("train/loss", "train/ntp_loss", "train/ntp_accuracy", "train/entropy", "train/rollouts",
+                 "train/grad_norm"):  # fmt: skip
+        assert logged(cut, name) == pytest.approx(logged(whole, name), rel=1e-4), name
+    assert logged(cut, "train/reward/binary/mean") == pytest.approx(logged(whole, "train/reward/binary/mean"), abs=1e-6)
+
+
+def test_a_step_s_loss_is_that_of_the_objective_on_the_same_sequences(tiny_model, arguments, rows):
+    from refine.training.order import sequence_seed
+    from refine.training.sequences import collate
+
+    trainer = trained(tiny_model(), arguments(max_steps=1, per_device_train_batch_size=1), rows)
+    taken = trainer.stream.taken(0)
+    batch = collate([trainer.sequences[index] for index in taken])
+    seeds = torch.tensor([sequence_seed(trainer.args.seed, 0, index) for index in taken])
+    result = next_sequence_step(tiny_model(), batch["tokens"], trainer.objective, seeds, lengths=batch["lengths"])
+    assert logged(trainer, "train/loss")[0] == pytest.approx(float(result.loss.detach()), rel=1e-5)
+
+
+def test_two_runs_with_one_seed_end_with_identical_weights(tiny_model, arguments, rows):
+    one, two = (trained(tiny_model(), arguments(seed=5), rows) for _ in range(2))
+    assert torch.equal(flat(one.model), flat(two.model))
+    other = trained(tiny_model(), arguments(seed=6), rows)
+    assert not torch.equal(flat(one.model), flat(other.model))
+
+
+def test_the_sft_arm_is_the_same_run_without_the_next_sequence_loss(tiny_model, arguments, rows):
+    sft = trained(tiny_model(), arguments(objective={"nsp_weight": 0.0}, max_steps=1), rows)
+    refine = trained(tiny_model(), arguments(max_steps=1), rows)
+    assert sft.stream == refine.stream
+    assert logged(sft, "train/ntp_loss") == pytest.approx(logged(refine, "train/ntp_loss"), rel=1e-6)
+    assert logged(sft, "train/loss") == pytest.approx(logged(sft, "train/ntp_loss"), rel=1e-6)
+    assert not logged(sft, "train/nsp_loss") and not torch.equal(flat(sft.model), flat(refine.model))
+
+
+def test_epochs_count_every_row_once_and_the_last_step_may_be_smaller(tiny_model, arguments, rows):
+    trainer = trained(tiny_model(), arguments(max_steps=-1, num_train_epochs=1), rows)
+    assert trainer.state.global_step == 3 and trainer.state.epoch == 1.0
+    assert sum(logged(trainer, "train/tokens")) == sum(len(row["tokens"]) for row in rows)
+
+
+def test_validation_counts_every_sequence_once_whatever_the_batch(tiny_model, arguments, rows):
+    found = []
+    for size in (1, 3, 10):
+        args = arguments(per_device_eval_batch_size=size)
+        found.append(RefineTrainer(tiny_model(), args, eval_dataset=rows).evaluate())
+    for other in found[1:]:
+        assert other["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-5)
+        assert other["eval_accuracy"] == pytest.approx(found[0]["eval_accuracy"], abs=1e-6)
+        assert other["eval_reward/cosine/mean"] == pytest.approx(found[0]["eval_reward/cosine/mean"], rel=1e-4)
+
+
+def test_validation_runs_at_its_interval_at_the_end_and_moves_nothing(tiny_model, arguments, rows):
+    plain = trained(tiny_model(), arguments(max_steps=5), rows)
+    args = arguments(max_steps=5, eval_strategy="steps", eval_steps=2, eval_on_start=True)
+    watched = trained(tiny_model(), args, rows, eval_dataset={"val": rows[:3], "second_domain": rows[3:5]})
+    steps = [row["step"] for row in watched.state.log_history if "val/loss" in row]
+    assert steps == [0, 2, 4, 5]
+    assert len(logged(watched, "second_domain/accuracy")) == 4
+    assert torch.equal(flat(plain.model), flat(watched.model))
+
+
+def test_text_trains_with_a_tokenizer(tiny_model, arguments, prepared_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepared_folder / "tokenizer")
+    tokenizer.pre_tokenizer = None
+    rows = [{"text": f"w{number} " * 30} for number in range(1, 6)]
+    backend = tokenizer.backend_tokenizer
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    backend.pre_tokenizer = WhitespaceSplit()
+    trainer = trained(tiny_model(), arguments(max_steps=2), rows, processing_class=tokenizer)
+    assert logged(trainer, "train/tokens") == [120.0, 120.0]
+
+
+def test_packed_rows_are_trained_as_the_documents_they_hold(tiny_model, arguments, rows):
+    """One step over all documents: the same next-token loss packed and one a row."""
+    both = []
+    for packing, per_step in ((False, 10), (True, 5)):
+        args = arguments(
+            max_steps=1, sequences_per_step=per_step, max_length=100, packing=packing, objective={"nsp_weight": 0.0},
+            train_sampling_strategy="sequential", per_device_train_batch_size=10,
+        )  # fmt: skip
+        both.append(trained(tiny_model(), args, rows))
+    assert len(both[1].sequences) == 5
+    assert logged(both[0], "train/tokens") == logged(both[1], "train/tokens")
+    assert logged(both[1], "train/loss") == pytest.approx(logged(both[0], "train/loss"), rel=1e-5)
+
+
+def test_a_document_too_short_for_rollouts_trains_by_next_token_alone(tiny_model, arguments):
+    short = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
+    trainer = trained(tiny_model(), arguments(max_steps=1, sequences_per_step=2), short)
+    assert logged(trainer, "train/loss") == pytest.approx(logged(trainer, "train/ntp_loss"), rel=1e-6)
+
+
+def test_a_non_finite_loss_stops_before_the_weights_move_and_names_step_and_documents(tiny_model, arguments, rows):
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3].fill_(float("inf"))
+    before = flat(model)
+    with pytest.raises(TrainingError, match=r"step 1: the loss is (nan|inf) .* on play-\d@0.*learning_rate") as error:
+        trained(model, arguments(), rows)
+    assert "\n" not in str(error.value)
+    assert torch.equal(flat(model), before)
+
+
+def test_a_non_finite_gradient_stops_before_the_weights_move(tiny_model, arguments, rows):
+    model = tiny_model()
+    model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = flat(model)
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan on play-\d@0; play-\d@0"):
+        trained(model, arguments(), rows)
+    assert torch.equal(flat(model), before)
+
+
+def test_running_out_of_memory_names_the_settings_that_lower_it(tiny_model, arguments, rows, monkeypatch):
+    import refine.training.trainer as module
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "next_sequence_step", full)
+    with pytest.raises(
+        TrainingError, match=r"out of memory with 4 sequences of \d+ tokens.*sequences_per_pass \(now 4"
+    ):
+        trained(tiny_model(), arguments(), rows)
+
+
+def test_the_saved_config_does_not_turn_the_cache_off(tiny_model, arguments, rows):
+    model = tiny_model()
+    RefineTrainer(model, arguments(), train_dataset=rows)
+    assert model.config.use_cache is True
+
+
+def test_a_model_without_a_memory_is_refused(arguments, rows):
+    with pytest.raises(ModelError, match="Linear has no memory to tap"):
+        RefineTrainer(torch.nn.Linear(2, 2), arguments(), train_dataset=rows)
+
+
+def test_objective_settings_are_checked_where_they_are_given(tmp_path):
+    with pytest.raises(SettingError, match=r"RefineArguments\.objective.*did you mean 'positions'"):
+        RefineArguments(output_dir=str(tmp_path), objective={"position": 8})
+
+
+def test_arguments_survive_as_json(arguments):
+    import json
+
+    assert json.loads(arguments().to_json_string())["objective"]["positions"] == 3
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"recompute": True}])
+def test_mixed_precision_and_recomputing_activations_train(tiny_model, arguments, rows, options, caplog):
+    from refine.training.arguments import _has
+
+    if options.pop("recompute", False):
+        options["activation_checkpointing" if _has("activation_checkpointing") else "gradient_checkpointing"] = True
+    plain = trained(tiny_model(), arguments(max_steps=2), rows)
+    with caplog.at_level(logging.ERROR):
+        other = trained(tiny_model(), arguments(max_steps=2, **options), rows)
+    assert logged(other, "train/ntp_loss") == pytest.approx(logged(plain, "train/ntp_loss"), rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in other.model.parameters())
