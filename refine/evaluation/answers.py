@@ -16,8 +16,8 @@ from torch import Tensor
 
 from refine.data.prompts import Prompt
 from refine.errors import ModelError
-from refine.evaluation.next_token import token_log_probs
 from refine.evaluation.tasks import Task, known_task
+from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel, Memory
@@ -165,8 +165,8 @@ def _log_probs(
     hidden = model.read(tokens, memory, lengths=[[count] for count in counts]).hidden
     before = torch.cat([torch.cat([last[b, None], hidden[b, : count - 1]]) for b, count in enumerate(counts)])
     targets = torch.cat([tokens[b, :count] for b, count in enumerate(counts)])
-    log_probs, _ = token_log_probs(model, before, targets)
-    return [float(piece.mean()) for piece in log_probs.double().split(counts)]
+    found = token_statistics(before, model.get_output_embeddings().weight, targets)
+    return [-float(piece.mean()) for piece in found.cross_entropy.double().split(counts)]
 
 
 def _write(

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from refine.errors import DataError
 from refine.evaluation.intervals import ratio
+from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
-PIECE = 2**24  # logits held at once [numbers]: 64 MiB in float32, whatever the vocabulary
 FIRST_BIN = 16  # tokens of the first bin of positions; each further bin ends at twice the last one's end
 
 Interval = tuple[float, float] | None
@@ -84,21 +84,6 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
     )
 
 
-def token_log_probs(model: FastWeightLanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden [N, D] before each target [N] -> (its log-probability [N] float32, whether it is the likeliest [N]).
-
-    Never holds more than PIECE logits.
-    """
-    log_probs, likeliest = [], []
-    step = max(PIECE // model.config.vocab_size, 1)
-    for piece, target in zip(hidden.split(step), targets.split(step), strict=True):
-        logits = model.logits(piece).float()
-        chosen = logits.gather(-1, target[:, None])[:, 0]
-        log_probs.append(chosen - logits.logsumexp(-1))
-        likeliest.append(logits.argmax(-1) == target)
-    return torch.cat(log_probs), torch.cat(likeliest)
-
-
 @torch.no_grad()
 def _score(
     model: FastWeightLanguageModel, rows: Sequence[Tensor], numbers: Sequence[int]
@@ -109,10 +94,10 @@ def _score(
     hidden = model.read(tokens, lengths=[[length] for length in lengths]).hidden
     before = torch.cat([hidden[b, : length - 1] for b, length in enumerate(lengths)])  # [N, D]
     targets = torch.cat([tokens[b, 1:length] for b, length in enumerate(lengths)])
-    log_probs, likeliest = token_log_probs(model, before, targets)
+    found = token_statistics(before, model.get_output_embeddings().weight, targets)
     counts = [length - 1 for length in lengths]
-    losses = (-log_probs).cpu().double().split(counts)
-    hits = likeliest.cpu().double().split(counts)
+    losses = found.cross_entropy.cpu().double().split(counts)
+    hits = found.correct.cpu().double().split(counts)
     for number, loss, hit in zip(numbers, losses, hits, strict=True):
         yield number, loss.numpy(), hit.numpy()
 

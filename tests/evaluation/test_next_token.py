@@ -42,16 +42,6 @@ def test_scores_by_position_add_up_to_the_whole(model, rows):
     assert last.loss == pytest.approx(float(plain(model, rows[4])[0][-31:].mean()), rel=1e-5)
 
 
-def test_logits_are_made_in_pieces_and_the_pieces_change_nothing(model, rows, monkeypatch):
-    whole = next_token.evaluate(model, rows)
-    monkeypatch.setattr(next_token, "PIECE", 7 * model.config.vocab_size)
-    widest = []
-    logits = model.logits
-    monkeypatch.setattr(model, "logits", lambda hidden: widest.append(hidden.shape[0]) or logits(hidden))
-    assert next_token.evaluate(model, rows).loss == pytest.approx(whole.loss, rel=1e-6)
-    assert max(widest) == 7
-
-
 def test_a_data_set_with_a_tokens_column_and_tensors_score_as_lists_do(model, rows):
     expected = next_token.evaluate(model, rows)
     assert (
