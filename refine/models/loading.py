@@ -15,6 +15,7 @@ from refine.models.checkpoint import resolve
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta_net import DeltaNetForCausalLM
 from refine.models.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.lact import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 
 MODELS: dict[str, type[FastWeightLanguageModel]] = {}
@@ -94,3 +95,4 @@ def from_pretrained(
 
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
+register(LactForCausalLM)

@@ -51,7 +51,7 @@ class Memory:
     @property
     def device(self) -> torch.device:
         """Where the tensors are (`positions` stays on the CPU)."""
-        return next(iter(self.layers[0].tensors().values())).device
+        return self.layers[0].device
 
     def detach(self) -> Memory:
         """The same memory, cut off from the graph of the read."""

@@ -56,6 +56,11 @@ class LayerMemory(ABC):
     def nbytes(self) -> int:
         """Bytes that these rows hold [bytes]."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors().values())).device
+
     @abstractmethod
     def select(self, index: Tensor) -> LayerMemory:
         """Rows index[0], index[1], ... (int64 [R], repeats allowed), with gradient."""
@@ -80,8 +85,7 @@ class LayerMemory(ABC):
 
     def repeat(self, n: int) -> LayerMemory:
         """Row r becomes rows r*n .. r*n + n - 1."""
-        device = next(iter(self.tensors().values())).device
-        return self.select(torch.arange(self.rows, device=device).repeat_interleave(n))
+        return self.select(torch.arange(self.rows, device=self.device).repeat_interleave(n))
 
 
 class TensorMemory(LayerMemory):
