@@ -1,0 +1,12 @@
+"""REFINE: reinforcement of fast weights by next-sequence prediction, one file a step, in the paper's order.
+
+positions -> rollouts -> rewards -> advantages -> loss; `step` puts them together, `by_rereading` is its slow twin.
+Pure functions of tensors and one seed a sequence.
+"""
+
+from refine.objective.positions import spans
+from refine.objective.result import StepResult
+from refine.objective.step import next_sequence_step
+from refine.settings.objective import ObjectiveSettings
+
+__all__ = ["ObjectiveSettings", "StepResult", "next_sequence_step", "spans"]

@@ -48,7 +48,7 @@ def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor, weights: Ten
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) of the targets; hidden [..., D], targets [...] int64 -> [...], differentiable."""
+    """log softmax(logits / temperature) of the targets; hidden [..., D], targets [...] -> [...], with gradient."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     return _LogProbs.apply(flat, head, targets.reshape(-1), temperature, _compute_dtype(flat)).view(targets.shape)
 

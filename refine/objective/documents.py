@@ -1,0 +1,133 @@
+"""The documents packed in a batch, and the places in them where rollouts start.
+
+Shape legend: B rows of the batch · T tokens of a row · G documents · L tokens of the longest document
+· C columns of positions (c chunks times the most documents of a row) · R places, one for each valid position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from refine.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tokens start .. start + length - 1 of row `row`; the `number`-th document of that row."""
+
+    row: int
+    number: int
+    start: int
+    length: int
+
+
+class Documents:
+    """The documents of tokens [B, T], as `lengths` (see `model.read`) packs them; None: each row is one."""
+
+    def __init__(self, shape: Sequence[int], lengths: Sequence[Sequence[int]] | None) -> None:
+        self.rows, self.width = shape
+        self.lengths = [[self.width]] * self.rows if lengths is None else [list(row) for row in lengths]
+        self.all = [
+            Document(b, d, start, length)
+            for b, row in enumerate(self.lengths)
+            for d, (start, length) in enumerate(zip((0, *accumulate(row)), row, strict=False))
+        ]
+        self.longest = max((document.length for document in self.all), default=0)
+        self.whole = all(row == [self.width] for row in self.lengths)
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that a token of the same document stands before: what next-token prediction is counted by."""
+        return sum(document.length - 1 for document in self.all)
+
+    def grid(self, values: Tensor) -> Tensor:
+        """values [B, T] -> [G, L], a document a row, zero after its end."""
+        if self.whole:
+            return values
+        grid = values.new_zeros(len(self.all), self.longest)
+        for g, document in enumerate(self.all):
+            grid[g, : document.length] = values[document.row, document.start : document.start + document.length]
+        return grid
+
+    def real(self, device: torch.device) -> Tensor:
+        """[B, T] bool: tokens, as against padding."""
+        ends = torch.tensor([sum(row) for row in self.lengths])
+        return (torch.arange(self.width) < ends[:, None]).to(device)
+
+    def has_next(self, device: torch.device) -> Tensor:
+        """[B, T] bool: tokens after which another of the same document comes."""
+        found = torch.arange(self.width) < torch.tensor([sum(row) for row in self.lengths])[:, None]
+        rows = torch.tensor([document.row for document in self.all])
+        found[rows, torch.tensor([document.start + document.length - 1 for document in self.all])] = False
+        return found.to(device)
+
+
+@dataclass(frozen=True)
+class Places:
+    """R places where rollouts start; Python integers and CPU tensors, for the reads are planned with them.
+
+    `row`, `column` [R]: where they stand in positions [B, C]; `document` [R]: index into Documents.all; `position` [R]:
+    tokens of the row read before the rollout.
+    """
+
+    shape: tuple[int, int]
+    row: Tensor
+    column: Tensor
+    document: Tensor
+    position: Tensor
+
+    @staticmethod
+    def none(rows: int) -> Places:
+        """No places in `rows` rows, and no columns."""
+        return Places((rows, 0), *torch.zeros(4, 0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
+
+    def positions(self) -> Tensor:
+        """[B, C] int64, -1 where there is no place."""
+        return self.scatter(self.position, -1)
+
+    def scatter(self, values: Tensor, empty: float = 0) -> Tensor:
+        """values [R, ...] -> [B, C, ...], `empty` where there is no place."""
+        full = values.new_full((*self.shape, *values.shape[1:]), empty)
+        full[self.row.to(values.device), self.column.to(values.device)] = values
+        return full
+
+    def gather(self, values: Tensor) -> Tensor:
+        """values [B, C, ...] -> [R, ...]."""
+        return values[self.row.to(values.device), self.column.to(values.device)]
+
+
+def places_of(positions: Tensor, documents: Documents, rollout_length: int) -> Places:
+    """The places of positions [B, C] int64, -1 for none.
+
+    Raises SettingError for a position that leaves fewer than `rollout_length` tokens of its document to compare with.
+    """
+    if positions.ndim != 2 or positions.shape[0] != documents.rows or positions.dtype != torch.int64:
+        raise SettingError(f"positions must be int64 of shape [{documents.rows}, c], "
+                           f"not {positions.dtype} of {tuple(positions.shape)}")  # fmt: skip
+    found: list[tuple[int, int, int, int]] = []
+    for b, row in enumerate(positions.tolist()):
+        for i, t in enumerate(row):
+            if t == -1:
+                continue
+            g = _document_at(documents, b, t, rollout_length)
+            if g is None:
+                raise SettingError(f"positions[{b}, {i}] is {t}: expected -1, or 1 or more tokens of a document of "
+                                   f"row {b} with at least {rollout_length} more after them")  # fmt: skip
+            found.append((b, i, g, t))
+    columns = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
+    return Places((documents.rows, positions.shape[1]), *columns)
+
+
+def _document_at(documents: Documents, row: int, position: int, more: int) -> int | None:
+    for g, document in enumerate(documents.all):
+        if document.row == row and 1 <= position - document.start <= document.length - more:
+            return g
+    return None

@@ -1,0 +1,100 @@
+"""Step 2 of METHOD.md: one position from each chunk of a document, by smoothed entropy (arXiv 2602.16704, section 3).
+
+Shape legend: B rows · T tokens of a row · G documents · L tokens of the longest document · c chunks of a document
+· S tokens of the widest chunk · R places (valid positions).
+
+Which chunks hold an admissible position follows from the documents' lengths alone (`spans`), so that an optimizer
+step's denominators are known before anything is read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refine.objective.documents import Documents, Places
+from refine.ops.counter_random import mix, uniform
+from refine.settings.objective import ObjectiveSettings
+
+POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the two kinds never meet
+
+
+def spans(length: int, settings: ObjectiveSettings) -> list[tuple[int, int, int]]:
+    """(j, first, last) of each chunk j of a document of `length` tokens that holds an admissible t, 1-based, both ends in."""
+    c, found = settings.positions, []
+    for j in range(c):
+        first = max(j * length // c + 1, settings.min_prefix)
+        last = min((j + 1) * length // c, length - settings.rollout_length)
+        if first <= last:
+            found.append((j, first, last))
+    return found
+
+
+def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Centred moving average of entropy [G, L] over `width` tokens (one more if even), of the real tokens alone.
+
+    lengths [G]; what stands after a document's end is nothing and counts as nothing.
+    """
+    width += 1 - width % 2
+    real = (torch.arange(entropy.shape[1], device=entropy.device) < lengths[:, None]).to(torch.float64)
+
+    def windows(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool1d(x[:, None], width, stride=1, padding=width // 2)[:, 0]
+
+    return windows(entropy.to(torch.float64) * real) / windows(real).clamp(min=0.5 / width)
+
+
+def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: ObjectiveSettings) -> Places:
+    """Draw positions from entropy [B, T] with seeds [B] int64; columns d*c + j for chunk j of a row's d-th document.
+
+    A draw takes the largest of score + Gumbel noise, which is a draw from softmax(score); the noise of token t is a
+    function of its row's seed, the document's number in the row, and t.
+    """
+    chunks = [spans(document.length, settings) for document in documents.all]
+    columns = settings.positions * max((len(row) for row in documents.lengths), default=0)
+    found = [(g, j, first, last) for g, row in enumerate(chunks) for j, first, last in row]
+    g, j, first, last = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
+    row, number, start = (
+        torch.tensor([getattr(documents.all[i], name) for i in g.tolist()], dtype=torch.int64)
+        for name in ("row", "number", "start")
+    )
+    column = number * settings.positions + j
+    if not found:
+        return Places((documents.rows, columns), row, column, g, start)
+    lengths = torch.tensor([document.length for document in documents.all], device=entropy.device)
+    scores = _scores(documents.grid(entropy), lengths, settings)
+    chosen = _draw(
+        scores, *(x.to(entropy.device) for x in (g, first, last)), _noise_seeds(seeds, row, number, settings)
+    )
+    return Places((documents.rows, columns), row, column, g, start + chosen.cpu())
+
+
+def rollout_seeds(seeds: Tensor, places: Places, rollouts: int) -> Tensor:
+    """[R * n] int64: one seed a rollout, a function of its row's seed, the place's column and the rollout's number."""
+    own = mix(seeds.cpu()[places.row], ROLLOUT_DRAWS, places.column)
+    return mix(own[:, None], torch.arange(rollouts)).reshape(-1)
+
+
+def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """[G, L] float64: what the rule prefers, the more the better."""
+    if settings.selection == "entropy":
+        return smooth(entropy, lengths, settings.rollout_length) / settings.selection_temperature
+    if settings.selection == "uniform":
+        return torch.zeros_like(entropy, dtype=torch.float64)
+    return entropy.to(torch.float64) * (1 if settings.selection == "argmax" else -1)
+
+
+def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: ObjectiveSettings) -> Tensor | None:
+    if settings.selection in ("argmax", "argmin"):
+        return None
+    return mix(seeds.cpu()[row], POSITION_DRAWS, number).to(seeds.device)
+
+
+def _draw(scores: Tensor, g: Tensor, first: Tensor, last: Tensor, noise_seeds: Tensor | None) -> Tensor:
+    """[R] the drawn t (tokens of the document read): the largest score of tokens first .. last, with noise if seeded."""
+    t = first[:, None] + torch.arange(int((last - first).max()) + 1, device=first.device)  # [R, S]
+    inside = t <= last[:, None]
+    found = scores[g[:, None], (t - 1).clamp(max=scores.shape[1] - 1)]
+    if noise_seeds is not None:
+        found = found - (-uniform(noise_seeds.to(t.device)[:, None], t).log()).log()
+    return first + found.masked_fill(~inside, -torch.inf).argmax(-1)
