@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from refine.objective.positions import spans
+from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -44,17 +45,9 @@ def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Cou
     lengths = [length for row in batch["lengths"] or [[width]] * rows for length in row]
     sampled = 0
     if objective is not None and objective.nsp_weight > 0:
-        positions = sum(positions_in(length, objective) for length in lengths)
+        positions = sum(len(spans(length, objective)) for length in lengths)
         sampled = positions * objective.rollouts * objective.rollout_length
     return Counts(sum(lengths), sum(length - 1 for length in lengths), sampled)
-
-
-def positions_in(length: int, objective: ObjectiveSettings) -> int:
-    """Chunks of a document of `length` tokens that hold an admissible position (METHOD, "Select positions"):
-    chunk j holds t = floor(jT/c)+1 .. floor((j+1)T/c); admissible is min_prefix <= t <= T - k."""
-    c, first, last = objective.positions, objective.min_prefix, length - objective.rollout_length
-    borders = [j * length // c for j in range(c + 1)]
-    return sum(max(start + 1, first) <= min(end, last) for start, end in pairwise(borders))
 
 
 class StepStatistics:
@@ -67,8 +60,9 @@ class StepStatistics:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.values: dict[str, list[Tensor]] = {}
+        self.log_prob_gap = 0.0
 
-    def add(self, result: Any, batch: dict[str, Any]) -> None:
+    def add(self, result: StepResult, batch: dict[str, Any]) -> None:
         """`result`: the StepResult of `batch` [B, T]. Its losses are shares of the step's (they carry the step's
         denominators) and add up; accuracy and entropy are means over the pass, weighted here by its tokens."""
         own = counts_of(batch, None)
@@ -78,7 +72,7 @@ class StepStatistics:
         self._sum("ntp_loss", float(result.ntp_loss))
         self._sum("correct", float(result.ntp_accuracy) * own.ntp_tokens)
         self._sum("entropy", float((result.entropy.detach().float().cpu() * real).sum()))
-        if result.valid is None or not bool(result.valid.any()):
+        if not bool(result.valid.any()):
             return
         self._sum("nsp_loss", float(result.nsp_loss))
         valid = result.valid.detach().cpu()  # [B, c]
@@ -86,9 +80,10 @@ class StepStatistics:
             self._keep(f"reward/{kind}", rewards, valid)
         self._keep("advantages", result.advantages, valid)
         self._keep("ratio", result.ratio, valid)
-        rollouts = int(valid.sum())
-        self._sum("rollouts", rollouts)
-        self._sum("clipped", float(result.clip_fraction) * rollouts)
+        self._sum("rollouts", result.rollouts[result.valid].shape[:2].numel())
+        self._sum("rollout_tokens", result.rollout_tokens)
+        self._sum("clipped", float(result.clip_fraction) * result.rollout_tokens)
+        self.log_prob_gap = max(self.log_prob_gap, float(result.log_prob_gap))
 
     def _sum(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
@@ -105,6 +100,7 @@ class StepStatistics:
                 whole._sum(name, value)
             for name, values in part.values.items():
                 whole.values.setdefault(name, []).extend(values)
+            whole.log_prob_gap = max(whole.log_prob_gap, part.log_prob_gap)
         return whole
 
     def metrics(self, steps: int = 1, quantiles_of: str = "") -> dict[str, float]:
@@ -120,7 +116,8 @@ class StepStatistics:
         if "rollouts" in sums:
             found["nsp_loss"] = sums["nsp_loss"] / steps
             found["rollouts"] = sums["rollouts"] / steps
-            found["clip_fraction"] = sums["clipped"] / sums["rollouts"]
+            found["clip_fraction"] = sums["clipped"] / sums["rollout_tokens"]
+            found["log_prob_gap"] = self.log_prob_gap
             found["advantage/std"] = _spread(torch.cat(self.values["advantages"]))
             found["ratio/mean"] = float(torch.cat(self.values["ratio"]).mean())
             for name in sorted(self.values):

@@ -61,7 +61,7 @@ def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, fl
 
 
 _NAMES = {"ntp_loss": "loss", "ntp_accuracy": "accuracy"}
-_OF_TRAINING = {"nsp_loss", "clip_fraction", "ratio/mean", "advantage/std"}
+_OF_TRAINING = {"nsp_loss", "clip_fraction", "ratio/mean", "advantage/std", "log_prob_gap"}
 
 
 def _objective(training: ObjectiveSettings, rollouts: bool) -> ObjectiveSettings:
