@@ -15,10 +15,8 @@ def data() -> None:
 
 
 @data.command()
-@click.option(
-    "--params", default="params.yaml", show_default=True, type=click.Path(path_type=Path), help="settings file"
-)
-@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="lay a setting over the file's")
+@click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file")
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting")
 @click.option("--update", is_flag=True, help="make what the sources give the new version, in data.dvc too")
 @click.option("--replace", is_flag=True, help="put the recorded text in the place of a data/ that was altered")
 def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:

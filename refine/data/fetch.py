@@ -69,8 +69,8 @@ def fetch(
             return Fetched(found.md5)
         if differs and not replace:
             raise DataError(
-                f"{folder}/ is not what {record} records: {', '.join(differs)}; `refine data fetch --replace` brings the "
-                f"recorded text back, `dvc add {folder}` keeps this as a new version"
+                f"{folder}/ is not what {record} records: {', '.join(differs)}; `refine data fetch --replace` brings "
+                f"the recorded text back, `dvc add {folder}` keeps this as a new version"
             )
     with folder_beside(folder) as beside:
         splits = write_splits(settings, beside, said)

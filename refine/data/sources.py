@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.errors import DataError, RefineError, ServiceError, SettingError, nearest
+from refine.data import hub
+from refine.errors import DataError, SettingError, nearest
 from refine.settings.data import HubSource, PackageSource, ParquetSource, Source
-
-HUB_ANSWER = 10.0  # longest wait for the hub's first answer [s]
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def _hub(source: HubSource) -> Iterator[Document]:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    if not Path(source.name).is_dir():
-        _hub_answers(source)
+    if not Path(source.name).is_dir() and (refused := hub.obstacle("data set", source.name, source.revision)):
+        raise refused
     stream = _asked(
         source,
         lambda: datasets.load_dataset(
@@ -131,44 +130,9 @@ def _hub(source: HubSource) -> Iterator[Document]:
     return _selected(rows(), source, place)
 
 
-def _hub_answers(source: HubSource) -> None:
-    """Ask the hub for the data set once, with a short limit: its own clients retry for minutes."""
-    from huggingface_hub import HfApi
-
-    _asked(source, lambda: HfApi().dataset_info(source.name, revision=source.revision, timeout=HUB_ANSWER))
-
-
 def _asked(source: HubSource, action: Callable[[], Any]) -> Any:
     """The result of `action`; what `datasets` or the hub's client raises becomes one line."""
-    from huggingface_hub import errors
-
     try:
         return action()
-    except RefineError:
-        raise
-    except errors.HfHubHTTPError as error:
-        raise DataError(
-            f"data set {source.name!r} at revision {source.revision or 'main'}: the hub refuses it ({_brief(error)}); "
-            "check name and revision, or log in with `hf auth login`"
-        ) from None
-    except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
-        raise DataError(f"data set {source.name!r}: no such folder, and not from the hub ({_brief(error)})") from None
     except Exception as error:
-        if _is_transport(error):
-            raise ServiceError(
-                f"data set {source.name!r}: no such folder here, and the hub cannot be reached ({_brief(error)}); "
-                "check the network, or give a local folder"
-            ) from None
-        if isinstance(error, ValueError | OSError | RuntimeError):
-            raise DataError(f"data set {source.name!r}: {_brief(error)}") from None
-        raise
-
-
-def _is_transport(error: Exception) -> bool:
-    """Told by name: the hub's client has changed its HTTP library twice."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__
+        raise hub.in_words(error, "data set", source.name, source.revision) from None

@@ -58,9 +58,7 @@ def recorded(record: str | Path = RECORD) -> Version | None:
         current = meta.get("md5") == md5  # `dvc add` by hand leaves our part behind
         return Version(md5, dict(meta.get("files") or {}), dict(meta.get("made") or {})) if current else Version(md5)
     except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OSError):
-        raise DataError(
-            f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch anew"
-        ) from None
+        raise DataError(f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch") from None
 
 
 def differences(found: Version, expected: Version, where: str = "data") -> list[str]:

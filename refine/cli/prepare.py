@@ -1,0 +1,67 @@
+"""`refine prepare`: the data stages of dvc.yaml, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def prepare() -> None:
+    """Make tokenizer, token sequences and test prompts out of data/, into prepared/."""
+
+
+def _stage(function: Callable[..., None]) -> Any:
+    """A verb with the options that all stages share."""
+    for option in (
+        click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting"),
+        click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file"),
+        click.option("--data", default="data", show_default=True, type=Path, help="folder of the raw documents"),
+    ):
+        function = option(function)
+    return prepare.command()(function)
+
+
+@_stage
+def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
+    """Train a BPE on the training text, or take a model's own tokenizer."""
+    from refine import paths, settings
+    from refine.data import tokenizer as tokenizers
+
+    made = tokenizers.prepare(
+        settings.load(params, overrides).tokenizer, data / "train.parquet", paths.prepared() / "tokenizer"
+    )
+    click.echo(f"tokenizer: {len(made)} pieces")
+
+
+@_stage
+def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
+    """Cut the documents of each split into token sequences of one length."""
+    from refine import paths, settings
+    from refine.data import documents as sequences
+    from refine.data import tokenizer as tokenizers
+
+    chosen = settings.load(params, overrides).documents
+    made = tokenizers.load(paths.prepared() / "tokenizer")
+    sequences.prepare(chosen, data, made, paths.prepared() / "documents", click.echo)
+
+
+@_stage
+def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
+    """Make RULER's needle prompts; the essays are the validation text."""
+    from refine import paths, settings
+    from refine.data import raw
+    from refine.data import tokenizer as tokenizers
+    from refine.data.needles import write_needles
+    from refine.data.writing import folder_beside
+
+    chosen = settings.load(params, overrides)
+    made = tokenizers.load(paths.prepared() / "tokenizer")
+    essay = list(raw.texts(data / "validation.parquet"))
+    with folder_beside(paths.prepared() / "needles") as beside:
+        of = chosen.needles
+        files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
+    click.echo(f"needles: {of.samples} prompts in each of {len(files)} files")

@@ -1,0 +1,53 @@
+"""The Hugging Face hub: one short question before its own clients, which retry for minutes, and errors as one line."""
+
+from __future__ import annotations
+
+from refine.errors import DataError, RefineError, ServiceError
+
+ANSWER = 10.0  # longest wait for the hub's answer [s]
+
+
+def obstacle(what: str, name: str, revision: str | None = None) -> RefineError | None:
+    """What keeps the hub from giving `what` ("data set" or "tokenizer") `name`; None if it answers that it will."""
+    from huggingface_hub import HfApi
+
+    ask = HfApi().dataset_info if what == "data set" else HfApi().model_info
+    try:
+        ask(name, revision=revision, timeout=ANSWER)
+    except Exception as error:
+        return in_words(error, what, name, revision)
+    return None
+
+
+def in_words(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
+    """What `datasets`, transformers or the hub's client raised, as one line. Raises `error` again if it is a defect."""
+    from huggingface_hub import errors
+
+    if isinstance(error, RefineError):
+        return error
+    if isinstance(error, errors.HfHubHTTPError):
+        return DataError(
+            f"{what} {name!r} at revision {revision or 'main'}: the hub refuses it ({brief(error)}); "
+            "check name and revision, or log in with `hf auth login`"
+        )
+    if isinstance(error, errors.HFValidationError | errors.OfflineModeIsEnabled):
+        return DataError(f"{what} {name!r}: no such folder, and not from the hub ({brief(error)})")
+    if _of_transport(error):
+        return ServiceError(
+            f"{what} {name!r}: no such folder here, and the hub cannot be reached ({brief(error)}); "
+            "check the network, or give a local folder"
+        )
+    if isinstance(error, ValueError | OSError | RuntimeError | KeyError | TypeError | ImportError):
+        return DataError(f"{what} {name!r}: {brief(error)}")
+    raise error
+
+
+def _of_transport(error: Exception) -> bool:
+    """Told by name: the hub's client has changed its HTTP library twice."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
+
+
+def brief(error: BaseException) -> str:
+    """The error's message on one line, shortened."""
+    return " ".join(str(error).split())[:240] or type(error).__name__

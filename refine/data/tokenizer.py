@@ -1,0 +1,135 @@
+"""Text into token ids: a BPE trained on the training text, a model's own tokenizer, or the published models' one.
+
+Every tokenizer here is a `transformers` fast tokenizer. What all share: a text is read as ``<s>`` and its tokens (the
+bos stands first, whoever asks with special tokens, as is the default); ``</s>`` ends an answer and is never added by
+itself; any text can be encoded and decodes to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from refine.data import hub, raw
+from refine.data.writing import folder_beside
+from refine.errors import DataError
+from refine.settings.data import TokenizerSettings
+
+BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
+MISTRAL_V1 = "mistral_v1"
+
+
+def train(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE with `vocabulary` pieces: <s> is 0, </s> is 1, the 256 bytes follow, then the merges.
+
+    The same texts in the same order give the same tokenizer. Bytes are the base, so there is no unknown piece. Raises
+    DataError if the texts do not have as many pieces.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocabulary:
+        raise DataError(
+            f"the training text gives a vocabulary of {tokenizer.get_vocab_size()}, less than tokenizer.vocabulary "
+            f"({vocabulary}): ask for fewer pieces, or give more text"
+        )
+    return _wrapped(tokenizer)
+
+
+def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
+    """`tokenizer` with the bos before each text, as a transformers tokenizer."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    bos = (BOS, tokenizer.token_to_id(BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[bos]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=unknown,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def mistral_v1() -> Any:
+    """The 32000-piece tokenizer of the published DeltaNet-1.3B and LaCT-760M, from the file in mistral-common.
+
+    transformers builds it wrongly from that SentencePiece file (three tokens, or other merges and no bos), so it is
+    built here: for each piece its splits into two known pieces are the merges, ranked by the piece's score.
+    """
+    import mistral_common
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    file = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    pieces = SentencePieceProcessor(model_file=str(file))
+    names = [pieces.id_to_piece(i) for i in range(len(pieces))]
+    ids = {name: i for i, name in enumerate(names)}
+    merges = _merges(names, ids, [pieces.get_score(i) for i in range(len(pieces))])
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (UNKNOWN, BOS, EOS)])
+    return _wrapped(tokenizer, unknown=UNKNOWN)
+
+
+def _merges(names: list[str], ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """The pairs that a SentencePiece BPE merges, best first: higher score, then lower ids of the parts."""
+    ranked = []
+    for name, score in zip(names, scores, strict=True):
+        splits = ((name[:cut], name[cut:]) for cut in range(1, len(name)))
+        known = sorted(((ids[left], ids[right]) for left, right in splits if left in ids and right in ids))
+        ranked += [(score, pair) for pair in known]
+    ranked.sort(key=lambda item: item[0], reverse=True)  # stable: pieces of one score keep their order
+    return [(names[left], names[right]) for _, (left, right) in ranked]
+
+
+def load(place: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a folder, of a hub model (from the hub's cache if the hub does not answer), or "mistral_v1".
+
+    Raises DataError: no tokenizer there, or not a fast one; ServiceError: the hub cannot be reached.
+    """
+    if str(place) == MISTRAL_V1:
+        return mistral_v1()
+    from transformers import AutoTokenizer
+
+    local = Path(place).is_dir()
+    refused = None if local else hub.obstacle("tokenizer", str(place), revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
+        )
+    except Exception as error:
+        raise refused or hub.in_words(error, "tokenizer", str(place), revision) from None
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
+        raise DataError(f"tokenizer {str(place)!r}: not usable here; a fast tokenizer with a bos token is needed")
+    return tokenizer
+
+
+def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:
+    """The tokenizer that `settings` asks for, saved in `folder` (whole or not at all), where `load` finds it.
+
+    train_documents: parquet with a column text, read only where a tokenizer is trained. Raises as `load` and `train`.
+    """
+    if settings.path is not None:
+        tokenizer = load(settings.path, settings.revision)
+    else:
+        tokenizer = train(raw.texts(train_documents), settings.vocabulary)
+    with folder_beside(folder) as beside:
+        tokenizer.save_pretrained(beside)
+    return tokenizer
