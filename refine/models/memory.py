@@ -157,7 +157,8 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
                     f"{path}: memory format {header['version']} is newer than {FORMAT_VERSION}, the newest this version reads: "
                     "upgrade refine-fast-weights"
                 )
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies: aligned as new tensors are, so that products with them round alike
+            return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ModelError(f"{path}: no such memory file") from None
     except SafetensorError as error:
