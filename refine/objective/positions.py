@@ -20,7 +20,7 @@ POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the
 
 
 def spans(length: int, settings: ObjectiveSettings) -> list[tuple[int, int, int]]:
-    """(j, first, last) of each chunk j of a document of `length` tokens that holds an admissible t, 1-based, both ends in."""
+    """(j, first, last): chunks j of a document of `length` tokens with admissible t, 1-based, both ends included."""
     c, found = settings.positions, []
     for j in range(c):
         first = max(j * length // c + 1, settings.min_prefix)
@@ -63,9 +63,8 @@ def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: Objec
         return Places((documents.rows, columns), row, column, g, start)
     lengths = torch.tensor([document.length for document in documents.all], device=entropy.device)
     scores = _scores(documents.grid(entropy), lengths, settings)
-    chosen = _draw(
-        scores, *(x.to(entropy.device) for x in (g, first, last)), _noise_seeds(seeds, row, number, settings)
-    )
+    noise_seeds = _noise_seeds(seeds, row, number, settings)
+    chosen = _draw(scores, torch.stack([g, first, last]), noise_seeds)
     return Places((documents.rows, columns), row, column, g, start + chosen.cpu())
 
 
@@ -87,14 +86,18 @@ def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Te
 def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: ObjectiveSettings) -> Tensor | None:
     if settings.selection in ("argmax", "argmin"):
         return None
-    return mix(seeds.cpu()[row], POSITION_DRAWS, number).to(seeds.device)
+    return mix(seeds.cpu()[row], POSITION_DRAWS, number)
 
 
-def _draw(scores: Tensor, g: Tensor, first: Tensor, last: Tensor, noise_seeds: Tensor | None) -> Tensor:
-    """[R] the drawn t (tokens of the document read): the largest score of tokens first .. last, with noise if seeded."""
-    t = first[:, None] + torch.arange(int((last - first).max()) + 1, device=first.device)  # [R, S]
-    inside = t <= last[:, None]
+def _draw(scores: Tensor, bounds: Tensor, noise_seeds: Tensor | None) -> Tensor:
+    """[R] the drawn t (tokens of the document read): the best score, of scores [G, L] with noise if seeded.
+
+    bounds [3, R] on the CPU: document, first and last t of each draw.
+    """
+    widest = int((bounds[2] - bounds[1]).max()) + 1
+    g, first, last = bounds.to(scores.device)
+    t = first[:, None] + torch.arange(widest, device=scores.device)  # [R, S]
     found = scores[g[:, None], (t - 1).clamp(max=scores.shape[1] - 1)]
     if noise_seeds is not None:
-        found = found - (-uniform(noise_seeds.to(t.device)[:, None], t).log()).log()
-    return first + found.masked_fill(~inside, -torch.inf).argmax(-1)
+        found = found - (-uniform(noise_seeds.to(scores.device)[:, None], t).log()).log()
+    return first + found.masked_fill(t > last[:, None], -torch.inf).argmax(-1)

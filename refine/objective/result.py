@@ -1,7 +1,7 @@
 """What a step returns: its loss, and everything a researcher would plot.
 
-Shape legend: B rows · T tokens of a row · C columns of positions (c for each document of a row) · n rollouts of a position
-· k tokens of a rollout.
+Shape legend: B rows · T tokens of a row · C columns of positions (c for each document of a row)
+· n rollouts of a position · k tokens of a rollout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` [] has the gradient; all else is detached. Where `valid` is False the rest of a position is 0 (tokens: -1).
+    """`loss` [] has the gradient; all else is detached. Where `valid` is False all else is 0 (tokens: -1).
 
     With `ntp_tokens` and `rollout_tokens` given, the losses are shares: over an optimizer step's passes they add up.
     """

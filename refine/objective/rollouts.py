@@ -28,7 +28,7 @@ class Reader(Protocol):
     def sample(
         self, places: Places, rollouts: int, length: int, seeds: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Draw tokens [R, n, k] int64 after each place, and their log-probabilities [R, n, k] at sampling; seeds [R * n]."""
+        """Draw tokens [R, n, k] int64 after each place; seeds [R * n]. Returns them and their log-probabilities."""
 
     def score(self, places: Places, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """tokens [R, n, k] -> log-probabilities [R, n, k] with gradient, and states after each [R, n, k, D] without."""
@@ -60,7 +60,7 @@ class OneRead:
         return token_log_probs(before, self.model.lm_head.weight, tokens, temperature), hidden.detach()
 
     def _starts(self, places: Places, rollouts: int) -> tuple[Any, Tensor]:
-        """The memory of R * n rows at the places, and the state [R, n, D] after each place's last token, with gradient."""
+        """The memory of R * n rows at the places, and the state [R, n, D] after each place's last token."""
         if self._tapped is None:
             positions = places.positions()
             memory = self.reading.tap(positions.clamp(min=1).to(self.hidden.device))
