@@ -17,10 +17,23 @@ from refine.models import FastWeightLanguageModel, Memory
 
 VOCABULARY = 61
 CONFIGS: dict[str, dict[str, Any]] = {
-    "delta_net": dict(model_type="delta_net", hidden_size=32, num_hidden_layers=2, num_heads=2),
-    "gated_deltanet": dict(model_type="gated_deltanet", hidden_size=32, num_hidden_layers=2, num_heads=2, head_dim=8),
-    "lact": dict(model_type="lact_swiglu", hidden_size=32, num_hidden_layers=2, num_attn_heads=4, num_lact_heads=2, lact_chunk_size=20,
-                 window_size=24),
+    "delta_net": {"model_type": "delta_net", "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2},
+    "gated_deltanet": {
+        "model_type": "gated_deltanet",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+    },
+    "lact": {
+        "model_type": "lact_swiglu",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attn_heads": 4,
+        "num_lact_heads": 2,
+        "lact_chunk_size": 20,
+        "window_size": 24,
+    },
 }
 # options that change the mathematics of a layer; read in fewer ways than the plain models
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,7 +51,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **CONFIGS["gated_deltanet"],
         "output_gate_activation": "sigmoid",
         "allow_neg_eigval": True,
-    },  # fmt: skip
+    },
+    "lact without momentum, scale": {**CONFIGS["lact"], "use_momentum": False, "learnable_ttt_scale": False},
+    "lact muon, qk norm": {**CONFIGS["lact"], "use_muon": True, "attn_qk_norm": True},
+    "lact prenorm, low rank": {**CONFIGS["lact"], "ttt_prenorm": True, "w0_w2_low_rank": 3},
+    "lact muon, prenorm, no momentum": {
+        **CONFIGS["lact"],
+        "use_muon": True,
+        "ttt_prenorm": True,
+        "use_momentum": False,
+    },
+    "lact no position, no silu, bias": {**CONFIGS["lact"], "ttt_nope": True, "qkv_silu": False, "qkv_bias": True},
+    "lact everything": {
+        **CONFIGS["lact"],
+        **dict.fromkeys(("use_muon", "ttt_prenorm", "attn_qk_norm", "qkv_bias", "ttt_nope", "no_v_silu"), True),
+        "w0_w2_low_rank": 3,
+        "inter_multi": 1.5,
+    },
+    "lact tiny window and chunk": {**CONFIGS["lact"], "window_size": 1, "lact_chunk_size": 1},
+    "lact window of 2, chunk of 67": {**CONFIGS["lact"], "window_size": 2, "lact_chunk_size": 67},
+    "lact window of 200, tied": {**CONFIGS["lact"], "window_size": 200, "tie_word_embeddings": True},
 }
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
