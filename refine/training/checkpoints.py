@@ -85,7 +85,7 @@ def clean(output: Path) -> None:
     """Remove what killed processes left half written in `output`, and say so."""
     for left in output.glob(".*.unfinished"):
         log.warning("%s was left half written by a process that ended; removed", left)
-        shutil.rmtree(left, ignore_errors=True)
+        left.unlink() if left.is_file() else shutil.rmtree(left)
     for left in output.glob(".*.replaced"):
         shutil.rmtree(left, ignore_errors=True)
 

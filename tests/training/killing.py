@@ -1,0 +1,61 @@
+"""Runs phases in processes that can be killed at any moment; imported by name, so that a fork server can run it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["refine.training.phase", "refine.models", "refine.data.documents", "datasets"])
+
+
+def start(function: Callable[..., Any], *args: Any) -> multiprocessing.process.BaseProcess:
+    """`function(*args)` in a process of its own, with torch imported already."""
+    process = context.Process(target=quietly, args=(function, *args), daemon=True)
+    process.start()
+    return process
+
+
+def quietly(function: Callable[..., Any], *args: Any) -> None:
+    """One thread, as the tests run, so that sums come out in the same order."""
+    import torch
+
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def run_with_kills(
+    output: Path, rows: int, chance: random.Random, kills: int, function: Callable[..., Any], *args: Any
+) -> int:
+    """Run into `output` to the end, with SIGKILLs at `kills` moments: each when a share of the `rows` of metrics is
+    there and a random time has gone by. Returns how many processes were killed before they had finished."""
+    done = 0
+    for number in range(kills):
+        process = start(function, *args)
+        while process.is_alive() and _rows(output / "metrics.jsonl") < rows * (number + 1) // (kills + 1):
+            time.sleep(0.002)
+        process.join(chance.uniform(0.0, 0.08))
+        if process.is_alive():
+            process.kill()
+            done += 1
+        process.join()
+    finish(function, *args)
+    return done
+
+
+def finish(function: Callable[..., Any], *args: Any) -> None:
+    """Run to the end, undisturbed."""
+    process = start(function, *args)
+    process.join()
+    assert process.exitcode == 0, f"the run ended with {process.exitcode}"
+
+
+def _rows(path: Path) -> int:
+    try:
+        return path.read_text().count("\n")
+    except FileNotFoundError:
+        return 0
