@@ -171,7 +171,8 @@ class SparseDeltaTrace(Trace):
         again = self.mixer._projected(inputs(index.clamp(max=self.layout.tokens - 1)))
         here = torch.tensor(inside, device=taps.device)[:, None, None]
         return {
-            n: torch.where(here, y.view(taps.rows, more, -1).to(tails[n].dtype), tails[n]) for n, y in again.items()
+            n: torch.where(here, y.view(taps.rows, more, y.shape[-1]).to(tails[n].dtype), tails[n])
+            for n, y in again.items()
         }
 
     @staticmethod

@@ -47,7 +47,7 @@ class Tails:
             return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
-        return self.padded.index_select(0, index).view(taps.rows, more, -1)
+        return self.padded.index_select(0, index).view(taps.rows, more, self.padded.shape[1])
 
 
 def read(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout) -> tuple[Tensor, Tails]:

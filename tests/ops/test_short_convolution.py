@@ -1,0 +1,47 @@
+"""The short convolution over documents is its token-by-token twin, and torch's own convolution."""
+
+import pytest
+import torch
+
+from refine.ops import short_convolution
+from refine.ops.layout import Layout, Taps
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("with_tail", [True, False], ids=["after a tail", "fresh"])
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [4, 4], [1, 7, 3], [65]], ids=str)
+def test_documents_are_the_twin(lengths, with_tail, width):
+    generator = torch.Generator().manual_seed(3)
+    channels = 5
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, weight, bias = normal(sum(lengths), channels), normal(channels, width), normal(channels)
+    tail = normal(len(lengths), width - 1, channels)
+    taps = [(g, n) for g, length in enumerate(lengths) for n in {1, length}]
+    y, tails = short_convolution.read(x, weight, bias, tail if with_tail else None, Layout(lengths))
+    tapped = tails.at(Taps([g for g, _ in taps], [n for _, n in taps]))
+    outputs, after, at = [], [], 0
+    for g, n in enumerate(lengths):
+        o, t = short_convolution.token_by_token(
+            x[None, at : at + n], weight, bias, tail[g : g + 1] if with_tail else None
+        )
+        outputs.append(o[0])
+        after.append(t[0])
+        at += n
+    expected, expected_tails = torch.cat(outputs), torch.stack([after[g][n - 1] for g, n in taps])
+    assert torch.allclose(y, expected, rtol=0, atol=1e-12) and torch.equal(tapped, expected_tails)
+    leaves = [x, weight, bias] + ([tail] if with_tail and width > 1 else [])
+    weights = torch.randn(y.shape, dtype=torch.float64), torch.randn(tapped.shape, dtype=torch.float64)
+    ours = torch.autograd.grad((y * weights[0]).sum() + (tapped * weights[1]).sum(), leaves)
+    twins = torch.autograd.grad((expected * weights[0]).sum() + (expected_tails * weights[1]).sum(), leaves)
+    assert all(torch.allclose(one, other, rtol=0, atol=1e-11) for one, other in zip(ours, twins, strict=True))
+
+
+def test_the_twin_is_torchs_causal_convolution():
+    x, weight = torch.randn(2, 9, 5), torch.randn(5, 4)
+    expected = torch.nn.functional.conv1d(x.transpose(1, 2), weight[:, None], padding=3, groups=5)[..., :9].transpose(
+        1, 2
+    )
+    assert torch.allclose(short_convolution.token_by_token(x, weight)[0], expected, atol=1e-5)
