@@ -42,3 +42,11 @@ def check() -> None:
     if differs := version.differences(version.of(version.DATA), expected):
         raise DataError(f"data/ is not what data.dvc records: {', '.join(differs)}")
     click.echo(f"data/ is {expected.md5}, as data.dvc records")
+
+
+@data.command()
+def accept() -> None:
+    """Keep data/ as it is now, altered or brought from elsewhere, as a new version in data.dvc."""
+    from refine.data.fetch import accept as accept_data
+
+    click.echo(f"data/ is {accept_data()}, recorded in data.dvc: commit that file")

@@ -30,7 +30,9 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Train a BPE on the training text, or take a model's own tokenizer."""
     from refine import paths, settings
     from refine.data import tokenizer as tokenizers
+    from refine.data import version
 
+    version.require(data, ["train.parquet"])
     made = tokenizers.prepare(
         settings.load(params, overrides).tokenizer, data / "train.parquet", paths.prepared() / "tokenizer"
     )
@@ -43,8 +45,10 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     from refine import paths, settings
     from refine.data import documents as sequences
     from refine.data import tokenizer as tokenizers
+    from refine.data import version
 
     chosen = settings.load(params, overrides).documents
+    version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
     made = tokenizers.load(paths.prepared() / "tokenizer")
     sequences.prepare(chosen, data, made, paths.prepared() / "documents", click.echo)
 
@@ -53,12 +57,13 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make RULER's needle prompts; the essays are the validation text."""
     from refine import paths, settings
-    from refine.data import raw
+    from refine.data import raw, version
     from refine.data import tokenizer as tokenizers
     from refine.data.needles import write_needles
     from refine.data.writing import folder_beside
 
     chosen = settings.load(params, overrides)
+    version.require(data, ["validation.parquet"])
     made = tokenizers.load(paths.prepared() / "tokenizer")
     essay = list(raw.texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:

@@ -65,20 +65,25 @@ def fetch(
     found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
     if expected is not None and found is not None and not update:
         differs = version.differences(found, expected, folder.name)
-        if not differs and made["settings"] == expected.made.get("settings", made["settings"]):
+        same = expected.listed == found.md5 and made["settings"] == expected.made.get("settings", made["settings"])
+        if not differs and same:
             return Fetched(found.md5)
         if differs and not replace:
-            raise DataError(
-                f"{folder}/ is not what {record} records: {', '.join(differs)}; `refine data fetch --replace` brings "
-                f"the recorded text back, `dvc add {folder}` keeps this as a new version"
-            )
+            raise DataError(f"{folder}/ is not what {record} records: {', '.join(differs)}; {version.REMEDY}")
     with folder_beside(folder) as beside:
         splits = write_splits(settings, beside, said)
         if expected is not None and not update:
             _as_recorded(version.of(beside), expected, made, folder.name, record)
-    if expected is None or update:
+    if expected is None or update or expected.listed != expected.md5:
         return Fetched(version.record(made, folder, record).md5, splits, recorded=True)
     return Fetched(expected.md5, splits)
+
+
+def accept(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
+    """Record data/ as it is now as a new version. Returns its md5. Raises DataError if there is no data/."""
+    version.of(folder)
+    expected = version.recorded(record)
+    return version.record(expected.made if expected else {}, folder, record).md5
 
 
 def _as_recorded(

@@ -1,7 +1,8 @@
 """The version of the raw text: what data.dvc records of data/, and what data/ is.
 
-DVC's identity of a folder is the md5 of the list of its files' md5s. It says that something differs, not what; so
-data.dvc also carries, under `meta` (which DVC leaves alone), the md5 of each file and of the settings that made them.
+DVC's identity of a folder is the md5 of the list of its files' md5s. It says that something differs, not what; and
+`dvc repro` takes an altered data/ for a new version, without a word. So data.dvc carries, under `meta` (which DVC
+leaves alone), what `refine data fetch` wrote: the md5 of each file, of the folder, and what it was made from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,20 @@ from refine.errors import DataError
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
+REMEDY = "`refine data fetch --replace` brings the recorded text back, `refine data accept` keeps this as a new version"
 
 
 @dataclass(frozen=True)
 class Version:
-    """A folder of data. md5: DVC's, with its .dir. files: name -> md5 (empty: not known). made: what they come from."""
+    """A folder of data. md5: DVC's, with its .dir. files: name -> md5 (empty: not known). made: what they come from.
+
+    listed: the md5 that data.dvc gives to DVC; another than `md5` where DVC took altered files for a new version.
+    """
 
     md5: str
     files: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    listed: str | None = None
 
 
 def of(folder: str | Path) -> Version:
@@ -53,10 +60,10 @@ def recorded(record: str | Path = RECORD) -> Version | None:
         return None
     try:
         content: dict[str, Any] = yaml.safe_load(record.read_text(encoding="utf-8"))
-        md5 = content["outs"][0]["md5"]
-        meta = content.get("meta") or {}
-        current = meta.get("md5") == md5  # `dvc add` by hand leaves our part behind
-        return Version(md5, dict(meta.get("files") or {}), dict(meta.get("made") or {})) if current else Version(md5)
+        listed, meta = content["outs"][0]["md5"], content.get("meta")
+        if not meta:  # versioned by `dvc add` alone
+            return Version(listed, listed=listed)
+        return Version(meta["md5"], dict(meta["files"]), dict(meta["made"]), listed)
     except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OSError):
         raise DataError(f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch") from None
 
@@ -76,6 +83,20 @@ def differences(found: Version, expected: Version, where: str = "data") -> list[
         elif found.files[name] != expected.files[name]:
             said.append(f"{where}/{name} differs")
     return said
+
+
+def require(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
+    """Check the files of data/ that a stage reads against data.dvc. Another folder than data.dvc's is not checked.
+
+    Raises DataError: one is missing, or is not what data.dvc records.
+    """
+    expected = recorded(record) if folder.resolve() == (record.parent / DATA).resolve() else None
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing: run `refine data fetch`, or `dvc pull` if the project has a remote")
+        if expected is not None and expected.files and _md5(path) != expected.files.get(name):
+            raise DataError(f"{path} is not what {record} records; {REMEDY}")
 
 
 def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> Version:
