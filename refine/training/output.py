@@ -30,8 +30,8 @@ def finished(output: Path) -> dict[str, Any] | None:
     return record if checkpoints.is_whole(output / MODEL) else None
 
 
-def claim(output: Path, identity: dict[str, Any]) -> None:
-    """Make `output` the folder of this run. Written once, before anything else lies there.
+def check(output: Path, identity: dict[str, Any]) -> None:
+    """Make sure that `output` can be written to and is free, or this run's own.
 
     Raises SettingError: it cannot be written to. TrainingError: it is another run's.
     """
@@ -41,24 +41,29 @@ def claim(output: Path, identity: dict[str, Any]) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SettingError(
-            f"cannot write to the output folder {output}: {error.strerror}; choose another --output"
-        ) from None
+        reason = error.strerror
+        raise SettingError(f"cannot write to the output folder {output}: {reason}; choose another --output") from None
     file = output / IDENTITY
-    if file.exists():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
-        if known != json.loads(json.dumps(identity)):
-            raise TrainingError(
-                f"{output} holds a run with {_difference(known, json.loads(json.dumps(identity)))}: choose another "
-                "--output, or remove it to start anew"
-            )
-    elif any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
-        raise TrainingError(f"{output} holds checkpoints but no {IDENTITY}: choose another --output")
-    else:
-        checkpoints.write_json(file, identity)
+    if not file.exists():
+        if any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
+            raise TrainingError(f"{output} holds checkpoints but no {IDENTITY}: choose another --output")
+        return
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
+    wanted = json.loads(json.dumps(identity))
+    if known != wanted:
+        raise TrainingError(
+            f"{output} holds a run with {_difference(known, wanted)}: choose another --output, or remove it to start "
+            "anew"
+        )
+
+
+def claim(output: Path, identity: dict[str, Any]) -> None:
+    """Write down whose folder `output` is, before anything else lies there."""
+    if not (output / IDENTITY).exists():
+        checkpoints.write_json(output / IDENTITY, identity)
 
 
 def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:

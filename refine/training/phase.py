@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,14 +45,18 @@ def run(
     the record that is in folder/result.json; a finished run is not touched and returns its record.
     Raises TrainingError: the folder is another run's, or training failed; SettingError: it cannot be written to.
     """
-    output.claim(folder, identity)
+    output.check(folder, identity)
+    if (record := output.finished(folder)) is not None:
+        return record
+    disable_progress_bar()
+    model = _built(inputs, folder)
     with output.locked(folder):
-        if (record := output.finished(folder)) is not None:
+        if (record := output.finished(folder)) is not None:  # by the process that held the lock
             return record
+        output.claim(folder, identity)
         checkpoints.clean(folder)
-        disable_progress_bar()
         trainer = RefineTrainer(
-            model=inputs.model(),
+            model=model,
             args=arguments,
             train_dataset=inputs.train,
             eval_dataset=inputs.validation,
@@ -68,6 +73,16 @@ def run(
             checkpoints.write_json(folder / output.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record
+
+
+def _built(inputs: Inputs, folder: Path) -> PreTrainedModel:
+    """The starting model; where there is none, no empty folder stays behind."""
+    try:
+        return inputs.model()
+    except Exception:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _only_validate(trainer: RefineTrainer) -> None:

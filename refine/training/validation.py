@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,21 +39,18 @@ def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, fl
         # A process that has none left reads the last one too: the wrappers' exchanges need all of them in each pass.
         batch = batches[min(first + process, len(batches) - 1)]
         seeds = torch.tensor([derived_seed("validation", args.seed, name, row) for row in batch["sequences"]])
-        batch["tokens"] = batch["tokens"].to(args.device)
+        step = partial(
+            next_sequence_step,
+            tokens=batch["tokens"].to(args.device),
+            settings=objective,
+            seeds=seeds.to(args.device),
+            lengths=batch["lengths"],
+            ntp_tokens=max(counts.ntp_tokens, 1),
+            rollout_tokens=max(counts.rollout_tokens, 1),
+        )
         with trainer.accelerator.autocast():
-            result = call_through(
-                trainer.model_wrapped,
-                trainer.accelerator.unwrap_model(trainer.model_wrapped),
-                lambda module, batch=batch, seeds=seeds: next_sequence_step(
-                    module,
-                    batch["tokens"],
-                    objective,
-                    seeds.to(args.device),
-                    lengths=batch["lengths"],
-                    ntp_tokens=max(counts.ntp_tokens, 1),
-                    rollout_tokens=max(counts.rollout_tokens, 1),
-                ),
-            )
+            wrapped = trainer.model_wrapped
+            result = call_through(wrapped, trainer.accelerator.unwrap_model(wrapped), step)
         if first + process < len(batches):
             statistics.add(result, batch)
     model.train(training)
