@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
-from refine.ops import delta_rule, short_convolution
+from refine.ops import delta_rule, fla, short_convolution
 from refine.ops.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 from refine.ops.root_mean_square import RMSNorm
 
-SPARSE_CHUNKS = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
+States = delta_rule.ChunkStates | fla.SegmentStates
 
 
 class ShortConvolution(nn.Conv1d):
@@ -79,9 +79,7 @@ class DeltaMixer(TokenMixer):
             (q, k, v), tails = self._convolved(projected, held, layout)
             q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
             v = F.silu(v).view(layout.tokens, self.value_heads, self.value)
-            if self.value_heads != self.heads:
-                q, k = (y.repeat_interleave(self.value_heads // self.heads, 1) for y in (q, k))
-            o, states = delta_rule.read(q, k, v, beta, log_decay, held.get("state"), layout)
+            o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, x.dtype)
             o = self.o_norm(o)
         return self._output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
 
@@ -92,6 +90,15 @@ class DeltaMixer(TokenMixer):
         widths = {"q": self.heads * self.key, "k": self.heads * self.key, "v": self.value_heads * self.value}
         tails = {name: zeros(self.conv_size - 1, width) for name, width in widths.items()} if self.conv_size else {}
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
+
+    @staticmethod
+    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout,
+              dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
+        """The delta rule, by kernels that read `dtype` (the activations') or by PyTorch; o [N, J, V] in at least float32."""
+        if not fla.chosen(q.device, dtype):
+            return delta_rule.read(q, k, v, beta, log_decay, state, layout)
+        o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
+        return o.to(wide(dtype)), states
 
     def _projected(self, x: Tensor) -> dict[str, Tensor]:
         return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
@@ -123,7 +130,7 @@ class DeltaMixer(TokenMixer):
 class DeltaTrace(Trace):
     """The states of the delta rule and the inputs of the convolutions of one read."""
 
-    def __init__(self, states: delta_rule.ChunkStates, tails: dict[str, short_convolution.Tails]) -> None:
+    def __init__(self, states: States, tails: dict[str, short_convolution.Tails]) -> None:
         self.states, self.tails = states, tails
 
     def tap(self, taps: Taps, inputs: Inputs | None) -> TensorMemory:
@@ -132,23 +139,23 @@ class DeltaTrace(Trace):
 
 
 class SparseDeltaTrace(Trace):
-    """States at every SPARSE_CHUNKS-th chunk of a document; a tap reads the tokens since then once more."""
+    """States at every few chunks of a document; a tap reads the tokens since then once more."""
 
     def __init__(self, mixer: DeltaMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
         self.mixer, self.layout = mixer, layout
         self.start = (
-            memory if memory is not None else mixer.fresh(layout.documents, layout.device, trace.states.k.dtype)
+            memory if memory is not None else mixer.fresh(layout.documents, layout.device, trace.states.starts.dtype)
         )
-        self.chunks = trace.states.chunks
-        self.kept, place = layout.once("sparse chunks", lambda: self._places(self.chunks))
+        chunks, every = trace.states.chunks, trace.states.sparse
+        self.span = chunks.size * every  # tokens between kept states
+        self.kept, place = layout.once(("sparse", chunks.size), lambda: self._places(chunks, every))
         self.states = trace.states.starts.index_select(0, place)
 
     def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
         assert inputs is not None
-        span = self.chunks.size * SPARSE_CHUNKS
-        begin = [(n - 1) // span * span for n in taps.counts]
+        begin = [(n - 1) // self.span * self.span for n in taps.counts]
         state = self.states.index_select(
-            0, taps.tensor([self.kept[g, n // span] for g, n in zip(taps.documents, begin, strict=True)])
+            0, taps.tensor([self.kept[g, n // self.span] for g, n in zip(taps.documents, begin, strict=True)])
         )
         tails = self._tails(taps, begin, inputs) if self.mixer.conv_size else {}
         lengths = [n - b for n, b in zip(taps.counts, begin, strict=True)]
@@ -176,12 +183,12 @@ class SparseDeltaTrace(Trace):
         }
 
     @staticmethod
-    def _places(chunks: Chunks) -> tuple[dict[tuple[int, int], int], Tensor]:
+    def _places(chunks: Chunks, every: int) -> tuple[dict[tuple[int, int], int], Tensor]:
         """Row of each kept (document, number of the kept state), and the chunk that each row is the start of."""
         rows: dict[tuple[int, int], int] = {}
         places = []
         for g, n in enumerate(chunks.layout.lengths):
-            for number, j in enumerate(range(0, -(-n // chunks.size), SPARSE_CHUNKS)):
+            for number, j in enumerate(range(0, -(-n // chunks.size), every)):
                 rows[g, number] = len(places)
                 places.append(chunks.offset[j] + chunks.rank[g])
         return rows, chunks.layout.tensor(places)

@@ -3,7 +3,7 @@
     S_t = a_t S_{t-1} + k_t ⊗ beta_t (v_t − a_t k_tᵀ S_{t-1}),    o_t = q_tᵀ S_t / sqrt(K)        (a_t = 1 if plain)
 
 Shape legend: N tokens of all documents · G documents · X chunks · C tokens of a chunk · R tapped rows
-              H heads · K, V key and value width of a head. States are [.., K, V], at least float32.
+              H heads of q and k · J heads of v · K, V widths of a head. States are [.., K, V], at least float32.
 
 `token_by_token` is the formula. `read` works chunk by chunk: with u_t = beta_t (v_t − a_t k_tᵀ S_{t-1}) and D_ij the
 decay from token j to token i of a chunk, the u of a chunk solve one triangular system,
@@ -54,11 +54,13 @@ def token_by_token(
 def read(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout
 ) -> tuple[Tensor, ChunkStates]:
-    """q, k [N, H, K], v [N, H, V], beta and log_decay [N, H], in one floating dtype; state [G, H, K, V] or None (zero).
+    """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
 
-    Returns o [N, H, V] and the states of the read.
+    J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the states of the read.
     """
     chunks = Chunks.of(layout, CHUNK)
+    if v.shape[1] != q.shape[1]:
+        q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
     decay = None if log_decay is None else chunks.cut(log_decay).cumsum(-1)
     if state is not None and chunks.order is not None:
@@ -72,6 +74,8 @@ class ChunkStates:
 
     k [X, H, C, K], u [X, H, C, V], decay [X, H, C] (log decay since the chunk's start, or None), starts [X, H, K, V].
     """
+
+    sparse = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
 
     def __init__(self, chunks: Chunks, k: Tensor, u: Tensor, decay: Tensor | None, starts: Tensor) -> None:
         self.chunks, self.k, self.u, self.decay, self.starts = chunks, k, u, decay, starts

@@ -102,6 +102,8 @@ def test_one_document_does_not_see_what_is_wrong_with_another():
     assert torch.equal(dirty[:65], clean[:65])
 
 
+@pytest.mark.requires_fla
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_the_twin_is_flash_linear_attentions_own(gated):
     from fla.ops.delta_rule.naive import delta_rule_recurrence

@@ -1,0 +1,182 @@
+"""The delta rule by flash-linear-attention's CUDA kernels: the one file that imports them.
+
+Shape legend: N tokens of all documents · G documents · X segments of all documents · R tapped rows
+              H heads of q and k · J heads of v (a multiple of H) · K, V widths of a head.
+
+Same interface as `delta_rule.read`. Kernels give the state at the end of a call only; so a document is read in
+segments of `every` tokens, whose states are kept, and a tap reads again what lies between the last kept state and
+itself: at most `every` tokens of one layer's k, v and rates, never a projection.
+
+`REFINE_KERNELS` chooses: "auto" (default: kernels where there are a CUDA device, fla, triton and 16-bit activations,
+else PyTorch), "torch", or "fla" (an error where they cannot run). The choice is logged once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine.errors import SettingError
+from refine.ops.chunks import Chunks
+from refine.ops.layout import Layout, Taps
+
+log = logging.getLogger(__name__)
+EVERY = 512  # tokens between kept states: enough blocks to fill a device, few enough to read again at a tap
+SHORT = 64  # up to so many tokens the recurrent kernels are faster than the chunked ones (fla's own threshold)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """fla's functions: q, k [B, T, H, K], v [B, T, J, V], beta and g [B, T, J], states [B, J, K, V]."""
+
+    chunk: Callable[..., tuple[Tensor, Tensor]]
+    chunk_gated: Callable[..., tuple[Tensor, Tensor]]
+    recurrent: Callable[..., tuple[Tensor, Tensor]]
+    recurrent_gated: Callable[..., tuple[Tensor, Tensor]]  # has no backward pass
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """Import fla's kernels (seconds; needs triton)."""
+    from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+
+    return Kernels(
+        chunk_delta_rule, chunk_gated_delta_rule, fused_recurrent_delta_rule, fused_recurrent_gated_delta_rule
+    )
+
+
+def chosen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError where they are asked for in vain."""
+    return _choice(os.environ.get("REFINE_KERNELS", "auto"), device.type, dtype)
+
+
+@functools.cache
+def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
+    if wish not in ("auto", "torch", "fla"):
+        raise SettingError(f"REFINE_KERNELS is {wish!r}: expected auto, torch or fla")
+    absent = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    reason = None
+    if device != "cuda":
+        reason = f"the model is on {device}, not on a CUDA device"
+    elif absent:
+        reason = f"{' and '.join(absent)} cannot be imported"
+    elif dtype not in (torch.bfloat16, torch.float16):
+        reason = f"activations are {dtype}, and the kernels read 16-bit ones"
+    if wish == "fla" and reason:
+        raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: use auto or torch")
+    use = reason is None and wish != "torch"
+    log.info("delta rule on %s in %s: %s", device, dtype, "flash-linear-attention's kernels" if use else "PyTorch")
+    return use
+
+
+def read(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout, every: int = EVERY
+) -> tuple[Tensor, SegmentStates]:  # fmt: skip
+    """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J]; state [G, J, K, V] or None (zero).
+
+    Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
+    """
+    segments = Chunks.of(layout, every)
+    order = layout.once(("segment order", every), lambda: _segment_order(segments))
+    by_step = [None if x is None else _arranged(x, order) for x in (q, k, v, beta, log_decay)]
+    if state is not None and segments.order is not None:
+        state = state.index_select(0, segments.order)
+    outputs, starts, at = [], [], 0
+    for lengths in layout.once(("segment lengths", every), lambda: _segment_lengths(segments)):
+        here = slice(at, at + sum(lengths))
+        starts.append(state[: len(lengths)] if state is not None else None)
+        o, state = _call(*(None if x is None else x[here] for x in by_step), starts[-1], lengths)
+        outputs.append(o)
+        at = here.stop
+    first = starts[0] if starts[0] is not None else torch.zeros_like(state)
+    kept = torch.cat([first, *(start for start in starts[1:] if start is not None)])
+    joined = torch.cat(outputs)
+    if order is not None:
+        joined = torch.empty_like(joined).index_copy(0, order, joined)
+    return joined, SegmentStates(segments, k, v, beta, log_decay, kept)
+
+
+class SegmentStates:
+    """States of a read at the start of every segment, starts [X, J, K, V], and what it takes to read on from there."""
+
+    def __init__(
+        self, chunks: Chunks, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, starts: Tensor
+    ) -> None:
+        self.chunks, self.starts = chunks, starts
+        self._tokens = (k, v, beta, log_decay)
+
+    sparse = 1  # under gradient checkpointing the state of every segment is kept
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, J, K, V]: the state at each tap, with gradient."""
+        layout, every = self.chunks.layout, self.chunks.size
+        segment, _ = self.chunks.tapped(taps)
+
+        def build() -> tuple[list[int], Tensor]:
+            lengths = [(n - 1) % every + 1 for n in taps.counts]
+            ends = [layout.starts[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)]
+            spans = [torch.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+            return lengths, torch.cat(spans).to(taps.device)
+
+        lengths, index = taps.once(("segment tokens", every), build)
+        k, v, beta, log_decay = (None if x is None else x.index_select(0, index) for x in self._tokens)
+        assert k is not None and v is not None and beta is not None
+        return _call(k.detach(), k, v, beta, log_decay, self.starts.index_select(0, segment), lengths)[1]
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor | None, lengths: list[int]
+          ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Documents of `lengths` tokens laid end to end -> o [sum, J, V] and the states after them [len, J, K, V]."""
+    chosen_kernels = kernels()
+    even = len(set(lengths)) == 1
+    rows = len(lengths) if even else 1
+    shaped = [x.view(rows, -1, *x.shape[1:]).contiguous() for x in (q, k, v, beta.to(v.dtype))]
+    more = {"initial_state": state, "output_final_state": True}
+    if not even:
+        ends = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
+        more["cu_seqlens"] = torch.cat([ends.new_zeros(1), ends]).to(k.device)
+    if g is not None:
+        more["g"] = g.view(rows, -1, *g.shape[1:]).contiguous()
+    differentiable = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, beta, g, state)
+    )
+    short = max(lengths) <= SHORT and not (g is not None and differentiable)
+    if g is None:
+        run = chosen_kernels.recurrent if short else chosen_kernels.chunk
+    else:
+        run = chosen_kernels.recurrent_gated if short else chosen_kernels.chunk_gated
+    o, state = run(**dict(zip(("q", "k", "v", "beta"), shaped, strict=True)), **more)
+    return o.flatten(0, 1), state
+
+
+def _segment_lengths(segments: Chunks) -> list[list[int]]:
+    """For each step, the tokens of each active document's segment."""
+    ranked = sorted(range(segments.layout.documents), key=segments.rank.__getitem__)
+    lengths, size = segments.layout.lengths, segments.size
+    return [[min(size, lengths[g] - j * size) for g in ranked[:active]] for j, active in enumerate(segments.active)]
+
+
+def _segment_order(segments: Chunks) -> Tensor | None:
+    """[N]: the tokens step by step, or None where they stand so already."""
+    layout, size = segments.layout, segments.size
+    if layout.documents == 1 or (len(segments.active) == 1 and segments.order is None):
+        return None
+    ranked = sorted(range(layout.documents), key=segments.rank.__getitem__)
+    spans = [
+        torch.arange(layout.starts[g] + j * size, layout.starts[g] + min((j + 1) * size, layout.lengths[g]))
+        for j, active in enumerate(segments.active)
+        for g in ranked[:active]
+    ]
+    return torch.cat(spans).to(layout.device)
+
+
+def _arranged(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else x.index_select(0, order)
