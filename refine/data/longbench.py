@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.data.prompts import Prompt, load_prompts
+from refine.data.rows import data_set
 from refine.errors import DataError, SettingError, nearest
 
 HUB = "Xnhyacinth/LongBench"  # LongBench as parquet (the original needs a loading script); lm-eval reads it too
@@ -111,7 +112,7 @@ def load_longbench(
     kind = _known(task)
     folder = Path(source)
     if not folder.is_dir() or (folder / "README.md").is_file():  # a data set's folder has its configurations there
-        rows = _hub_rows(str(source), task, revision)
+        rows = data_set(str(source), task, "test", revision)
         return list(_prompts(rows, task, kind, length, f"{source} ({task})", samples))
     published, own = folder / f"{task}_{length}.parquet", folder / f"{task}.jsonl"
     if published.is_file():
@@ -146,18 +147,6 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}: line {number + 1} is not JSON: {error.msg}") from None
-
-
-def _hub_rows(name: str, task: str, revision: str | None) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, task, split="test", revision=revision)
-    except Exception as error:  # the hub, its cache and the data set's form fail in many ways
-        said = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: no such folder, and no LongBench task {task!r} to be had from the hub under that name ({said})"
-        ) from None
 
 
 def _lengths(folder: Path, task: str) -> str:

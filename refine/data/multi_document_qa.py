@@ -19,6 +19,7 @@ from typing import Any
 
 from refine.data.fitting import largest_that_fits
 from refine.data.prompts import Prompt
+from refine.data.rows import data_set
 from refine.errors import DataError
 
 ANSWER_TOKENS = 32  # RULER's tokens to generate
@@ -260,13 +261,7 @@ def _rows(
                 return of_file(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise DataError(f"{source}: no such file") from None
-    import datasets
-
-    try:
-        return datasets.load_dataset(str(source), config, split=split, revision=revision)
-    except Exception as error:  # the hub, its cache and the data set's form fail in many ways
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{source}: neither a .json file nor a data set that can be had ({said})") from None
+    return data_set(str(source), config, split, revision)
 
 
 def _plain(passage: str) -> str:

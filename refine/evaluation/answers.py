@@ -1,7 +1,4 @@
-"""From prompts to answers: the prompt is read once, the answer is written greedily from the memory, token by token.
-
-Shape legend: B prompts of a pass · T tokens of the longest · D hidden size.
-"""
+"""From prompts to answers: the prompt is read once, the answer is written greedily from the memory, token by token."""
 
 from __future__ import annotations
 
@@ -17,12 +14,10 @@ from torch import Tensor
 from refine.data.prompts import Prompt
 from refine.errors import ModelError
 from refine.evaluation.tasks import Task, known_task
-from refine.ops.token_statistics import token_statistics
+from refine.evaluation.writing import read_contexts, score_after, write_greedily
 
 if TYPE_CHECKING:
-    from refine.models import FastWeightLanguageModel, Memory
-
-PIECE = 16  # tokens written before finished answers leave the batch
+    from refine.models import FastWeightLanguageModel
 
 Adapter = Callable[["FastWeightLanguageModel", Tensor], AbstractContextManager[Any]]
 """(model, prompt tokens [1, T]) -> a context in which the model is adapted to the prompt; it restores the weights."""
@@ -143,60 +138,17 @@ def _passes(encoded: Sequence[_Encoded], batch_size: int) -> Iterator[list[int]]
 
 @torch.no_grad()
 def _answer_batch(model: FastWeightLanguageModel, tokenizer: Any, batch: Sequence[_Encoded]) -> list[Answer]:
-    lengths = [len(one.tokens) for one in batch]
-    tokens = torch.nn.utils.rnn.pad_sequence([one.tokens for one in batch], batch_first=True).to(model.device)
-    reading = model.read(tokens, lengths=[[length] for length in lengths])
-    last = torch.stack([reading.hidden[b, length - 1] for b, length in enumerate(lengths)])  # [B, D]
-    memory = reading.memory
-    log_probs = _log_probs(model, memory, last, [one.reference for one in batch])
-    written = _write(model, tokenizer, memory, last, batch)
+    memory, last = read_contexts(model, [one.tokens for one in batch])
+    log_probs = [float(logs.mean()) for logs, _ in score_after(model, memory, last, [one.reference for one in batch])]
+    written = write_greedily(
+        model,
+        tokenizer,
+        memory,
+        last,
+        [one.prompt.answer_tokens for one in batch],
+        lambda row, text: batch[row].task.first_line and "\n" in text.lstrip("\n"),
+    )
     return [
-        Answer(tokenizer.decode(ids, skip_special_tokens=True), len(ids), length, one.cut, log_prob)
-        for one, ids, length, log_prob in zip(batch, written, lengths, log_probs, strict=True)
+        Answer(tokenizer.decode(ids, skip_special_tokens=True), len(ids), len(one.tokens), one.cut, log_prob)
+        for one, ids, log_prob in zip(batch, written, log_probs, strict=True)
     ]
-
-
-def _log_probs(
-    model: FastWeightLanguageModel, memory: Memory, last: Tensor, references: Sequence[Tensor]
-) -> list[float]:
-    """Mean log-probability of each reference [nats per token], after memory (B rows) and last [B, D]."""
-    counts = [len(reference) for reference in references]
-    tokens = torch.nn.utils.rnn.pad_sequence(list(references), batch_first=True).to(model.device)  # [B, T]
-    hidden = model.read(tokens, memory, lengths=[[count] for count in counts]).hidden
-    before = torch.cat([torch.cat([last[b, None], hidden[b, : count - 1]]) for b, count in enumerate(counts)])
-    targets = torch.cat([tokens[b, :count] for b, count in enumerate(counts)])
-    found = token_statistics(before, model.get_output_embeddings().weight, targets)
-    return [-float(piece.mean()) for piece in found.cross_entropy.double().split(counts)]
-
-
-def _write(
-    model: FastWeightLanguageModel, tokenizer: Any, memory: Memory, last: Tensor, batch: Sequence[_Encoded]
-) -> list[list[int]]:
-    """The tokens of each answer, without the end token; rows leave the batch as they end."""
-    stop = [token for token in (getattr(tokenizer, "eos_token_id", None),) if token is not None]
-    written: list[list[int]] = [[] for _ in batch]
-    rows = list(range(len(batch)))
-    while True:
-        wanted = min(PIECE, max(batch[b].prompt.answer_tokens - len(written[b]) for b in rows))
-        piece = model.continue_greedily(memory, last, wanted, stop)
-        going = []
-        for i, b in enumerate(rows):
-            ids = piece.tokens[i, : int(piece.lengths[i])].tolist()
-            ended = bool(ids) and ids[-1] in stop
-            written[b] = (written[b] + (ids[:-1] if ended else ids))[: batch[b].prompt.answer_tokens]
-            if (
-                not ended
-                and len(written[b]) < batch[b].prompt.answer_tokens
-                and not _line_ended(tokenizer, batch[b], written[b])
-            ):
-                going.append(i)
-        if not going:
-            return written
-        rows = [rows[i] for i in going]
-        reading = model.read(piece.tokens[going, -1:], piece.memory.select(going))
-        last, memory = reading.hidden[:, 0], reading.memory
-
-
-def _line_ended(tokenizer: Any, one: _Encoded, ids: list[int]) -> bool:
-    """Whether all that counts of an answer is written, in tasks that count the first line only."""
-    return one.task.first_line and "\n" in tokenizer.decode(ids, skip_special_tokens=True).lstrip("\n")

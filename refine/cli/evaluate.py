@@ -1,0 +1,135 @@
+"""`refine evaluate`: a model against documents, needles, questions, LongBench and lm-eval's tasks, into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refine import paths
+from refine.errors import SettingError
+
+PLACE = click.Path(path_type=Path)
+COUNT = click.IntRange(1)
+
+
+def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _lengths(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    names = _names(context, parameter, value)
+    if names is None:
+        return None
+    if not names or not all(name.isdigit() and int(name) > 0 for name in names):
+        raise SettingError(f"--lengths {value}: expected lengths in tokens, as in 4096,8192")
+    return [int(name) for name in names]
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    (
+        "--tasks",
+        {
+            "callback": _names,
+            "help": "Tasks, families (needles, questions, longbench), next_token; default: all that DATA holds.",
+        },
+    ),
+    ("--lengths", {"callback": _lengths, "help": "Only these lengths [tokens]; needles are made where DATA has none."}),
+    ("--samples", {"type": COUNT, "help": "The first so many prompts of each task and length."}),
+    ("--harness", {"callback": _names, "help": "lm-eval tasks, as in piqa,hellaswag (needs the extra `harness`)."}),
+    ("--harness-tasks", {"type": PLACE, "help": "Folder with lm-eval tasks of your own (YAML)."}),
+    ("--data", {"type": PLACE, "help": "Folder of documents and prompts (default: prepared)."}),
+    ("--output", {"type": PLACE, "help": "Folder of the results (default: results/evaluation/MODEL)."}),
+    ("--tokenizer", {"help": "Folder or hub name, or mistral_v1 (default: the model's own)."}),
+    (
+        "--essays",
+        {"help": "Prose for needles that are made: file, folder or data set (default: data/validation.parquet)."},
+    ),
+    ("--longbench", {"help": "LongBench where DATA has none: folder or hub name."}),
+    (
+        "--batch-size",
+        {
+            "type": COUNT,
+            "default": 8,
+            "show_default": True,
+            "help": "Prompts or sequences per pass; changes no score.",
+        },
+    ),
+    ("--seed", {"type": int, "default": 42, "show_default": True, "help": "Seed of needles that are made."}),
+    ("--device", {"help": "As torch names it (default: cuda if there is one)."}),
+]
+
+
+def _options(command: Any) -> Any:
+    for name, options in reversed(OPTIONS):
+        command = click.option(name, **options)(command)
+    return command
+
+
+@click.command()
+@click.argument("model", metavar="FOLDER|NAME|models:/NAME@ALIAS")
+@_options
+def evaluate(
+    model: str, tasks: list[str] | None, lengths: list[int] | None, samples: int | None, **options: Any
+) -> None:
+    """Score a model: next-token loss, needles, questions, LongBench, lm-eval's tasks; each with count and interval.
+
+    Wrong names, files and lengths are found before the model is loaded. The scores of a registered version are added
+    to it.
+    """
+    from refine.cli.registered import fetched, record_scores
+    from refine.data.tokenizer import load as load_tokenizer
+    from refine.evaluation import Inputs, Sources, evaluate_model, load_inputs
+    from refine.evaluation.evaluate import check_model
+    from refine.evaluation.harness import check_harness
+
+    harness = options["harness"] or []
+    check_harness(harness, options["harness_tasks"])
+    with fetched(model) as folder:
+        tokenizer = load_tokenizer(options["tokenizer"] or folder)
+        check_model(folder, tokenizer)
+        sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
+        if harness and tasks is None:
+            inputs = Inputs()  # lm-eval's tasks alone
+        else:
+            inputs = load_inputs(options["data"] or paths.prepared(), tasks, lengths, samples, sources)
+        output = options["output"] or paths.results() / "evaluation" / _folder_name(model)
+        found = evaluate_model(
+            folder,
+            inputs,
+            tokenizer,
+            options["batch_size"],
+            device=options["device"],
+            name=model,
+            answers_file=output / "answers.jsonl",
+            harness=harness,
+            harness_options={"samples": samples, "lengths": lengths, "include": options["harness_tasks"]},
+            progress=lambda line: click.echo(line, err=True),
+        )
+    _write(found, output)
+    recorded = record_scores(model, found.metrics())
+    if recorded:
+        click.echo(f"recorded on {recorded}")
+
+
+def _essays(source: str | None) -> list[str]:
+    from refine.data.essays import read_essays
+
+    return read_essays(source or Path("data") / "validation.parquet")
+
+
+def _folder_name(model: str) -> str:
+    return model.removeprefix("models:/").strip("/").replace("/", "_").replace("@", "_")
+
+
+def _write(found: Any, output: Path) -> None:
+    from refine.evaluation.picture import draw
+
+    record = found.save(output)
+    (output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
+    click.echo(found.table())
+    written = [record, output / "table.md", output / "answers.jsonl"]
+    if found.next_token or found.tasks:
+        written.append(draw([found], output / "scores.png"))
+    click.echo(f"\nwritten: {', '.join(map(str, written))}")

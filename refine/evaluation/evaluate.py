@@ -1,0 +1,125 @@
+"""A model against everything there is to evaluate on, in one call."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.data.prompts import Prompt
+from refine.data.tokenizer import load as load_tokenizer
+from refine.errors import ModelError
+from refine.evaluation import next_token
+from refine.evaluation.answers import Adapter, Answer, answer, check_fit
+from refine.evaluation.harness import evaluate_harness
+from refine.evaluation.inputs import Inputs
+from refine.evaluation.record import Evaluation, TaskScore
+from refine.evaluation.tasks import known_task
+
+if TYPE_CHECKING:
+    from refine.models import FastWeightLanguageModel
+
+Progress = Callable[[str], None]
+
+
+def evaluate_model(
+    model: str | Path | FastWeightLanguageModel,
+    inputs: Inputs,
+    tokenizer: Any = None,
+    batch_size: int = 8,
+    adapter: Adapter | None = None,
+    device: str | None = None,
+    name: str | None = None,
+    answers_file: str | Path | None = None,
+    harness: Sequence[str] = (),
+    harness_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Every score of a model, with counts and intervals.
+
+    model: a model, a checkpoint folder or a hub name. tokenizer: default: the one saved with the model. batch_size:
+    sequences or prompts per pass; changes no score. adapter: adapts the model to each prompt before it is answered
+    (test-time training). answers_file: each answer is written there as a line of JSON, once all are there. harness:
+    lm-eval's tasks; harness_options: samples, lengths, include of `evaluate_harness`. progress: is told what is being
+    scored. Raises ModelError before the weights are loaded if the tokenizer does not fit.
+    """
+    start = time.perf_counter()
+    name = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
+    loaded, tokenizer = _load(model, tokenizer, bool(inputs.prompts or harness), device)
+    told = progress or (lambda _: None)
+    documents: dict[str, next_token.NextTokenScore] = {}
+    for which, sequences in inputs.documents.items():
+        told(f"{which}: next tokens of {len(sequences)} sequences")
+        documents[which] = next_token.evaluate(loaded, sequences, batch_size)
+    tasks, lines = [], []
+    for (task, length), prompts in inputs.prompts.items():
+        told(f"{task} at {length}: {len(prompts)} prompts")
+        answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
+        scores = [
+            known_task(task).scorer(one.text, prompt.answers) for one, prompt in zip(answers, prompts, strict=True)
+        ]
+        tasks.append(TaskScore.of(task, length, scores, answers))
+        lines += _answer_lines(task, length, prompts, answers, scores)
+    if answers_file is not None:
+        _write_lines(answers_file, lines)
+    if harness:
+        told(f"lm-eval: {', '.join(harness)}")
+    measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
+    seconds = time.perf_counter() - start
+    return Evaluation(name, documents, tuple(tasks), tuple(measured), seconds, {"batch_size": batch_size})
+
+
+def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) -> None:
+    """Raises ModelError, before weights are loaded: no config, or a vocabulary that the tokenizer does not fit."""
+    from transformers import AutoConfig
+
+    import refine.models  # noqa: F401 - makes the model types known
+
+    try:
+        config = AutoConfig.from_pretrained(str(model), revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise ModelError(f"{model}: neither a checkpoint folder nor a hub name that answers ({said})") from None
+    check_fit(tokenizer, config.vocab_size)
+
+
+def _load(
+    model: str | Path | FastWeightLanguageModel, tokenizer: Any, answers_wanted: bool, device: str | None
+) -> tuple[FastWeightLanguageModel, Any]:
+    """(model, tokenizer), the latter only where answers are wanted."""
+    import torch
+
+    from refine.models import from_pretrained
+
+    if not isinstance(model, str | Path):
+        if answers_wanted and tokenizer is None:
+            raise ModelError("prompts are answered with a tokenizer, and none was given beside the model")
+        return model, tokenizer
+    if answers_wanted:
+        tokenizer = tokenizer or load_tokenizer(model)
+        check_model(model, tokenizer)
+    loaded: Any = from_pretrained(model)
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def _answer_lines(
+    task: str, length: int, prompts: Sequence[Prompt], answers: Sequence[Answer], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task, "length": length, "sample": n, "answer": one.text, "accepted": list(prompt.answers),
+            "score": score, "log_prob": one.log_prob, "prompt_tokens": one.prompt_tokens, "cut": one.cut,
+        }
+        for n, (prompt, one, score) in enumerate(zip(prompts, answers, scores, strict=True))
+    ]  # fmt: skip
+
+
+def _write_lines(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,201 @@
+"""lm-eval's tasks (EleutherAI's evaluation harness) for our models: scored and written from the memory.
+
+Each context is read once, whatever the number of continuations that are scored after it; nothing is ever cut, because
+a fixed-size memory reads contexts of any length. Extra: harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from refine.errors import DataError, SettingError, nearest
+from refine.evaluation.writing import read_contexts, score_after, write_greedily
+
+if TYPE_CHECKING:
+    from refine.models import FastWeightLanguageModel
+
+NOT_SCORED = -1.0  # what RULER's tasks give for lengths that were not asked for
+TOKENS = 256  # to generate where a task does not say, as lm-eval's own model class
+LENGTHS = (4096,)
+
+
+@dataclass(frozen=True)
+class HarnessScore:
+    """One metric of one lm-eval task. error: lm-eval's standard error, None where it gives none."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    samples: int
+
+
+def check_harness(tasks: Sequence[str], include: str | Path | None = None) -> Any:
+    """lm-eval's task manager, or None for no tasks. include: a folder with YAML tasks of one's own.
+
+    Raises SettingError if lm-eval is not installed or a task does not exist (naming the nearest).
+    """
+    if not tasks:
+        return None
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise SettingError("lm-eval is not installed: pip install 'refine-fast-weights[harness]'") from None
+    manager = TaskManager(include_path=None if include is None else str(include))
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise SettingError(f"lm-eval has no task {task!r}{nearest(task, manager.all_tasks)}")
+    return manager
+
+
+def evaluate_harness(
+    model: FastWeightLanguageModel,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    batch_size: int = 8,
+    samples: int | None = None,
+    lengths: Sequence[int] | None = None,
+    include: str | Path | None = None,
+) -> list[HarnessScore]:
+    """Every metric that lm-eval gives for `tasks`, in its order.
+
+    samples: the first so many documents of each task. lengths: of RULER's tasks [tokens]. include: as in check_harness.
+    Raises DataError for a task whose data cannot be had.
+    """
+    manager = check_harness(tasks, include)
+    if manager is None:
+        return []
+    import lm_eval
+
+    metadata = {"tokenizer": tokenizer.name_or_path, "max_seq_lengths": list(lengths or LENGTHS)}
+    try:
+        found = lm_eval.simple_evaluate(
+            language_model(model, tokenizer, batch_size), tasks=list(tasks), limit=samples, task_manager=manager,
+            bootstrap_iters=100, log_samples=False, metadata=metadata,
+        )  # fmt: skip
+    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"lm-eval cannot run {', '.join(tasks)}: {said}") from error
+    assert found is not None  # None is for the other ranks of a distributed run
+    return list(_scores(found))
+
+
+def _scores(found: Mapping[str, Any]) -> Iterator[HarnessScore]:
+    for task, values in found["results"].items():
+        samples = found["n-samples"].get(task, {}).get("effective", 0)
+        for name, value in values.items():
+            metric, _, kind = name.partition(",")
+            if metric.endswith("_stderr") or not isinstance(value, int | float) or value == NOT_SCORED or not kind:
+                continue
+            error = values.get(f"{metric}_stderr,{kind}")
+            spread = float(error) if isinstance(error, int | float) else None
+            yield HarnessScore(task, metric if kind == "none" else f"{metric}_{kind}", float(value), spread, samples)
+
+
+def language_model(model: FastWeightLanguageModel, tokenizer: Any, batch_size: int = 8) -> Any:
+    """`model` as lm-eval's language model."""
+    from lm_eval.api.model import TemplateLM
+
+    class MemoryLanguageModel(TemplateLM):
+        """Contexts are read into a memory; continuations are scored and written after it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokenizer = tokenizer
+            self.batch_size = batch_size
+            self._device = model.device
+            model.eval()
+
+        @property
+        def eot_token_id(self) -> int:
+            return tokenizer.eos_token_id
+
+        @property
+        def prefix_token_id(self) -> int:
+            return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+        @property
+        def tokenizer_name(self) -> str:
+            return tokenizer.name_or_path.replace("/", "__")
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            special = add_special_tokens is not False and not string.startswith(tokenizer.bos_token or "\0")
+            return tokenizer(string, add_special_tokens=special)["input_ids"]
+
+        def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+            return score_continuations(model, [(context, after) for _, context, after in requests], batch_size)
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            pairs = [([self.prefix_token_id], self.tok_encode(r.args[0], False)) for r in requests]
+            return [log_prob for log_prob, _ in score_continuations(model, pairs, batch_size)]
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            asked = [(self.tok_encode(r.args[0]), *_generation(r.args[1])) for r in requests]
+            return write_until(model, tokenizer, asked, batch_size)
+
+    return MemoryLanguageModel()
+
+
+def _generation(options: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """(tokens to generate, texts that end an answer)."""
+    if options.get("do_sample") and options.get("temperature", 1.0) > 0:
+        raise SettingError("a task asks for sampled answers; evaluation here is greedy: set do_sample to false")
+    until = options.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    tokens = next(
+        (options[name] for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options), TOKENS
+    )
+    return int(tokens), [text for text in until if text]
+
+
+def score_continuations(
+    model: FastWeightLanguageModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+) -> list[tuple[float, bool]]:
+    """(log-probability [nats], whether each token was the likeliest) of each continuation after its context, in order.
+
+    `batch_size` contexts a pass; a context that several continuations share is read once.
+    """
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for number, (context, _) in enumerate(pairs):
+        by_context.setdefault(tuple(context), []).append(number)
+    scores: dict[int, tuple[float, bool]] = {}
+    contexts = sorted(by_context, key=len)
+    for first in range(0, len(contexts), batch_size):
+        batch = contexts[first : first + batch_size]
+        memory, last = read_contexts(model, batch)
+        rows = [row for row, context in enumerate(batch) for _ in by_context[context]]
+        numbers = [number for context in batch for number in by_context[context]]
+        found = score_after(model, memory.select(rows), last[rows], [pairs[number][1] for number in numbers])
+        scores |= {n: (float(logs.sum()), bool(hits.all())) for n, (logs, hits) in zip(numbers, found, strict=True)}
+    return [scores[number] for number in range(len(pairs))]
+
+
+@torch.no_grad()
+def write_until(
+    model: FastWeightLanguageModel,
+    tokenizer: Any,
+    asked: Sequence[tuple[Sequence[int], int, Sequence[str]]],
+    batch_size: int,
+) -> list[str]:
+    """The greedy answer to each (context, tokens to generate, texts that end it), up to the first such text."""
+    order = sorted(range(len(asked)), key=lambda number: len(asked[number][0]))
+    answers: dict[int, str] = {}
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        ends = [asked[number][2] for number in numbers]
+        memory, last = read_contexts(model, [asked[number][0] for number in numbers])
+        limits = [asked[number][1] for number in numbers]
+
+        def ended(row: int, text: str, ends: Sequence[Sequence[str]] = ends) -> bool:
+            return any(end in text for end in ends[row])
+
+        written = write_greedily(model, tokenizer, memory, last, limits, ended)
+        for number, ids, stops in zip(numbers, written, ends, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            answers[number] = text[: min([text.find(end) for end in stops if end in text], default=len(text))]
+    return [answers[number] for number in range(len(asked))]

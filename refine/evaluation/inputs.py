@@ -1,0 +1,192 @@
+"""What there is to evaluate on: documents and prompts, found or made, and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.data.longbench import load_longbench
+from refine.data.needles import TASKS as NEEDLES
+from refine.data.needles import make_needles
+from refine.data.prompts import PUBLISHED_NAMES, Prompt, load_prompts
+from refine.data.tokenizer import load as load_tokenizer
+from refine.errors import DataError, SettingError, nearest
+from refine.evaluation.tasks import TASKS, known_task
+
+NEXT_TOKEN = "next_token"
+FAMILIES = ("needles", "questions", "longbench")
+DOCUMENT_NAMES = {"validation": "val"}  # a file of documents -> its name in metrics
+NOT_EVALUATED = ("train",)
+
+PromptSets = dict[tuple[str, int], list[Prompt]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """documents: token sequences by name (`val`, `second_domain`, ...). prompts: by task and length [tokens]."""
+
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The model's tokenizer, and where prompts come from that the data folder does not hold.
+
+    tokenizer: needles are made with it at any length; documents must have been made with it. essay: gives the texts
+    that needles are hidden in. longbench: folder or hub name. seed, samples: of needles that are made.
+    """
+
+    tokenizer: Any = None
+    essay: Callable[[], Iterable[str]] | None = None
+    longbench: str | None = None
+    seed: int = 42
+    samples: int = 100
+
+
+def load_inputs(
+    folder: str | Path,
+    tasks: Sequence[str] | None = None,
+    lengths: Sequence[int] | None = None,
+    samples: int | None = None,
+    sources: Sources | None = None,
+) -> Inputs:
+    """Documents under `folder`/documents and prompts anywhere under `folder`, by what each parquet file says it holds.
+
+    tasks: task names, families (needles, questions, longbench) and `next_token`; default: all that is there. lengths:
+    only these; needles and LongBench that are not there at a length come from `sources`. samples: the first so many of
+    each. Raises SettingError for an unknown task, DataError for a task or length that cannot be had, and whatever is
+    wrong with a file: columns, empty prompts, empty answers.
+    """
+    sources = sources or Sources()
+    wanted, documents_wanted = _wanted(tasks)
+    folder = Path(folder)
+    found = find_prompts(folder)
+    documents = _documents(folder, sources.tokenizer, required=tasks is not None) if documents_wanted else {}
+    prompts: PromptSets = {}
+    for task in wanted:
+        there = sorted(length for name, length in found if name == task)
+        asked = there if lengths is None else [n for n in lengths if tasks is not None or n in there]
+        if not asked and tasks is not None and task in tasks:
+            raise DataError(f"{folder}: holds no prompts of {task}; name lengths to make them at, or another folder")
+        for length in asked:
+            prompts[task, length] = _prompts(task, length, found, sources, samples, folder)
+    if not documents and not prompts:
+        raise DataError(f"{folder}: holds nothing to evaluate on; `refine prepare` makes documents and needles")
+    return Inputs(documents, prompts)
+
+
+def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
+    """(task, length) -> the parquet file under `folder` that holds those prompts; training sets are left out.
+
+    Raises DataError where two files hold the same task and length.
+    """
+    found: dict[tuple[str, int], Path] = {}
+    for path in sorted(Path(folder).rglob("*.parquet")):
+        held = _holds(path)
+        if held is None or held[0] not in TASKS or path.stem.endswith("train"):
+            continue
+        if held in found:
+            raise DataError(f"{path} and {found[held]} both hold {held[0]} at {held[1]}: keep one of them")
+        found[held] = path
+    return found
+
+
+def _holds(path: Path) -> tuple[str, int] | None:
+    """The task and length of a file of prompts, from its first row (or, for the length, its name); None for another."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+    columns = {PUBLISHED_NAMES.get(name, name): name for name in file.schema_arrow.names}
+    if "prompt" not in columns or "task" not in columns:
+        return None
+    read = [columns[name] for name in ("task", "length") if name in columns]
+    row = next(file.iter_batches(1, columns=read), None)
+    if row is None or row.num_rows == 0:
+        raise DataError(f"{path}: holds no prompts")
+    values = row.to_pylist()[0]
+    named = re.search(r"_(\d+)$", path.stem)
+    length = values.get(columns.get("length", "")) or (int(named[1]) if named else None)
+    if length is None:
+        raise DataError(f"{path}: no column 'length', and no length at the end of its name")
+    return str(values[columns["task"]]), int(length)
+
+
+def _wanted(tasks: Sequence[str] | None) -> tuple[list[str], bool]:
+    """(task names, whether next-token prediction is wanted)."""
+    if tasks is None:
+        return list(TASKS), True
+    names: list[str] = []
+    for name in tasks:
+        if name in FAMILIES:
+            names += [task for task, kind in TASKS.items() if kind.family == name]
+        elif name != NEXT_TOKEN:
+            if name not in TASKS:
+                known = [*TASKS, *FAMILIES, NEXT_TOKEN]
+                raise SettingError(f"no task {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            names.append(name)
+    return list(dict.fromkeys(names)), NEXT_TOKEN in tasks
+
+
+def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
+    paths = [path for path in sorted(folder.glob("documents/*.parquet")) if path.stem not in NOT_EVALUATED]
+    if required and not paths:
+        raise DataError(f"{folder}/documents: no documents to predict; `refine prepare documents` makes them")
+    if paths and tokenizer is not None and (folder / "tokenizer").is_dir():
+        theirs = load_tokenizer(folder / "tokenizer")
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise DataError(
+                f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
+                f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
+            )
+    return {DOCUMENT_NAMES.get(path.stem, path.stem): load_documents(path) for path in paths}
+
+
+def load_documents(path: str | Path) -> list[Any]:
+    """The token sequences of a parquet file. Raises DataError: no such file, no column `tokens`, nothing in it."""
+    try:
+        table = pq.read_table(path, columns=["tokens"])
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of documents") from None
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise DataError(
+            f"{path}: no column 'tokens' with token sequences ({' '.join(str(error).split())[:120]})"
+        ) from None
+    rows = [row.as_py() for row in table["tokens"]]
+    if not rows:
+        raise DataError(f"{path}: holds no token sequences")
+    return rows
+
+
+def _prompts(
+    task: str,
+    length: int,
+    found: Mapping[tuple[str, int], Path],
+    sources: Sources,
+    samples: int | None,
+    folder: str | Path,
+) -> list[Prompt]:
+    kind = known_task(task)
+    path = found.get((task, length))
+    prompts = load_prompts(path, answer_tokens=kind.answer_tokens, length=length) if path else []
+    if kind.family == "needles" and sources.tokenizer is not None and not _made_for(sources.tokenizer, prompts):
+        essay = list(sources.essay()) if sources.essay and NEEDLES[task].haystack == "essay" else ""
+        return make_needles(task, length, samples or sources.samples, sources.tokenizer, essay, sources.seed)
+    if prompts:
+        return prompts[:samples]
+    if kind.family == "longbench" and sources.longbench is not None:
+        return load_longbench(task, sources.longbench, length, samples=samples)
+    lengths = ", ".join(str(there) for name, there in sorted(found) if name == task) or "none"
+    raise DataError(f"{folder}: holds no prompts of {task} at length {length}; lengths there: {lengths}")
+
+
+def _made_for(tokenizer: Any, prompts: Sequence[Prompt]) -> bool:
+    """Whether prompts measure with this tokenizer what they measured when they were made."""
+    return bool(prompts) and len(tokenizer(prompts[0].prompt)["input_ids"]) == prompts[0].prompt_tokens

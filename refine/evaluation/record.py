@@ -1,0 +1,153 @@
+"""What an evaluation found: one record that goes to JSON, a table, tracked metrics and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refine.errors import DataError
+from refine.evaluation.answers import Answer
+from refine.evaluation.harness import HarnessScore
+from refine.evaluation.intervals import Estimate, mean_of_scores
+from refine.evaluation.next_token import NextTokenScore, PositionScore
+
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The score of one task at one length.
+
+    score: 0 to 1, with its interval. log_prob: mean log-probability of the reference answers [nats per token].
+    cut: prompts that lost their middle. scores, log_probs: of each sample, in the prompts' order, so that two models
+    can be compared sample by sample. adapt_seconds: mean time that adapting to a prompt took [s].
+    """
+
+    task: str
+    length: int
+    score: Estimate
+    log_prob: Estimate
+    cut: int
+    scores: tuple[float, ...]
+    log_probs: tuple[float, ...]
+    adapt_seconds: float = 0.0
+
+    @staticmethod
+    def of(task: str, length: int, scores: list[float], answers: list[Answer]) -> TaskScore:
+        """From the score and answer of each sample."""
+        return TaskScore(
+            task,
+            length,
+            mean_of_scores(scores),
+            mean_of_scores([one.log_prob for one in answers]),
+            sum(one.cut > 0 for one in answers),
+            tuple(scores),
+            tuple(one.log_prob for one in answers),
+            sum(one.adapt_seconds for one in answers) / len(answers),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """model: name or folder. next_token: by document set (`val`, `second_domain`, ...). harness: lm-eval's scores.
+    seconds: what the whole took [s]."""
+
+    model: str
+    next_token: Mapping[str, NextTokenScore]
+    tasks: tuple[TaskScore, ...]
+    harness: tuple[HarnessScore, ...]
+    seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """Every number by its tracked name: `val/loss`, `eval/<task>/<length>/score`, ... with counts and intervals."""
+        found: dict[str, float] = {}
+        for name, score in self.next_token.items():
+            found |= {f"{name}/loss": score.loss, f"{name}/accuracy": score.accuracy}
+            found |= {f"{name}/tokens": score.tokens, f"{name}/sequences": score.sequences}
+            for which, interval in (("loss", score.loss_interval), ("accuracy", score.accuracy_interval)):
+                if interval is not None:
+                    found |= {f"{name}/{which}_low": interval[0], f"{name}/{which}_high": interval[1]}
+        for one in self.tasks:
+            prefix = f"eval/{one.task}/{one.length}"
+            found |= {f"{prefix}/score": one.score.value, f"{prefix}/samples": one.score.samples}
+            found |= {f"{prefix}/log_prob": one.log_prob.value, f"{prefix}/cut": one.cut}
+            if one.score.low is not None and one.score.high is not None:
+                found |= {f"{prefix}/score_low": one.score.low, f"{prefix}/score_high": one.score.high}
+            if one.adapt_seconds:
+                found[f"{prefix}/adapt_seconds"] = one.adapt_seconds
+        for lm_eval in self.harness:
+            prefix = f"eval/harness/{lm_eval.task}/{lm_eval.metric}"
+            found[prefix] = lm_eval.value
+            if lm_eval.error is not None:
+                found[f"{prefix}_error"] = lm_eval.error
+        return {name: float(value) for name, value in found.items()}
+
+    def table(self) -> str:
+        """A Markdown table: one row a measurement, each with its count and interval."""
+        rows = ["| measured | value | 95 % interval | samples |", "|---|---|---|---|"]
+        for name, score in self.next_token.items():
+            for which, value, interval in (
+                ("loss [nats/token]", score.loss, score.loss_interval),
+                ("accuracy", score.accuracy, score.accuracy_interval),
+            ):
+                span = _span(*interval) if interval else ""
+                rows.append(f"| {name} {which} | {value:.4f} | {span} | {score.sequences} ({score.tokens} tokens) |")
+        for one in self.tasks:
+            cut = f" ({one.cut} cut in the middle)" if one.cut else ""
+            span, spread = _span(one.score.low, one.score.high), _span(one.log_prob.low, one.log_prob.high)
+            name = f"{one.task} at {one.length}"
+            rows.append(f"| {name}: score | {one.score.value:.4f} | {span} | {one.score.samples}{cut} |")
+            rows.append(
+                f"| {name}: log-prob. of the answer | {one.log_prob.value:.4f} | {spread} | {one.score.samples} |"
+            )
+        for lm_eval in self.harness:
+            span = "" if lm_eval.error is None else _span(*(lm_eval.value + z * lm_eval.error for z in (-1.96, 1.96)))
+            rows.append(
+                f"| lm-eval {lm_eval.task} {lm_eval.metric} | {lm_eval.value:.4f} | {span} | {lm_eval.samples} |"
+            )
+        return "\n".join(rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """`folder`/evaluation.json, whole or not at all."""
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(json.dumps(asdict(self) | {"metrics": self.metrics()}, indent=1), encoding="utf-8")
+        os.replace(beside, path)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Evaluation:
+        """What `save` wrote, from the file or its folder. Raises DataError: no such file, or another's."""
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            next_token = {name: _next_token(score) for name, score in values["next_token"].items()}
+            tasks = tuple(_task(task) for task in values["tasks"])
+            harness = tuple(HarnessScore(**score) for score in values["harness"])
+            return Evaluation(values["model"], next_token, tasks, harness, values["seconds"], values["settings"])
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such evaluation; `refine evaluate` writes one") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from None
+
+
+def _next_token(values: dict[str, Any]) -> NextTokenScore:
+    positions = tuple(PositionScore(**one) for one in values["by_position"])
+    intervals = {name: tuple(values[name]) if values[name] else None for name in ("loss_interval", "accuracy_interval")}
+    return NextTokenScore(**(values | {"by_position": positions} | intervals))
+
+
+def _task(values: dict[str, Any]) -> TaskScore:
+    estimates = {name: Estimate(**values[name]) for name in ("score", "log_prob")}
+    return TaskScore(**(values | estimates | {name: tuple(values[name]) for name in ("scores", "log_probs")}))
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"

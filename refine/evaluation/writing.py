@@ -1,0 +1,78 @@
+"""Reading contexts of unequal lengths into a memory, scoring what may follow, and writing greedily until it ends.
+
+Shape legend: R rows of a memory · T tokens of the longest row · D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from refine.ops.token_statistics import token_statistics
+
+if TYPE_CHECKING:
+    from refine.models import FastWeightLanguageModel, Memory
+
+PIECE = 16  # tokens written before finished rows leave the batch
+
+
+def read_contexts(model: FastWeightLanguageModel, contexts: Sequence[Sequence[int] | Tensor]) -> tuple[Memory, Tensor]:
+    """(memory of R rows, state after the last token [R, D]) after reading each context."""
+    lengths = [len(context) for context in contexts]
+    tokens = pad_sequence([torch.as_tensor(context) for context in contexts], batch_first=True).to(model.device)
+    reading = model.read(tokens, lengths=[[length] for length in lengths])
+    return reading.memory, torch.stack([reading.hidden[r, length - 1] for r, length in enumerate(lengths)])
+
+
+def score_after(
+    model: FastWeightLanguageModel, memory: Memory, last: Tensor, texts: Sequence[Sequence[int] | Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """(log-probability of each token [nats], whether it was the likeliest) of each row's text, after `memory` (R rows)
+    and `last` [R, D], the state after its last token."""
+    counts = [len(text) for text in texts]
+    tokens = pad_sequence([torch.as_tensor(text) for text in texts], batch_first=True).to(model.device)  # [R, T]
+    hidden = model.read(tokens, memory, lengths=[[count] for count in counts]).hidden
+    before = torch.cat([torch.cat([last[r, None], hidden[r, : count - 1]]) for r, count in enumerate(counts)])
+    targets = torch.cat([tokens[r, :count] for r, count in enumerate(counts)])
+    found = token_statistics(before, model.get_output_embeddings().weight, targets)
+    log_probs = -found.cross_entropy.double()
+    return list(zip(log_probs.split(counts), found.correct.split(counts), strict=True))
+
+
+def write_greedily(
+    model: FastWeightLanguageModel,
+    tokenizer: Any,
+    memory: Memory,
+    last: Tensor,
+    limits: Sequence[int],
+    ended: Callable[[int, str], bool],
+) -> list[list[int]]:
+    """The tokens of each row after `memory` (R rows) and `last` [R, D], the state after its last token.
+
+    A row ends with the tokenizer's end token (which is left out), at its limit [tokens], or when ended(row, text so
+    far) says so; up to 15 tokens more may then have been written. Rows leave the batch as they end.
+    """
+    stop = [token for token in (getattr(tokenizer, "eos_token_id", None),) if token is not None]
+    written: list[list[int]] = [[] for _ in limits]
+    rows = list(range(len(limits)))
+    while True:
+        wanted = min(PIECE, max(limits[row] - len(written[row]) for row in rows))
+        piece = model.continue_greedily(memory, last, wanted, stop)
+        going = []
+        for i, row in enumerate(rows):
+            ids = piece.tokens[i, : int(piece.lengths[i])].tolist()
+            stopped = ids[-1] in stop
+            written[row] = (written[row] + (ids[:-1] if stopped else ids))[: limits[row]]
+            if stopped or len(written[row]) >= limits[row]:
+                continue
+            if not ended(row, tokenizer.decode(written[row], skip_special_tokens=True)):
+                going.append(i)
+        if not going:
+            return written
+        rows = [rows[i] for i in going]
+        reading = model.read(piece.tokens[going, -1:], piece.memory.select(going))
+        last, memory = reading.hidden[:, 0], reading.memory
