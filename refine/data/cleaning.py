@@ -10,7 +10,7 @@ import re
 # A paragraph that is a stage direction throughout: _Exeunt_, *Exeunt.*, over one or more lines.
 DIRECTION = re.compile(r"([_*])(?!\*)(.+?)\1+", re.DOTALL)
 SPEAKER = re.compile(r"\*\*(.+?)\*\*:?")
-NOTE = re.compile(r"(?:Notes?:|Transcriber's note)")
+NOTE = re.compile(r"(?:Notes?:|Transcriber's [Nn]ote)")
 MARGIN_NUMBER = re.compile(r"[ \t]+\d{0,3}[05][ \t]*$", re.MULTILINE)  # every fifth or tenth verse is numbered
 MARGIN_NOTE = re.compile(r"[ \t]{6,}(?:\*|Heb\.).*$", re.MULTILINE)
 NOTE_MARK = re.compile(r"(?<=[A-Za-z,.;:'!?\"])\d{1,2}\b")

@@ -63,6 +63,11 @@ def fetch(
     expected = version.recorded(record)
     made = {"settings": _hash(settings), "pyarrow": pa.__version__}
     found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
+    if expected is None and found is not None and not (update or replace):
+        raise DataError(
+            f"{folder}/ is there and {record} is not: `refine data accept` versions what is there, "
+            "`refine data fetch --replace` puts the text of the settings' sources in its place"
+        )
     if expected is not None and found is not None and not update:
         differs = version.differences(found, expected, folder.name)
         same = expected.listed == found.md5 and made["settings"] == expected.made.get("settings", made["settings"])

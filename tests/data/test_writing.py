@@ -1,0 +1,46 @@
+"""Folders are whole or not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from refine.data.writing import folder_beside
+from refine.errors import DataError
+
+
+def test_a_folder_takes_its_place_with_all_that_was_written(tmp_path):
+    with folder_beside(tmp_path / "deep" / "out") as beside:
+        (beside / "a").write_text("1")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "a").read_text() == "1"
+
+
+def test_the_former_content_is_replaced_not_mixed(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with folder_beside(tmp_path / "out") as beside:
+        (beside / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_what_was_there_and_nothing_beside(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with pytest.raises(ValueError), folder_beside(tmp_path / "out") as beside:
+        (beside / "new").write_text("half")
+        raise ValueError
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"file/out: cannot be written"), folder_beside(tmp_path / "file" / "out"):
+        pass
+
+
+def test_others_can_read_what_is_written(tmp_path):
+    with folder_beside(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
