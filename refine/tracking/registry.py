@@ -1,0 +1,267 @@
+"""Model versions in MLflow's registry: a model folder as it is (config, safetensors, tokenizer; no pickle), with its
+scores, settings and identity as tags, so that a version explains itself without the run that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.errors import ServiceError, nearest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+KEY, METRICS, SETTINGS, EVALUATION = "refine.key", "refine.metrics", "refine.settings", "refine.evaluation"
+EXPERIMENT, ARM, PHASE = "experiment", "arm", "phase"  # tags; with the headline metrics, what the registry's page shows
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version. metrics: every number by its tracked name. settings: what it was trained with, flat.
+
+    evaluation: hash of what it was scored on; only versions with the same one can be compared by their scores.
+    """
+
+    name: str
+    number: int
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+
+    @property
+    def label(self) -> str:
+        """`3 (refine)`: number and arm."""
+        return f"{self.number} ({self.arm})" if self.arm else str(self.number)
+
+    @property
+    def arm(self) -> str:
+        """The arm that trained it."""
+        return self.tags.get(ARM, "")
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that it came out of."""
+        return self.tags.get(EXPERIMENT, "")
+
+    @property
+    def evaluation(self) -> str:
+        """Hash of the documents and prompts that its scores are of."""
+        return self.tags.get(EVALUATION, "")
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether the alias `champion` is on it."""
+        return CHAMPION in self.aliases
+
+
+def register(
+    client: MlflowClient,
+    name: str,
+    folder: str | Path,
+    *,
+    key: str,
+    run_id: str,
+    experiment_id: str,
+    metrics: Mapping[str, float],
+    settings: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    headline: Sequence[str] = (),
+) -> Version:
+    """Make the model in `folder` a version of the registered model `name`; one with this `key` is returned as it is.
+
+    metrics become the logged model's, and with settings (flat) the version's tags; those named in `headline` also get
+    a tag of their own, which MLflow's registry page shows. The version appears last, when all of it is there.
+    Raises ServiceError: the folder is no model, or MLflow refuses.
+    """
+    known = [version for version in versions(client, name) if version.tags.get(KEY) == key]
+    if known:
+        return known[-1]
+    if not (Path(folder) / "config.json").is_file():
+        raise ServiceError(f"{folder} is no model folder (no config.json): nothing to register")
+    logged = client.create_logged_model(
+        experiment_id,
+        name=name,
+        source_run_id=run_id,
+        tags={n: str(v) for n, v in tags.items()},
+        model_type="causal-lm",
+    )
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    _log_metrics(client, run_id, logged.model_id, metrics)
+    _ensure_registered(client, name)
+    shown = {one: f"{metrics[one]:.4f}" for one in headline if one in metrics}
+    records = {KEY: key, METRICS: json.dumps(metrics), SETTINGS: json.dumps(settings, default=str)}
+    made = client.create_model_version(
+        name,
+        source=f"models:/{logged.model_id}",
+        run_id=run_id,
+        tags={**{n: str(v) for n, v in tags.items()}, **shown, **records},
+        model_id=logged.model_id,
+    )
+    return _version(client.get_model_version(name, made.version))
+
+
+def versions(client: MlflowClient, name: str) -> list[Version]:
+    """All versions of `name`, oldest first; empty where there is no such model."""
+    _check_name(name)
+    return sorted(
+        (_version(client.get_model_version(name, one.version)) for one in _pages(client, f"name = '{name}'")),
+        key=lambda version: version.number,
+    )
+
+
+def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
+    """The version with number or alias `wanted`. Raises ServiceError that names what there is."""
+    there = versions(client, name)
+    if not there:
+        known = [model.name for model in client.search_registered_models()]
+        raise ServiceError(
+            f"no registered model {name!r}{nearest(name, known)}; there {'is' if len(known) == 1 else 'are'}: "
+            f"{', '.join(known) or 'none: `make run` registers the first'}"
+        )
+    for version in there:
+        if wanted == str(version.number) or wanted in version.aliases:
+            return version
+    aliases = [alias for version in there for alias in version.aliases]
+    raise ServiceError(
+        f"{name} has no version or alias {wanted!r}{nearest(wanted, aliases)}; versions: "
+        f"{', '.join(str(version.number) for version in there)}; aliases: {', '.join(aliases) or 'none'}"
+    )
+
+
+def download(client: MlflowClient, reference: str, folder: str | Path | None = None) -> Path:
+    """The model folder behind ``models:/name@alias`` or ``models:/name/version``, for `refine.models.from_pretrained`.
+
+    Copied to `folder` where it is not on this machine's disk. Raises ServiceError: no such model, version or alias.
+    """
+    import mlflow
+
+    name, wanted = parse_reference(reference)
+    version = version_of(client, name, wanted)
+    found = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"models:/{name}/{version.number}",
+        dst_path=None if folder is None else str(folder),
+        tracking_uri=client.tracking_uri,
+    )
+    return Path(found)
+
+
+def parse_reference(reference: str) -> tuple[str, str]:
+    """(name, version number or alias) of ``models:/name@alias`` or ``models:/name/version``."""
+    text = reference.removeprefix("models:/").strip("/")
+    for separator in ("@", "/"):
+        name, found, wanted = text.rpartition(separator)
+        if found and name and wanted:
+            return name, wanted
+    raise ServiceError(f"{reference!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> Version:
+    """Further scores of a version (an evaluation that ran later), beside those it has; returns it with them."""
+    together = {**version.metrics, **metrics}
+    client.set_model_version_tag(version.name, str(version.number), METRICS, json.dumps(together))
+    source = client.get_model_version(version.name, str(version.number)).source or ""
+    if source.startswith("models:/m-"):
+        _log_metrics(client, version.run_id, source.removeprefix("models:/"), metrics)
+    return version_of(client, version.name, str(version.number))
+
+
+def better(goal: str, value: float, than: float) -> bool:
+    """Whether a metric of `value` beats one of `than`, under goal minimise or maximise."""
+    return value < than if goal == "minimise" else value > than
+
+
+def choose_champion(client: MlflowClient, name: str, among: Sequence[Version], metric: str, goal: str) -> Version:
+    """Give the alias `champion` to the best by `metric` of `among` and the present champion; the earlier of equals.
+
+    The present champion only counts where its scores are of the same documents and prompts. Raises ServiceError
+    where no version has the metric, naming those there are.
+    """
+    having = [version for version in among if math.isfinite(version.metrics.get(metric, math.nan))]
+    if not having:
+        known = sorted({one for version in among for one in version.metrics})
+        raise ServiceError(
+            f"registry.metric {metric!r} is a metric of no version{nearest(metric, known)}; "
+            f"there are: {', '.join(known) or 'none'}"
+        )
+    comparable = {version.evaluation for version in having}
+    rivals = [one for one in versions(client, name) if one.is_champion and one.evaluation in comparable]
+    best = None
+    for version in sorted({v.number: v for v in [*rivals, *having]}.values(), key=lambda version: version.number):
+        if metric in version.metrics and (best is None or better(goal, version.metrics[metric], best.metrics[metric])):
+            best = version
+    assert best is not None
+    crown(client, best, f"best {metric} ({goal}) of versions {', '.join(str(v.number) for v in [*rivals, *having])}")
+    return version_of(client, name, str(best.number))
+
+
+def crown(client: MlflowClient, version: Version, why: str) -> None:
+    """Move the alias `champion` to `version` and write why on it."""
+    client.set_model_version_tag(version.name, str(version.number), "champion.why", why)
+    client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+
+
+def _version(found: ModelVersion) -> Version:
+    tags = dict(found.tags or {})
+    return Version(
+        found.name,
+        int(found.version),
+        tags,
+        tuple(found.aliases or ()),
+        _numbers(tags.get(METRICS, "{}")),
+        json.loads(tags.get(SETTINGS, "{}")),
+        found.run_id or "",
+    )
+
+
+def _numbers(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in json.loads(text).items() if value is not None}
+
+
+def _pages(client: MlflowClient, wanted: str) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = client.search_model_versions(wanted, max_results=200, page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _check_name(name: str) -> None:
+    if not name or any(sign in name for sign in "'/:"):
+        raise ServiceError(f"{name!r} is no name for a registered model: it may not hold ' / or :")
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise ServiceError(f"MLflow does not register {name!r}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _log_metrics(client: MlflowClient, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
+    """The metrics on the run and on its logged model."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    points = [
+        Metric(name, float(value), now, 0, model_id=model_id, run_id=run_id)
+        for name, value in metrics.items()
+        if math.isfinite(value)
+    ]
+    for first in range(0, len(points), 1000):
+        client.log_batch(run_id, metrics=points[first : first + 1000])

@@ -1,0 +1,170 @@
+"""A run in MLflow: opened or taken up again by its key, ended with how it ended, never left RUNNING by a death.
+
+A run carries who owns it (machine, process) and a sign of life. `end_dead_runs` ends runs whose owner is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+KEY, OWNER, ALIVE = "refine.key", "refine.owner", "refine.alive"  # tags
+BEAT = 20.0  # seconds between signs of life
+LOST = 90.0  # seconds of silence after which a run of another machine counts as dead
+PARAMETER = 6000  # characters of a parameter's value: MLflow's limit
+
+
+class Run:
+    """A run of ours, as a context manager: FINISHED at the end, FAILED by an exception, KILLED by an interrupt."""
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
+        self.client, self.run_id, self.experiment_id = client, run_id, experiment_id
+        self._ended = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="alive", daemon=True)
+
+    def __enter__(self) -> Run:
+        self._pulse.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._ended.set()
+        self._pulse.join()
+        if kind is None:
+            self.end("FINISHED")
+        else:
+            self.tag({"refine.error": f"{kind.__name__}: {error}"[:5000]})
+            self.end("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def end(self, status: str) -> None:
+        """Set the final status: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+    def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
+        """Log one row of metrics; what is not finite is left out and counted."""
+        from refine.tracking.metrics import Sender
+
+        Sender(self.client, self.run_id).send([(step, values)])
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                self.client.set_tag(self.run_id, ALIVE, str(int(time.time())))
+            except Exception:  # a server that is away: the next beat tells it
+                continue
+
+
+def open_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    *,
+    key: str | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Run:
+    """A new run called `name`; or, where one with this `key` began and did not finish, that one again.
+
+    parent: id of the run that it is nested in. params: settings, nested mappings become dotted names.
+    """
+    marks = {**(tags or {}), OWNER: json.dumps(owner()), ALIVE: str(int(time.time()))}
+    if key is not None:
+        marks[KEY] = key
+    if parent is not None:
+        marks["mlflow.parentRunId"] = parent
+    known = _unfinished(client, experiment_id, key) if key else None
+    if known is None:
+        run_id = client.create_run(experiment_id, tags={n: str(v) for n, v in marks.items()}, run_name=name).info.run_id
+        run = Run(client, run_id, experiment_id)
+    else:
+        run = Run(client, known.info.run_id, experiment_id)
+        client.update_run(run.run_id, status="RUNNING")
+        run.tag(marks)
+    _log_params(client, run.run_id, params or {})
+    return run
+
+
+def find_run(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun | None:
+    """The newest finished run with this key, or None."""
+    found = client.search_runs(
+        [experiment_id], f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names: {"a": {"b": 1}} is {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def owner() -> dict[str, Any]:
+    """This process: its machine, id and time of start, which together nobody else has."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None) -> list[str]:
+    """End, as KILLED, the runs of ours that are RUNNING without an owner; returns their ids.
+
+    A run of this machine is dead when its process is; one of another machine after 90 s without a sign of life.
+    """
+    if experiment_ids is None:
+        experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    if not experiment_ids:
+        return []
+    ended = []
+    for run in client.search_runs(experiment_ids, "attributes.status = 'RUNNING'", max_results=1000):
+        if OWNER in run.data.tags and not _alive(run.data.tags):
+            client.set_tag(run.info.run_id, "refine.error", "its process is gone")
+            client.set_terminated(run.info.run_id, "KILLED")
+            ended.append(run.info.run_id)
+    return ended
+
+
+def _alive(tags: Mapping[str, str]) -> bool:
+    told = json.loads(tags[OWNER])
+    if told["host"] == socket.gethostname():
+        try:
+            process = psutil.Process(told["pid"])
+            running = process.status() != psutil.STATUS_ZOMBIE
+            return running and abs(process.create_time() - told["started"]) < 2.0
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+    return time.time() - float(tags.get(ALIVE, "0")) < LOST
+
+
+def _unfinished(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun | None:
+    found = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'", max_results=50)
+    open_ones = [run for run in found if run.info.status != "FINISHED"]
+    return open_ones[0] if open_ones else None
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Parameters that the run does not have yet: MLflow refuses another value for a known name."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    new = [Param(name, str(value)[:PARAMETER]) for name, value in flat(params).items() if name not in known]
+    for first in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[first : first + 100])

@@ -1,0 +1,119 @@
+"""An MLflow that cannot be used is one clear line, in seconds, before any work."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from refine.errors import ServiceError
+from refine.tracking.connection import connect, experiment_id, tracking_uri, without_password
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def answering():
+    """Start servers on loopback that answer every request with a status; gives their address."""
+    servers = []
+
+    def start(status: int) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *arguments):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_records_go_to_sqlite_under_home_unless_a_server_is_named(home, client, monkeypatch):
+    assert tracking_uri() == f"sqlite:///{home}/mlflow.db"
+    experiment = client.get_experiment(experiment_id(client, "sample"))
+    assert experiment.artifact_location.startswith(f"file://{home}/mlartifacts")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri() == "http://127.0.0.1:1"
+
+
+def test_a_server_that_does_not_answer_is_one_line_in_seconds(monkeypatch, free_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@127.0.0.1:{free_port}")
+    started = time.monotonic()
+    with pytest.raises(ServiceError) as error:
+        connect()
+    assert time.monotonic() - started < 6
+    text = str(error.value)
+    assert f"http://127.0.0.1:{free_port} does not answer" in text and "MLFLOW_TRACKING_URI" in text
+    assert "secret" not in text and "\n" not in text
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up_on():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        started = time.monotonic()
+        with pytest.raises(ServiceError, match=r"does not answer"):
+            connect(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert time.monotonic() - started < 8
+
+
+def test_a_server_that_refuses_names_the_credentials_it_wants(answering):
+    with pytest.raises(ServiceError, match=r"refuses access .* MLFLOW_TRACKING_USERNAME"):
+        connect(answering(401))
+    with pytest.raises(ServiceError, match=r"fails \(503\)"):
+        connect(answering(503))
+
+
+def test_a_home_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ServiceError, match=r"cannot write to .*file.home: .*REFINE_HOME"):
+        connect()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_home_without_permission_is_named(tmp_path, monkeypatch):
+    tmp_path.chmod(0o500)
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ServiceError, match=r"Permission denied"):
+        connect()
+
+
+def test_a_database_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "mlflow.db").write_text("these are my notes, not a database, " * 100)
+    with pytest.raises(ServiceError, match=r"cannot be used") as error:
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert "\n" not in str(error.value)
+
+
+def test_an_experiment_is_made_once_and_a_deleted_one_comes_back(client):
+    first = experiment_id(client, "sample")
+    assert experiment_id(client, "sample") == first
+    client.delete_experiment(first)
+    assert experiment_id(client, "sample") == first
+    assert client.get_experiment(first).lifecycle_stage == "active"
+
+
+def test_passwords_are_never_printed():
+    assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
+    assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"

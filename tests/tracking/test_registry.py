@@ -1,0 +1,112 @@
+"""A version explains itself: scores, settings, identity; the champion is the best that can be compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from refine.errors import ServiceError
+from refine.tracking.registry import (
+    add_metrics,
+    choose_champion,
+    download,
+    parse_reference,
+    register,
+    version_of,
+    versions,
+)
+from refine.tracking.run import open_run
+
+
+@pytest.fixture
+def make(client, experiment, model_folder):
+    """Register a version: make(arm, loss, evaluation)."""
+
+    def make(arm: str, loss: float | None, evaluation: str = "e1", key: str | None = None):
+        with open_run(client, experiment, arm) as run:
+            return register(
+                client,
+                "refine-sample",
+                model_folder,
+                key=key or f"{arm}{loss}{evaluation}",
+                run_id=run.run_id,
+                experiment_id=experiment,
+                metrics={"val/accuracy": 0.3} | ({} if loss is None else {"val/loss": loss}),
+                settings={"training.mid.steps": 30, "arm": arm},
+                tags={"arm": arm, "experiment": "sample", "refine.evaluation": evaluation},
+                headline=("val/loss",),
+            )
+
+    return make
+
+
+def test_a_version_carries_model_metrics_settings_and_tags(client, make, model_folder):
+    made = make("refine", 3.5)
+    (version,) = versions(client, "refine-sample")
+    assert version == made
+    assert version.metrics == {"val/loss": 3.5, "val/accuracy": 0.3}
+    assert version.settings["training.mid.steps"] == 30
+    assert version.tags["val/loss"] == "3.5000" and version.label == "1 (refine)"
+    folder = download(client, "models:/refine-sample/1")
+    assert (folder / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
+    logged = client.search_logged_models([client.get_experiment_by_name("sample").experiment_id])
+    assert {metric.key: metric.value for metric in logged[0].metrics} == version.metrics
+
+
+def test_registering_again_makes_no_second_version(client, make):
+    assert make("sft", 3.6, key="same").number == make("sft", 3.6, key="same").number
+    assert len(versions(client, "refine-sample")) == 1
+
+
+def test_the_best_becomes_champion_and_a_worse_one_later_does_not(client, make):
+    first, second = make("sft", 3.6), make("refine", 3.5)
+    best = choose_champion(client, "refine-sample", [first, second], "val/loss", "minimise")
+    assert best.number == second.number and best.is_champion and "best val/loss" in best.tags["champion.why"]
+    later = make("refine", 3.55)
+    assert choose_champion(client, "refine-sample", [later], "val/loss", "minimise").number == second.number
+    assert download(client, "models:/refine-sample@champion").name
+    assert choose_champion(client, "refine-sample", [first, second], "val/loss", "maximise").number == first.number
+
+
+def test_a_champion_of_other_data_is_no_rival(client, make):
+    easy = make("refine", 1.0, evaluation="easy text")
+    choose_champion(client, "refine-sample", [easy], "val/loss", "minimise")
+    hard = make("refine", 3.0, evaluation="hard text")
+    assert choose_champion(client, "refine-sample", [hard], "val/loss", "minimise").number == hard.number
+
+
+def test_a_score_that_is_no_number_never_wins(client, make):
+    broken, whole = make("sft", float("nan")), make("refine", 3.5)
+    assert choose_champion(client, "refine-sample", [broken, whole], "val/loss", "maximise").number == whole.number
+
+
+def test_a_metric_that_no_version_has_names_the_nearest(client, make):
+    with pytest.raises(ServiceError, match=r"val/los'.*did you mean 'val/loss'"):
+        choose_champion(client, "refine-sample", [make("sft", 3.6)], "val/los", "minimise")
+
+
+def test_an_unknown_model_version_or_alias_names_what_there_is(client, make):
+    with pytest.raises(ServiceError, match=r"no registered model 'refine'.*none"):
+        version_of(client, "refine", "1")
+    choose_champion(client, "refine-sample", [make("sft", 3.6)], "val/loss", "minimise")
+    with pytest.raises(ServiceError, match=r"did you mean 'refine-sample'"):
+        version_of(client, "refine-sampel", "1")
+    with pytest.raises(ServiceError, match=r"no version or alias '7'; versions: 1; aliases: champion"):
+        version_of(client, "refine-sample", "7")
+    with pytest.raises(ServiceError, match=r"did you mean 'champion'"):
+        download(client, "models:/refine-sample@champoin")
+    with pytest.raises(ServiceError, match=r"expected models:/NAME@ALIAS"):
+        parse_reference("models:/refine-sample")
+
+
+def test_later_scores_join_those_a_version_has(client, make):
+    version = add_metrics(client, make("sft", 3.6), {"eval/qasper/4096/score": 0.2})
+    assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
+
+
+def test_a_folder_that_is_no_model_is_refused(client, experiment, tmp_path):
+    with pytest.raises(ServiceError, match=r"no model folder"):
+        register(
+            client, "refine-sample", tmp_path, key="k", run_id="", experiment_id=experiment,
+            metrics={}, settings={}, tags={},
+        )  # fmt: skip
+    assert versions(client, "refine-sample") == []
