@@ -10,7 +10,6 @@ import click
 
 from refine import paths
 
-
 FOLDER = click.Path(path_type=Path)
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--output",), {"required": True, "type": FOLDER, "help": "Folder of the run; the model goes to OUTPUT/model."}),
