@@ -79,15 +79,14 @@ def evaluate(
     to it.
     """
     from refine.cli.registered import fetched, record_scores
-    from refine.data.tokenizer import load as load_tokenizer
     from refine.evaluation import Inputs, Sources, evaluate_model, load_inputs
-    from refine.evaluation.evaluate import check_model
+    from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.harness import check_harness
 
     harness = options["harness"] or []
     check_harness(harness, options["harness_tasks"])
     with fetched(model) as folder:
-        tokenizer = load_tokenizer(options["tokenizer"] or folder)
+        tokenizer = model_tokenizer(options["tokenizer"] or folder)
         check_model(folder, tokenizer)
         sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
         if harness and tasks is None:

@@ -72,6 +72,13 @@ def evaluate_model(
     return Evaluation(name, documents, tuple(tasks), tuple(measured), seconds, {"batch_size": batch_size})
 
 
+def model_tokenizer(model: str | Path) -> Any:
+    """The tokenizer saved with a model, or any other that `refine.data.tokenizer.load` finds; raises as that does."""
+    import refine.models  # noqa: F401 - transformers looks for the model's type, even for the tokenizer alone
+
+    return load_tokenizer(model)
+
+
 def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) -> None:
     """Raises ModelError, before weights are loaded: no config, or a vocabulary that the tokenizer does not fit."""
     from transformers import AutoConfig
@@ -99,7 +106,7 @@ def _load(
             raise ModelError("prompts are answered with a tokenizer, and none was given beside the model")
         return model, tokenizer
     if answers_wanted:
-        tokenizer = tokenizer or load_tokenizer(model)
+        tokenizer = tokenizer or model_tokenizer(model)
         check_model(model, tokenizer)
     loaded: Any = from_pretrained(model)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refine.data import documents
 from refine.data.longbench import load_longbench
 from refine.data.needles import TASKS as NEEDLES
 from refine.data.needles import make_needles
 from refine.data.prompts import PUBLISHED_NAMES, Prompt, load_prompts
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import DataError, SettingError, nearest
+from refine.evaluation.next_token import token_rows
 from refine.evaluation.tasks import TASKS, known_task
 
 NEXT_TOKEN = "next_token"
@@ -33,6 +37,15 @@ class Inputs:
 
     documents: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """A hash of all documents and prompts: scores of models with the same one can be compared."""
+        digest = hashlib.sha256()
+        for name, sequences in sorted(self.documents.items()):
+            digest.update(json.dumps([name, [row.tolist() for row in token_rows(sequences)]]).encode())
+        for (task, length), prompts in sorted(self.prompts.items()):
+            digest.update(json.dumps([task, length, [asdict(prompt) for prompt in prompts]]).encode())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -68,18 +81,35 @@ def load_inputs(
     wanted, documents_wanted = _wanted(tasks)
     folder = Path(folder)
     found = find_prompts(folder)
-    documents = _documents(folder, sources.tokenizer, required=tasks is not None) if documents_wanted else {}
+    sequences = _documents(folder, sources.tokenizer, required=tasks is not None) if documents_wanted else {}
     prompts: PromptSets = {}
     for task in wanted:
-        there = sorted(length for name, length in found if name == task)
-        asked = there if lengths is None else [n for n in lengths if tasks is not None or n in there]
-        if not asked and tasks is not None and task in tasks:
-            raise DataError(f"{folder}: holds no prompts of {task}; name lengths to make them at, or another folder")
-        for length in asked:
+        for length in _lengths(task, lengths, found, sources, tasks):
             prompts[task, length] = _prompts(task, length, found, sources, samples, folder)
-    if not documents and not prompts:
+        if task in (tasks or ()) and not any(name == task for name, _ in prompts):
+            raise DataError(f"{folder}: holds no prompts of {task}; name lengths to make them at, or another folder")
+    if not sequences and not prompts:
         raise DataError(f"{folder}: holds nothing to evaluate on; `refine prepare` makes documents and needles")
-    return Inputs(documents, prompts)
+    return Inputs(sequences, prompts)
+
+
+def _lengths(
+    task: str,
+    lengths: Sequence[int] | None,
+    found: Mapping[tuple[str, int], Path],
+    sources: Sources,
+    tasks: Sequence[str] | None,
+) -> list[int]:
+    """The lengths at which a task is wanted: all named ones if the task is named; if only its family is, those that
+    are there or can be made; if nothing is named, those that are there."""
+    there = sorted(length for name, length in found if name == task)
+    if lengths is None:
+        return there
+    family = known_task(task).family
+    makes = {"needles": sources.tokenizer is not None, "longbench": sources.longbench is not None}
+    if tasks is not None and (task in tasks or makes.get(family, False)):
+        return list(lengths)
+    return [length for length in lengths if length in there]
 
 
 def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
@@ -146,23 +176,8 @@ def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
                 f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
                 f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
             )
-    return {DOCUMENT_NAMES.get(path.stem, path.stem): load_documents(path) for path in paths}
-
-
-def load_documents(path: str | Path) -> list[Any]:
-    """The token sequences of a parquet file. Raises DataError: no such file, no column `tokens`, nothing in it."""
-    try:
-        table = pq.read_table(path, columns=["tokens"])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of documents") from None
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise DataError(
-            f"{path}: no column 'tokens' with token sequences ({' '.join(str(error).split())[:120]})"
-        ) from None
-    rows = [row.as_py() for row in table["tokens"]]
-    if not rows:
-        raise DataError(f"{path}: holds no token sequences")
-    return rows
+    paths.sort(key=lambda path: (path.stem not in DOCUMENT_NAMES, path.stem))
+    return {DOCUMENT_NAMES.get(path.stem, path.stem): documents.load(path) for path in paths}
 
 
 def _prompts(

@@ -59,7 +59,7 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
     is left as it was. Raises DataError for no sequences, or one of fewer than two tokens; ModelError for ids outside
     the vocabulary.
     """
-    rows = _rows(sequences)
+    rows = token_rows(sequences)
     longest = max(len(row) for row in rows)
     losses, hits = np.zeros((len(rows), longest)), np.zeros((len(rows), longest))  # column t: token t + 1
     training = model.training
@@ -102,7 +102,8 @@ def _score(
         yield number, loss.numpy(), hit.numpy()
 
 
-def _rows(sequences: Any) -> list[Tensor]:
+def token_rows(sequences: Any) -> list[Tensor]:
+    """Each sequence as int64 [T]. Raises DataError: there is none, or one has fewer than two tokens."""
     column = sequences["tokens"] if "tokens" in getattr(sequences, "column_names", ()) else sequences
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in column]
     if not rows:
