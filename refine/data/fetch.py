@@ -34,7 +34,7 @@ class Split:
 
     documents: int = 0
     characters: int = 0
-    left_out: int = 0  # documents whose text an earlier split has
+    left_out: int = 0  # documents whose text came before, in this split or an earlier one
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,22 @@ def write_splits(
 ) -> dict[str, Split]:
     """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
     works: dict[str, str] = {}  # work -> split
-    texts: dict[bytes, str] = {}  # fingerprint -> split
+    texts: set[bytes] = set()  # fingerprints
     written = {}
     for split in SPLITS:
         counts = Split()
         chosen = _apart(_documents(settings, split), split, works, texts, counts)
         _write(chosen, folder / f"{split}.parquet")
         if not counts.documents:
-            raise DataError(f"data.{split}: no document is left ({counts.left_out} are in another split)")
+            raise DataError(f"data.{split}: no document is left: the text of all {counts.left_out} came before")
         written[split] = counts
-        said(f"{split}: {counts.documents} documents, {counts.characters:,} characters")
+        said(_described(split, counts))
     return written
+
+
+def _described(split: str, counts: Split) -> str:
+    left_out = f"; {counts.left_out} left out, their text came before" if counts.left_out else ""
+    return f"{split}: {counts.documents} documents, {counts.characters:,} characters{left_out}"
 
 
 def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
@@ -150,9 +155,9 @@ def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]
 
 
 def _apart(
-    found: Iterator[Document], split: str, works: dict[str, str], texts: dict[bytes, str], counts: Split
+    found: Iterator[Document], split: str, works: dict[str, str], texts: set[bytes], counts: Split
 ) -> Iterator[Document]:
-    """The documents of `found` that no earlier split has; a work that one has is an error."""
+    """The documents of `found` whose text has not come before. A work that an earlier split has is an error."""
     for document in found:
         other = works.setdefault(document.work.casefold(), split)
         if other != split:
@@ -161,9 +166,11 @@ def _apart(
                 f"name it in one of data.{other} and data.{split} only"
             )
         words = " ".join(document.text.casefold().split())
-        if texts.setdefault(hashlib.blake2b(words.encode(), digest_size=16).digest(), split) != split:
+        fingerprint = hashlib.blake2b(words.encode(), digest_size=16).digest()
+        if fingerprint in texts:
             counts.left_out += 1
             continue
+        texts.add(fingerprint)
         counts.documents += 1
         counts.characters += len(document.text)
         yield document
