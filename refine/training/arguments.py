@@ -33,6 +33,13 @@ class RefineArguments(TrainingArguments):
     )
     max_length: int | None = field(default=None, metadata={"help": "longer documents are cut into pieces [tokens]"})
     packing: bool = field(default=False, metadata={"help": "lay several documents into each row of max_length tokens"})
+    prompt_steps: int = field(
+        default=0,
+        metadata={
+            "help": "of data with prompts and answers: optimizer steps by the objective on the prompts of each batch "
+            "of sequences_per_step samples, before the step on its answers (nested); 0: answers alone"
+        },
+    )
     validation_rollouts: bool = field(
         default=True, metadata={"help": "also sample rollouts on held-out sequences and log their rewards"}
     )

@@ -76,6 +76,41 @@ class Stream:
         return index if self.seed is None else _permutation(self.rows, self.seed, epoch)[index]
 
 
+@dataclass(frozen=True)
+class NestedStream:
+    """Post-training's order: for each batch of `samples`' rows `prompt_steps` steps on their prompts, an equal share of
+    the batch each, then one step on the answers of the whole batch (METHOD, post-training)."""
+
+    samples: Stream
+    prompt_steps: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, those on prompts and those on answers."""
+        batches = self.samples.steps
+        if batches == 0:
+            return 0
+        return (batches - 1) * (self.prompt_steps + 1) + self._shares(len(self.samples.taken(batches - 1))) + 1
+
+    def step(self, step: int) -> tuple[str, list[int]]:
+        """What optimizer step `step` (from 0) trains: "prompts" or "answers", and rows."""
+        batch, inner = divmod(step, self.prompt_steps + 1)
+        rows = self.samples.taken(batch)
+        shares = self._shares(len(rows))
+        if inner == shares:
+            return "answers", rows
+        return "prompts", rows[inner * len(rows) // shares : (inner + 1) * len(rows) // shares]
+
+    def _shares(self, rows: int) -> int:
+        """Steps on the prompts of a batch of `rows`: none is without a row, so a small last batch has fewer."""
+        return min(self.prompt_steps, rows)
+
+    def epochs(self, steps: int) -> float:
+        """Passes through the data after `steps` steps."""
+        batches = self.samples.steps if steps >= self.steps else steps // (self.prompt_steps + 1)
+        return self.samples.epochs(batches)
+
+
 _last: dict[tuple[int, int, int], list[int]] = {}
 
 

@@ -24,11 +24,14 @@ class Row:
     lengths: tuple[int, ...]  # tokens of each document packed in the row
     sequence: int  # index in the data set
     documents: tuple[str, ...]  # names for messages: document id, and offset where there is one
+    prompt: int | None = None  # of a prompt with its answer: tokens of the prompt
     counted: bool = True  # False: read by a process that has no row left, and counts for nothing
 
 
 class Sequences(torch.utils.data.Dataset[Row]):
     """The rows of a data set. `read(index)` gives tokens, document lengths and document names of one."""
+
+    exchanges = False  # whether rows are prompts with answers
 
     def __init__(self, count: int, read: Callable[[int], tuple[Any, Sequence[int] | None, tuple[str, ...]]]) -> None:
         self._count, self._read = count, read
@@ -119,28 +122,33 @@ def _row(held: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[int], tup
 class Batches(torch.utils.data.Dataset[dict[str, Any]]):
     """The batch of each Pass over `rows`; its length is theirs."""
 
-    def __init__(self, rows: Sequences) -> None:
+    def __init__(self, rows: torch.utils.data.Dataset[Row]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows)  # type: ignore[arg-type]
 
     def __getitem__(self, one: Pass) -> dict[str, Any]:
         return collate([self.rows[row] for row in one.rows], one.kind)
 
 
 def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
-    """A batch: `tokens` int64 [B, T] padded on the right with 0, `lengths` (lists of the documents' tokens in each
-    row; None where every row is one document of T tokens), `sequences`, `documents` and `counted` of each row,
-    and `kind`, what of them is trained."""
-    longest = max(len(row.tokens) for row in rows)
+    """A batch of what is trained of each row: all of its "tokens", its "prompts" alone, or "answers" given the prompt.
+
+    `tokens` int64 [B, T] padded on the right with 0; `lengths`, the documents' tokens in each row, or None where every
+    row is one document of T tokens; `prompts`, tokens of each row's prompt (of "answers"); `sequences`, `documents` and
+    `counted` of the rows; `kind`.
+    """
+    texts = [row.tokens[: row.prompt] if kind == "prompts" else row.tokens for row in rows]
+    lengths = [[len(text)] if kind == "prompts" else list(row.lengths) for text, row in zip(texts, rows, strict=True)]
+    longest = max(map(len, texts))
     tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row.tokens)] = torch.from_numpy(row.tokens)
-    whole = all(row.lengths == (longest,) for row in rows)
+    for place, text in enumerate(texts):
+        tokens[place, : len(text)] = torch.from_numpy(text)
     return {
         "tokens": tokens,
-        "lengths": None if whole else [list(row.lengths) for row in rows],
+        "lengths": None if all(row == [longest] for row in lengths) else lengths,
+        "prompts": [row.prompt for row in rows] if kind == "answers" else None,
         "sequences": [row.sequence for row in rows],
         "documents": [", ".join(row.documents) for row in rows],
         "counted": rows[0].counted,

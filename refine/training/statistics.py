@@ -26,12 +26,14 @@ class Counts:
     tokens: int  # read
     ntp_tokens: int  # predicted
     rollout_tokens: int  # sampled: c n k a document, less where it is short
+    answer_tokens: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             self.tokens + other.tokens,
             self.ntp_tokens + other.ntp_tokens,
             self.rollout_tokens + other.rollout_tokens,
+            self.answer_tokens + other.answer_tokens,
         )
 
 
@@ -43,6 +45,8 @@ def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Cou
         return Counts(0, 0, 0)
     rows, width = batch["tokens"].shape
     lengths = [length for row in batch["lengths"] or [[width]] * rows for length in row]
+    if batch["kind"] == "answers":
+        return Counts(sum(lengths), 0, 0, sum(lengths) - sum(batch["prompts"]))
     sampled = 0
     if objective is not None and objective.nsp_weight > 0:
         positions = sum(len(spans(length, objective)) for length in lengths)
@@ -68,6 +72,7 @@ class StepStatistics:
         own = counts_of(batch, None)
         real = _real(batch["lengths"], *batch["tokens"].shape)
         self._sum("tokens", own.tokens)
+        self._sum("read", own.tokens)
         self._sum("ntp_tokens", own.ntp_tokens)
         self._sum("ntp_loss", float(result.ntp_loss))
         self._sum("correct", float(result.ntp_accuracy) * own.ntp_tokens)
@@ -84,6 +89,13 @@ class StepStatistics:
         self._sum("rollout_tokens", result.rollout_tokens)
         self._sum("clipped", float(result.clip_fraction) * result.rollout_tokens)
         self.log_prob_gap = max(self.log_prob_gap, float(result.log_prob_gap))
+
+    def add_answers(self, result: Any, batch: dict[str, Any]) -> None:
+        """`result`: the AnswerResult of `batch`; its loss is a share of the step's."""
+        self._sum("tokens", counts_of(batch, None).tokens)
+        self._sum("answer_tokens", result.answer_tokens)
+        self._sum("answer_loss", float(result.loss.detach()))
+        self._sum("answer_correct", float(result.accuracy) * result.answer_tokens)
 
     def _sum(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
@@ -107,12 +119,14 @@ class StepStatistics:
         """Everything collected over `steps` optimizer steps: losses are means over the steps, the rest over tokens or
         rollouts. Rewards come with mean and standard deviation, and the kind `quantiles_of` (the one that is optimised)
         with quantiles, so that its distribution can be seen."""
-        sums = self.sums
-        found = {
-            "ntp_loss": sums.get("ntp_loss", 0.0) / steps,
-            "ntp_accuracy": sums.get("correct", 0.0) / max(sums.get("ntp_tokens", 0.0), 1),
-            "entropy": sums.get("entropy", 0.0) / max(sums.get("tokens", 0.0), 1),
-        }
+        sums, found = self.sums, {}
+        if "ntp_loss" in sums:
+            found["ntp_loss"] = sums["ntp_loss"] / steps
+            found["ntp_accuracy"] = sums["correct"] / max(sums["ntp_tokens"], 1)
+            found["entropy"] = sums["entropy"] / sums["read"]
+        if "answer_loss" in sums:
+            found["answer_loss"] = sums["answer_loss"] / steps
+            found["answer_accuracy"] = sums["answer_correct"] / max(sums["answer_tokens"], 1)
         if "rollouts" in sums:
             found["nsp_loss"] = sums["nsp_loss"] / steps
             found["rollouts"] = sums["rollouts"] / steps

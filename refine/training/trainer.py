@@ -20,14 +20,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from refine.errors import ModelError, SettingError, TrainingError
-from refine.objective import next_sequence_step
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
 from refine.training.arguments import RefineArguments
 from refine.training.callbacks import Progress
-from refine.training.order import Passes, Stream, sequence_seed
+from refine.training.data_sets import rows_of, stream_of
+from refine.training.losses import AnswerResult, pass_loss
+from refine.training.order import Passes, sequence_seed
 from refine.training.saving import WholeCheckpoints
-from refine.training.sequences import Batches, Sequences, collate, sequences_of
+from refine.training.sequences import Batches, collate
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
 from refine.training.wrapped import call_through, gathered
@@ -38,8 +39,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
     `model`: one of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
     `train_dataset`, `eval_dataset` (also a dict of names and data sets): rows by index with a `tokens` or a `text`
-    column (see `refine.training.sequences`); `processing_class`: the tokenizer, needed for text and saved with the
-    model. The rest as in transformers.Trainer.
+    column (see `refine.training.sequences`), or with `prompt` and `answers` (`refine.training.exchanges`: cross-entropy
+    of the answers, and with `args.prompt_steps` REFINE on the prompts before). `processing_class`: the tokenizer,
+    needed for text and prompts, and saved with the model. The rest as in transformers.Trainer.
 
     Each optimizer step takes the next `sequences_per_step` rows of the data's own stream. The loss of each pass is
     its share of the step's, so micro-batches, accumulation and the number of processes change nothing.
@@ -73,8 +75,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 "(delta_net, gated_deltanet or lact_swiglu)"
             )
         args._n_gpu = min(args.n_gpu, 1)  # one device a process; torchrun for more: DataParallel knows no memories
-        self.sequences = None if train_dataset is None else _rows(train_dataset, processing_class, args)
-        self.stream = None if self.sequences is None else _stream(self.sequences, args)
+        self.sequences = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
+        self.stream = None if self.sequences is None else stream_of(self.sequences, args)
         if self.stream is not None:
             # To Trainer the run is one epoch of `steps` batches; each is a whole optimizer step, cut into passes here.
             args.max_steps, args.gradient_accumulation_steps = self.stream.steps, 1
@@ -149,26 +151,21 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This pass's share of the step's loss, times the number of processes (whose gradients are averaged)."""
-        objective = self.objective
         seeds = [sequence_seed(self.args.seed, self.state.global_step, row) for row in inputs["sequences"]]
+        own = torch.tensor(seeds, device=inputs["tokens"].device)
         with self.accelerator.autocast():
             result = call_through(
                 model,
                 self.accelerator.unwrap_model(model),
-                lambda module: next_sequence_step(
-                    module,
-                    inputs["tokens"],
-                    objective,
-                    torch.tensor(seeds, device=inputs["tokens"].device),
-                    lengths=inputs["lengths"],
-                    ntp_tokens=max(self._counts.ntp_tokens, 1),
-                    rollout_tokens=max(self._counts.rollout_tokens, 1),
-                ),
+                lambda module: pass_loss(module, inputs, self.objective, own, self._counts),
             )
         if not inputs["counted"]:
             return result.loss * 0.0
         self._refuse_non_finite_loss(result, inputs)
-        self._statistics.add(result, inputs)
+        if isinstance(result, AnswerResult):
+            self._statistics.add_answers(result, inputs)
+        else:
+            self._statistics.add(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)
         return (loss, result) if return_outputs else loss
 
@@ -196,7 +193,11 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
         if not math.isfinite(float(result.loss.detach())):
-            parts = f"next token {float(result.ntp_loss)}, next sequence {float(result.nsp_loss)}"
+            parts = (
+                "answers"
+                if isinstance(result, AnswerResult)
+                else (f"next token {float(result.ntp_loss)}, next sequence {float(result.nsp_loss)}")
+            )
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is {float(result.loss.detach())} ({parts}) on "
                 f"{'; '.join(inputs['documents'])}: {_ADVICE}"
@@ -262,7 +263,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._validated_step = self.state.global_step
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
-            rows = _rows(part, self.processing_class, self.args)
+            rows = rows_of(part, self.processing_class, self.args)
             found = validate(self, rows, name)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
@@ -278,24 +279,6 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
 
 _ADVICE = "look at these documents, or lower learning_rate or max_gradient_norm; the last checkpoint is whole"
-
-
-def _rows(data: Any, tokenizer: Any, args: RefineArguments) -> Sequences:
-    return data if isinstance(data, Sequences) else sequences_of(data, tokenizer, args.max_length, args.packing)
-
-
-def _stream(rows: Sequences, args: RefineArguments) -> Stream:
-    """The stream for max_steps steps, or for num_train_epochs epochs where max_steps is not given."""
-    processes = max(args.world_size, 1)
-    per_step = args.sequences_per_step or (
-        args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    )
-    if args.max_steps >= 0:
-        sequences = args.max_steps * per_step
-    else:
-        sequences = math.ceil(len(rows) * args.num_train_epochs)
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    return Stream(len(rows), sequences, per_step, None if args.train_sampling_strategy == "sequential" else seed)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -172,7 +172,7 @@ def test_running_out_of_memory_names_the_settings_that_lower_it(tiny_model, argu
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(module, "next_sequence_step", full)
+    monkeypatch.setattr(module, "pass_loss", full)
     with pytest.raises(
         TrainingError, match=r"out of memory with 4 sequences of \d+ tokens.*sequences_per_pass \(now 4"
     ):

@@ -1,0 +1,62 @@
+"""The loss of one pass: a REFINE step on tokens, or the cross-entropy of answers given their prompts.
+
+Shape legend: B rows · T tokens of a row · N answer tokens of the pass · D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine.objective import next_sequence_step
+from refine.objective.result import StepResult
+from refine.ops.token_statistics import token_statistics
+from refine.settings.objective import ObjectiveSettings
+from refine.training.statistics import Counts
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    """`loss` [] (with gradient): cross-entropy over the pass's N answer tokens, over the step's. The rest is detached:
+    `accuracy` [] is the share of them that were the likeliest, `answer_tokens` is N."""
+
+    loss: Tensor
+    accuracy: Tensor
+    answer_tokens: int
+
+
+def pass_loss(
+    model: Any, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Tensor, counts: Counts
+) -> StepResult | AnswerResult:
+    """The loss of `batch` (`refine.training.sequences.collate`) with the denominators `counts` of its step."""
+    if batch["kind"] == "answers":
+        return answer_loss(model, batch["tokens"], batch["lengths"], batch["prompts"], counts.answer_tokens)
+    return next_sequence_step(
+        model,
+        batch["tokens"],
+        objective,
+        seeds,
+        lengths=batch["lengths"],
+        ntp_tokens=max(counts.ntp_tokens, 1),
+        rollout_tokens=max(counts.rollout_tokens, 1),
+    )
+
+
+def answer_loss(
+    model: Any, tokens: Tensor, lengths: list[list[int]] | None, prompts: list[int], denominator: int
+) -> AnswerResult:
+    """tokens [B, T] int64, a prompt of prompts[b] tokens and its answer a row. Only answer tokens count, each predicted
+    from the token before it (METHOD, post-training); their logits alone are formed."""
+    rows, width = tokens.shape
+    hidden = model.read(tokens, lengths=lengths).hidden  # [B, T, D]
+    ends = [width] * rows if lengths is None else [row[0] for row in lengths]
+    places = [
+        (row, place) for row in range(rows) for place in range(prompts[row], ends[row])
+    ]  # of answer tokens, N of them
+    row, place = torch.tensor(places, device=tokens.device).unbind(1)
+    weights = torch.full((len(places),), 1 / max(denominator, 1), device=tokens.device)
+    found = token_statistics(hidden[row, place - 1], model.get_output_embeddings().weight, tokens[row, place], weights)
+    return AnswerResult(found.loss, found.correct.float().mean(), len(places))
