@@ -31,12 +31,18 @@ w2, and with momentum `carry` [N, H] (sigmoid of the momentum projection)."""
 
 @dataclass(frozen=True)
 class Rule:
-    """How a complete chunk changes the weights. `prenorm` is the release's ttt_prenorm."""
+    """How a complete chunk changes the weights. `prenorm` is the release's ttt_prenorm.
+
+    `muon_dtype`: bfloat16 for Newton–Schulz steps as published, on gradients in the tokens' dtype. None: both run one
+    precision above the tokens' (float32 for bfloat16, float64 for float32), because the steps multiply the rounding of
+    small singular values by up to 490, and then reading in another way would no longer be the same.
+    """
 
     chunk_size: int
     momentum: bool = False
     muon: bool = False
     prenorm: bool = False
+    muon_dtype: torch.dtype | None = None
 
 
 def initial_state(w0: Tensor, w1: Tensor, w2: Tensor, rule: Rule) -> State:
@@ -67,13 +73,11 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
     """The states after a complete chunk: `tokens` [A, C, ...], A = P. `norms` as from row_norms of the initial state.
 
     Momentum: gradient + mean over the chunk of `carry` · the last chunk's such sum. Muon on that sum. Then each row is
-    rescaled to its initial norm. Products run in the tokens' dtype (bfloat16 in the published models), but before Muon
-    in float64 for float32 tokens: its five steps multiply the rounding of small singular values by up to 490.
+    rescaled to its initial norm. Products run in the tokens' dtype, but see Rule.muon_dtype.
     """
-    precise = state["out"].dtype
-    working = tokens["keys"].dtype
-    if rule.muon and working == torch.float32:
-        working = torch.float64
+    precise, working = state["out"].dtype, tokens["keys"].dtype
+    if rule.muon and rule.muon_dtype is None:
+        working = torch.float32 if working.itemsize == 2 else torch.float64
     after: State = {}
     for name, step in _gradients(state, tokens, working).items():
         step = step.to(torch.promote_types(working, precise))
@@ -82,7 +86,7 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
             step = step + state[f"{name}_momentum"] * carry.reshape(*carry.shape, *[1] * (step.dim() - 2))
             after[f"{name}_momentum"] = step.to(precise)
         if rule.muon:
-            step = orthogonalise(step, working)
+            step = orthogonalise(step, rule.muon_dtype or working)
         step = step.to(precise)
         weights = state[f"{name}_sum" if rule.prenorm else name] + step
         if rule.prenorm:
