@@ -1,0 +1,134 @@
+"""A trained BPE, a model's own tokenizer, the published models' one: the same in every process, and lossless."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from refine.data import tokenizer
+from refine.errors import DataError
+from refine.settings.data import TokenizerSettings
+
+ODD = ["", " ", "  two  spaces ", "line\n\n  indented\tend\n", "é 漢字 🙂 \u200b", "<s> as text </s>", "1234567 ★"]
+
+
+@pytest.fixture(scope="module")
+def mistral():
+    return tokenizer.mistral_v1()
+
+
+def _digest(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_trained_tokenizer_has_the_pieces_asked_for_and_bos_eos_in_front(small_tokenizer):
+    assert len(small_tokenizer) == 320
+    assert (small_tokenizer.bos_token, small_tokenizer.bos_token_id) == ("<s>", 0)
+    assert (small_tokenizer.eos_token, small_tokenizer.eos_token_id) == ("</s>", 1)
+    assert small_tokenizer.unk_token is None
+
+
+def test_a_text_is_read_as_bos_and_its_tokens(small_tokenizer, mistral):
+    for made in (small_tokenizer, mistral):
+        tokens = made("In the beginning")["input_ids"]
+        assert tokens[0] == made.bos_token_id and made.eos_token_id not in tokens
+        assert made("In the beginning", add_special_tokens=False)["input_ids"] == tokens[1:]
+
+
+@pytest.mark.parametrize("text", [text for text in ODD if "<s>" not in text])
+def test_any_text_comes_back_as_it_was(small_tokenizer, mistral, text):
+    for made in (small_tokenizer, mistral):
+        assert made.decode(made(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_the_same_text_gives_the_same_tokenizer_in_another_process(parquet, tmp_path):
+    text = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 20
+    data = parquet("train", id=["a", "b"], text=[text, text.upper()])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom refine.data import tokenizer\n"
+        "from refine.settings.data import TokenizerSettings\n"
+        "tokenizer.prepare(TokenizerSettings(vocabulary=330), Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    for name, seed in (("one", "1"), ("two", "2")):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": "true"}
+        subprocess.run([sys.executable, "-c", code, data, str(tmp_path / name)], env=environment, check=True)
+    assert _digest(tmp_path / "one") == _digest(tmp_path / "two")
+
+
+def test_too_little_text_for_the_vocabulary_is_an_error(parquet, tmp_path):
+    data = parquet("train", id=["a"], text=["to be or not to be"])
+    with pytest.raises(DataError, match=r"gives a vocabulary of \d+, less than tokenizer.vocabulary \(4096\)"):
+        tokenizer.prepare(TokenizerSettings(), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_s_own_tokenizer_is_taken_as_it_is(small_tokenizer, tmp_path):
+    small_tokenizer.save_pretrained(tmp_path / "model")
+    chosen = TokenizerSettings(path=str(tmp_path / "model"))
+    tokenizer.prepare(chosen, tmp_path / "not needed", tmp_path / "out")
+    text = "In the beginning God created"
+    assert tokenizer.load(tmp_path / "out")(text)["input_ids"] == small_tokenizer(text)["input_ids"]
+
+
+def test_mistral_v1_survives_saving_and_loading(mistral, tmp_path):
+    assert len(mistral) == 32000
+    assert (mistral.bos_token_id, mistral.eos_token_id, mistral.unk_token_id) == (1, 2, 0)
+    tokenizer.prepare(TokenizerSettings(path="mistral_v1"), tmp_path, tmp_path / "out")
+    loaded = tokenizer.load(tmp_path / "out")
+    for text in ODD:
+        assert loaded(text)["input_ids"] == mistral(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello world", " leading", "a  b   c", "naïve café\n\nnew\tline", "def f(x):\n    return x\n", "漢字🙂"]
+)
+def test_mistral_v1_agrees_with_sentencepiece(mistral, text):
+    from pathlib import Path
+
+    import mistral_common
+    from sentencepiece import SentencePieceProcessor
+
+    file = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    assert mistral(text)["input_ids"][1:] == SentencePieceProcessor(model_file=str(file)).encode(text)
+
+
+@pytest.mark.requires_shared
+def test_mistral_v1_agrees_with_every_length_stored_in_the_published_files(mistral, shared_data):
+    """Stored lengths, of prompts and of the longest accepted answer, count the bos."""
+
+    def lengths(texts):
+        return [len(encoding.ids) for encoding in mistral.backend_tokenizer.encode_batch_fast(texts)]
+
+    rows = 0
+    for path in sorted(shared_data.glob("*/*.parquet")):
+        table = pq.read_table(path).to_pydict()
+        assert lengths(table["prompt"]) == table["prompt_length"], path.name
+        answers = table.get("answers") or table["answer"]
+        assert [max(lengths(accepted)) for accepted in answers] == table["max_answer_length"], path.name
+        rows += len(answers)
+    assert rows > 1000
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(DataError, match=f"tokenizer '{tmp_path}'"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_hub_name_that_cannot_be_reached_is_one_line():
+    code = "from refine.data import tokenizer\ntokenizer.load('owner/model')\n"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ServiceError: tokenizer 'owner/model': no such folder here, and the hub cannot be reached" in last
+
+
+def test_training_text_that_is_missing_or_has_no_text_column_is_named(parquet, tmp_path):
+    with pytest.raises(DataError, match="is missing: run `refine data fetch` first"):
+        tokenizer.prepare(TokenizerSettings(), tmp_path / "train.parquet", tmp_path / "out")
+    with pytest.raises(DataError, match="no column 'text'; it has id, body"):
+        tokenizer.prepare(TokenizerSettings(), parquet("train", id=["a"], body=["b"]), tmp_path / "out")
