@@ -42,7 +42,8 @@ class LactConfig(FastWeightConfig):
     initializer_range: float = 0.006
     last_layer_fuse_norm: bool = True
     use_fused_kernel: bool = False
-    fp32_states: bool = False
+    fp32_states: bool = False  # states are at least float32 whatever it says
+    muon_dtype: str | None = None  # not in the release: "bfloat16" for Muon as published, see Rule.muon_dtype
 
     def refuse_unsupported(self) -> None:
         """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
@@ -50,6 +51,7 @@ class LactConfig(FastWeightConfig):
         check(self, "lr_dim", (1,), "only one learning rate a token, head and weight is implemented")
         check(self, "lr_parameterization", ("mamba",))
         check(self, "ttt_loss_type", ("dot_product",))
+        check(self, "muon_dtype", (None, "bfloat16", "float32", "float64"))
         for name in ("num_attn_heads", "num_lact_heads", "lact_chunk_size", "window_size"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -64,6 +66,10 @@ class LactConfig(FastWeightConfig):
         self.require(rank, "w0_w2_low_rank", "expected a whole number; 0 or below means full matrices")
         positive = isinstance(self.rope_theta, (int, float)) and self.rope_theta > 0
         self.require(positive, "rope_theta", "expected a number above 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of config.json; ours only where it is used, so that the format stays the release's."""
+        return {name: value for name, value in super().to_dict().items() if name != "muon_dtype" or value is not None}
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, in words."""

@@ -64,7 +64,8 @@ class Lact(TokenMixer):
         hidden, self.heads, self.fast_heads = config.hidden_size, config.num_attn_heads, config.num_lact_heads
         self.window, self.theta, self.nope = config.window_size, float(config.rope_theta), config.ttt_nope
         self.qk_silu, self.v_silu = config.qkv_silu, config.qkv_silu and not config.no_v_silu
-        self.rule = Rule(config.lact_chunk_size, config.use_momentum, config.use_muon, config.ttt_prenorm)
+        muon_dtype = getattr(torch, config.muon_dtype) if config.muon_dtype else None
+        self.rule = Rule(config.lact_chunk_size, config.use_momentum, config.use_muon, config.ttt_prenorm, muon_dtype)
         self.append_limit = max(32, math.isqrt(2 * max(self.window, self.rule.chunk_size)))
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=config.qkv_bias)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)

@@ -3,16 +3,20 @@
 Shape legend: N new tokens of all G documents · M remembered and new tokens, document after document · H heads
 · K width of a head · W window · b queries of a block · m blocks that a window reaches back.
 
-Each token sees itself and the W-1 before it. Three ways, chosen by capability or forced by `method`:
+Each token sees itself and the W-1 before it. Three ways:
 `blocks`  scaled_dot_product_attention of b queries against the (m+1)·b keys that they can see: never T × T scores;
 `flex`    torch's flex_attention, compiled (CUDA with triton);
 `plain`   the twin: every score, masked.
+`REFINE_WINDOW_ATTENTION` chooses: "auto" (default: flex where it can run, else blocks), or one of the three. The choice
+is logged once.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from refine.errors import SettingError
 from refine.ops.layout import Layout
 
 METHODS = ("blocks", "flex", "plain")
@@ -32,9 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
 
     Document g has before[g] remembered tokens in front of its new ones. Scores are divided by sqrt(K).
     """
-    method = method or best_method(q.device.type)
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r} of window attention; expected one of {', '.join(METHODS)}")
+    method = method or _choice(os.environ.get("REFINE_WINDOW_ATTENTION", "auto"), q.device.type, q.dtype, q.shape[-1])
     if method == "plain":
         return _plain(q, k, v, layout, before, window)
     if layout.width is not None and len(set(before)) == 1:
@@ -49,12 +52,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
 
 
 @functools.cache
-def best_method(device: str) -> str:
-    """The way for tensors on `device`; said once in the log."""
-    from torch.utils._triton import has_triton
-
-    method = "flex" if device == "cuda" and has_triton() else "blocks"
-    _log.info("window attention on %s: %s", device, method)
+def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
+    """The way for tensors on `device` with heads of `width`. Raises SettingError where one is asked for in vain."""
+    if wish not in ("auto", *METHODS):
+        raise SettingError(f"REFINE_WINDOW_ATTENTION is {wish!r}: expected auto, {', '.join(METHODS)}")
+    reason = None
+    if device != "cuda":
+        reason = f"the model is on {device}, not on a CUDA device"
+    elif importlib.util.find_spec("triton") is None:
+        reason = "triton cannot be imported"
+    elif dtype == torch.float64 or width < 16:
+        reason = f"its kernel reads neither float64 nor heads narrower than 16, and this model has {dtype}, {width}"
+    if wish == "flex" and reason:
+        raise SettingError(f"REFINE_WINDOW_ATTENTION is 'flex', but {reason}: use auto or blocks")
+    method = wish if wish != "auto" else "blocks" if reason else "flex"
+    _log.info("window attention on %s in %s: %s", device, dtype, method)
     return method
 
 

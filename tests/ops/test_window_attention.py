@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from refine.errors import SettingError
 from refine.ops import window_attention
 from refine.ops.layout import Layout
 
@@ -101,10 +102,21 @@ def test_scores_of_all_pairs_are_never_held(lengths):
     assert largest <= 4200 * max(2 * window, 4 * HEADS * WIDTH) < 4096 * 4096 / 30
 
 
-def test_the_way_is_chosen_by_device_and_can_be_forced():
-    assert window_attention.best_method("cpu") == "blocks"
-    with pytest.raises(ValueError, match="expected one of blocks, flex, plain"):
-        window_attention.attend(*draw([3], [0], torch.float32), Layout([3]), [0], 2, "flash")
+def test_the_way_is_chosen_by_capability_and_can_be_forced(monkeypatch):
+    inputs = draw([331], [0], torch.float32)
+
+    def attend(wish):
+        monkeypatch.setenv("REFINE_WINDOW_ATTENTION", wish)
+        return window_attention.attend(*inputs, Layout([331]), [0], 33)
+
+    assert torch.equal(attend("auto"), attend("blocks"))
+    assert torch.equal(attend("plain"), window_attention.attend(*inputs, Layout([331]), [0], 33, "plain"))
+    with pytest.raises(
+        SettingError, match=r"REFINE_WINDOW_ATTENTION is 'flex', but the model is on cpu.*use auto or blocks"
+    ):
+        attend("flex")
+    with pytest.raises(SettingError, match="REFINE_WINDOW_ATTENTION is 'flash': expected auto, blocks, flex, plain"):
+        attend("flash")
 
 
 @pytest.mark.requires_cuda
