@@ -25,6 +25,17 @@ def _stage(function: Callable[..., None]) -> Any:
     return prepare.command()(function)
 
 
+def _prepared_tokenizer() -> Any:
+    from refine import paths
+    from refine.data import tokenizer as tokenizers
+    from refine.errors import DataError
+
+    folder = paths.prepared() / "tokenizer"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: run `dvc repro tokenizer`, or `refine prepare tokenizer`")
+    return tokenizers.load(folder)
+
+
 @_stage
 def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Train a BPE on the training text, or take a model's own tokenizer."""
@@ -44,12 +55,11 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Cut the documents of each split into token sequences of one length."""
     from refine import paths, settings
     from refine.data import documents as sequences
-    from refine.data import tokenizer as tokenizers
     from refine.data import version
 
     chosen = settings.load(params, overrides).documents
     version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
-    made = tokenizers.load(paths.prepared() / "tokenizer")
+    made = _prepared_tokenizer()
     sequences.prepare(chosen, data, made, paths.prepared() / "documents", click.echo)
 
 
@@ -58,13 +68,12 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make RULER's needle prompts; the essays are the validation text."""
     from refine import paths, settings
     from refine.data import raw, version
-    from refine.data import tokenizer as tokenizers
     from refine.data.needles import write_needles
     from refine.data.writing import folder_beside
 
     chosen = settings.load(params, overrides)
     version.require(data, ["validation.parquet"])
-    made = tokenizers.load(paths.prepared() / "tokenizer")
+    made = _prepared_tokenizer()
     essay = list(raw.texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
         of = chosen.needles
