@@ -76,11 +76,13 @@ def register(
     settings: Mapping[str, Any],
     tags: Mapping[str, Any],
     headline: Sequence[str] = (),
+    scored_by: str = "",
 ) -> Version:
     """Make the model in `folder` a version of the registered model `name`; one with this `key` is returned as it is.
 
     metrics become the logged model's, and with settings (flat) the version's tags; those named in `headline` also get
-    a tag of their own, which MLflow's registry page shows. The version appears last, when all of it is there.
+    a tag of their own, which MLflow's registry page shows. run_id: the run that trained it; scored_by: the one that
+    evaluated it (default: the same), which the metrics are logged to. The version appears last, when all is there.
     Raises ServiceError: the folder is no model, or MLflow refuses.
     """
     known = [version for version in versions(client, name) if version.tags.get(KEY) == key]
@@ -97,7 +99,7 @@ def register(
     )
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
-    _log_metrics(client, run_id, logged.model_id, metrics)
+    _log_metrics(client, scored_by or run_id, logged.model_id, metrics)
     _ensure_registered(client, name)
     shown = {one: f"{metrics[one]:.4f}" for one in headline if one in metrics}
     records = {KEY: key, METRICS: json.dumps(metrics), SETTINGS: json.dumps(settings, default=str)}

@@ -1,0 +1,101 @@
+"""One experiment while it runs: its settings and stages, and where its records go."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.records import Stage, Stages
+from refine import paths
+from refine import settings as settings_module
+from refine.identity import Identity, identify
+from refine.settings import Settings
+from refine.tracking.run import flat
+from refine.training.prepared import Prepared
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """name: MLflow's experiment. parent: id of the run that all others are nested in."""
+
+    name: str
+    stages: Stages
+    identity: Identity
+    client: MlflowClient
+    experiment_id: str
+    parent: str
+
+    @property
+    def settings(self) -> Settings:
+        """The validated settings."""
+        return self.stages.settings
+
+    def tags(self, phase: str, arm: str = "") -> dict[str, str]:
+        """Tags of a run or version: identity, phase and arm, and the Prefect run it belongs to."""
+        tags = {**self.identity.tags(), "experiment": self.name, "phase": phase, **prefect_tags()}
+        return {**tags, "arm": arm} if arm else tags
+
+    def settings_of(self, stage: Stage) -> dict[str, Any]:
+        """The settings that count in a stage, flat, as MLflow's parameters."""
+        values = self.settings.model_dump(mode="json")
+        if stage.phase == "start":
+            chosen = {"model": values["model"], "training": values["training"]["start"]}
+        else:
+            mid = dict(values["training"][stage.phase])
+            mid.pop("arms", None)
+            objective = mid.pop("objective", {})
+            chosen = {"model": values["model"], "training": mid, "arm": stage.arm}
+            if stage.arm == "refine":
+                chosen["objective"] = objective
+        return flat({**chosen, "seed": values["seed"], "sequence_length": values["documents"]["sequence_length"]})
+
+
+def open_experiment(settings: Settings, name: str | None, client: MlflowClient, parent: str = "") -> Experiment:
+    """The experiment called `name` (default: registry.model_name), recorded through `client`."""
+    from refine.tracking.connection import experiment_id
+
+    name = name or settings.registry.model_name
+    stages = Stages(settings, Prepared(paths.prepared()))
+    return Experiment(name, stages, identify(settings), client, experiment_id(client, name), parent)
+
+
+def check(settings: Settings) -> None:
+    """Find what would stop the experiment, before anything is started: data, folders, MLflow's server.
+
+    Raises RefineError: one line on what is wrong.
+    """
+    from refine.tracking.connection import check_answers, tracking_uri, writable
+
+    check_answers(tracking_uri())
+    writable(paths.home())
+    writable(paths.results().resolve())
+    data = Prepared(paths.prepared())
+    data.check()
+    if settings.model.checkpoint is not None and Path(settings.model.checkpoint).is_dir():
+        from refine.training.prepared import check_model
+
+        check_model(settings.model.checkpoint, data)
+
+
+def load(params: str, overrides: tuple[str, ...]) -> Settings:
+    """Validated settings. Raises SettingError."""
+    return settings_module.load(params, overrides)
+
+
+def prefect_tags() -> dict[str, str]:
+    """The Prefect run that this is called in, and its page where there is a server with pages."""
+    from prefect.runtime import flow_run
+
+    run_id = flow_run.id
+    if not run_id:
+        return {}
+    tags = {"prefect.flow_run_id": str(run_id), "prefect.flow_run_name": str(flow_run.name)}
+    url = os.environ.get("PREFECT_API_URL", "")
+    if url and not os.environ.get("REFINE_TEMPORARY_PREFECT"):
+        tags["prefect.url"] = f"{url.removesuffix('/').removesuffix('/api')}/runs/flow-run/{run_id}"
+    return tags

@@ -1,0 +1,127 @@
+"""The experiment as one Prefect flow: `python -m flows.pipeline` runs it here, a deployment runs it on a worker.
+
+starting model -> mid-training, an arm at a time -> evaluation of all arms -> registry -> champion and comparison
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import click
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows import artifacts, report, tasks
+from flows import experiment as opened
+from flows.experiment import Experiment
+from flows.records import Trained
+from refine.errors import RefineError
+from refine.services import prefect_api
+from refine.tracking.connection import connect
+from refine.tracking.registry import Version, version_of
+from refine.tracking.run import end_dead_runs, open_run
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    return f"{given.get('experiment') or 'experiment'} {time.strftime('%Y-%m-%d %H:%M')}"
+
+
+@flow(name="refine-experiment", flow_run_name=_run_name, persist_result=False)
+def refine_experiment(
+    params: Annotated[str, Field(description="settings file, relative to the checkout")] = "params.yaml",
+    overrides: Annotated[
+        list[str] | None, Field(description="settings laid over the file, as in training.mid.steps=100")
+    ] = None,
+    experiment: Annotated[str | None, Field(description="MLflow experiment; default: registry.model_name")] = None,
+) -> dict[str, Any]:
+    """Starting model, mid-training in each arm, evaluation, registration, champion and comparison."""
+    settings = opened.load(params, tuple(overrides or ()))
+    opened.check(settings)
+    client = connect()
+    this = opened.open_experiment(settings, experiment, client)
+    end_dead_runs(client, [this.experiment_id])
+    with open_run(
+        client, this.experiment_id, _title(this), key=_flow_run_key(),
+        tags=this.tags("experiment"), params=settings.model_dump(mode="json"),
+    ) as run:  # fmt: skip
+        this = opened.open_experiment(settings, experiment, client, run.run_id)
+        models = _trained(this)
+        versions, best = _compared(this, models)
+        run.tag({"champion": f"{best.name} version {best.label}"} | _reused(models))
+        return _finish(this, run.run_id, versions, best)
+
+
+def _trained(this: Experiment) -> list[Trained]:
+    settings = this.settings
+    start = settings.model.checkpoint
+    if start is None:
+        start = tasks.train(this, this.stages.start()).model
+    return [tasks.train(this, this.stages.mid(arm, start), start) for arm in settings.training.mid.arms]
+
+
+def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Version], Version]:
+    scores = tasks.evaluate(this, models, ", ".join(model.stage.arm for model in models))
+    versions = [tasks.register(this, model, score) for model, score in zip(models, scores, strict=True)]
+    return versions, tasks.champion(this, versions, this.settings.registry.metric)
+
+
+def _finish(this: Experiment, run_id: str, versions: list[Version], best: Version) -> dict[str, Any]:
+    """Write and show the comparison; the flow's result is a small record of where everything is."""
+    settings = this.settings.registry
+    current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
+    comparison, files = report.write(current)
+    for file in files:
+        this.client.log_artifact(run_id, str(file), "results")
+    artifacts.publish(this, comparison, best)
+    return {
+        "experiment": this.name,
+        "mlflow_run": run_id,
+        "versions": {version.arm: version.number for version in current},
+        "champion": best.number,
+        "files": [str(file) for file in files],
+        "identity": this.identity.tags(),
+    }
+
+
+def _reused(models: list[Trained]) -> dict[str, str]:
+    """Stages that were finished before, and the MLflow runs of them."""
+    return {f"reused.{model.stage.title}": model.run_id for model in models if model.reused}
+
+
+def _title(this: Experiment) -> str:
+    return f"{this.name}: {', '.join(this.settings.training.mid.arms)}"
+
+
+def _flow_run_key() -> str | None:
+    """A Prefect run that is tried again goes on with its MLflow run."""
+    return f"flow-run-{flow_run.id}" if flow_run.id else None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--params", default="params.yaml", show_default=True, help="Settings file.")
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@click.option("--experiment", default=None, help="MLflow experiment (default: registry.model_name).")
+def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> None:
+    """Run the experiment here, with Prefect's server if one runs and without it if not."""
+    opened.check(opened.load(params, overrides))
+    with prefect_api.prefect_api() as url:
+        connect()  # while the server starts
+        prefect_api.wait_until_ready(url)
+        refine_experiment(params, list(overrides), experiment)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """`main`, with an error that the user can mend as one line and exit code 1."""
+    try:
+        main.main(args=arguments, prog_name="python -m flows.pipeline")
+    except RefineError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

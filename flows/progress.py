@@ -1,0 +1,73 @@
+"""Training's progress on its page in Prefect: step, loss, reward, tokens/s and the time that is left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+EVERY = 5.0  # seconds between updates
+
+
+class Progress:
+    """A progress artifact of the task that opens this context. Outside of a task it does nothing.
+
+    A server that does not take an update costs that update, never the training.
+    """
+
+    def __init__(self, title: str, steps: int) -> None:
+        self.title, self.steps = title, steps
+        self.artifact: UUID | None = None
+        self.started = self.updated = time.monotonic()
+        self.first: int | None = None
+        self.values: dict[str, Any] = {}
+
+    def __enter__(self) -> Progress:
+        from prefect.artifacts import create_progress_artifact
+        from prefect.context import TaskRunContext
+
+        if self.steps and TaskRunContext.get() is not None:
+            with contextlib.suppress(Exception):
+                found = create_progress_artifact(0.0, description=f"{self.title}: starting")
+                self.artifact = found if isinstance(found, UUID) else None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self.artifact is not None:
+            self._update(100.0)
+
+    def show(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        """Take up new (step, metrics) rows; called from the thread that relays them."""
+        for _, values in rows:
+            self.values.update(values)
+        step = rows[-1][0]
+        self.first = step if self.first is None else self.first
+        if self.artifact is not None and time.monotonic() - self.updated >= EVERY:
+            self.updated = time.monotonic()
+            self._update(100.0 * step / self.steps, step)
+
+    def _update(self, percent: float, step: int | None = None) -> None:
+        from prefect.artifacts import update_progress_artifact
+
+        assert self.artifact is not None
+        with contextlib.suppress(Exception):
+            update_progress_artifact(self.artifact, min(percent, 100.0), description=self._text(step or self.steps))
+
+    def _text(self, step: int) -> str:
+        parts = [f"{self.title}: step {step} of {self.steps}"]
+        for name, title in (
+            ("train/ntp_loss", "loss"),
+            ("train/reward/cosine/mean", "cosine reward"),
+            ("train/reward/binary/mean", "binary reward"),
+            ("val/loss", "validation loss"),
+        ):
+            if name in self.values:
+                parts.append(f"{title} {self.values[name]:.4f}")
+        if "train/tokens_per_second" in self.values:
+            parts.append(f"{self.values['train/tokens_per_second']:,.0f} tokens/s")
+        if self.first is not None and self.first < step < self.steps:
+            left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        return ", ".join(parts)

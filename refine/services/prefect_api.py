@@ -1,0 +1,168 @@
+"""The Prefect API that a flow talks to: the server that is named or running, or one of its own while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from refine import paths
+from refine.errors import ServiceError
+from refine.services import environment
+from refine.tracking.connection import without_password, writable
+from refine.training.process import PARENT_VARIABLE
+
+VARIABLE = "PREFECT_API_URL"
+TEMPORARY = "REFINE_TEMPORARY_PREFECT"  # set while the server is one of our own, without pages
+PATIENCE = 5.0  # seconds that a named server has to answer
+START = 90.0  # seconds that a server of our own has to start
+
+
+@contextlib.contextmanager
+def prefect_api() -> Iterator[str]:
+    """An API that answers, in PREFECT_API_URL while the context lasts.
+
+    The server starts beside what the caller does; `wait_until_ready` waits for it. Raises ServiceError: the server
+    that PREFECT_API_URL names does not answer, or $REFINE_HOME cannot be written to.
+    """
+    named = os.environ.get(VARIABLE) or running_server()
+    if named:
+        check_answers(named)
+        with _set(VARIABLE, named):
+            environment.prepare(quiet=True)
+            yield named
+            _send_logs()
+        return
+    environment.prepare(quiet=True)
+    writable(Path(os.environ["PREFECT_HOME"]))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "refine.services.prefect_server", str(port)],
+        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        stdout=subprocess.DEVNULL,
+        stderr=_log(),
+        start_new_session=True,  # Ctrl-C is the flow's; the server ends after it
+    )
+    try:
+        with _set(TEMPORARY, "1"), _set(VARIABLE, url):
+            try:
+                yield url
+            finally:
+                _send_logs()
+    finally:
+        _stop(server)
+
+
+def wait_until_ready(url: str, patience: float = START) -> None:
+    """Return when the API at `url` answers. Raises ServiceError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not answers(url, 5.0):
+        if time.monotonic() > deadline:
+            raise ServiceError(f"Prefect's server did not start in {patience:.0f} s; its log is {_log_file()}")
+        time.sleep(0.1)
+
+
+def answers(url: str, patience: float = 1.0) -> bool:
+    """Whether a Prefect API answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=patience) as response:
+            return json.load(response) is True
+    except (OSError, ValueError):
+        return False
+
+
+def check_answers(url: str) -> None:
+    """Raises ServiceError where the Prefect server at `url` does not answer."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PATIENCE):
+            return
+    except urllib.error.HTTPError as error:
+        reason = f"it says {error.code}; the address ends in /api"
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
+    raise ServiceError(
+        f"Prefect server {without_password(url)} does not answer: {reason}; start it (`refine up`), mend {VARIABLE}, "
+        "or unset it to run without a server"
+    )
+
+
+def state_file() -> Path:
+    """Where `refine up` notes what it started."""
+    return paths.home() / "services" / "state.json"
+
+
+def running_server() -> str | None:
+    """The API of the Prefect server that `refine up` started, if it runs."""
+    try:
+        url = str(json.loads(state_file().read_text(encoding="utf-8"))["prefect_api"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return url if answers(url, 2.0) else None
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _send_logs() -> None:
+    """Send what Prefect has logged and not sent yet: after the server has gone it would complain on the console."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=5)
+        EventsWorker.drain_all(timeout=5)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _log_file() -> Path:
+    return Path(os.environ["PREFECT_HOME"]) / "server.log"
+
+
+def _log() -> int:
+    return os.open(_log_file(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+
+@contextlib.contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    _refresh()
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+        _refresh()
+
+
+def _refresh() -> None:
+    """Prefect, where it is imported already, reads its settings from the environment again."""
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+        from prefect.logging.configuration import setup_logging
+
+        refresh_global_settings_context()
+        setup_logging(incremental=False)

@@ -1,0 +1,170 @@
+"""Registered versions side by side: their scores with counts and intervals, and the settings in which they differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refine.tracking.registry import Version
+
+# What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
+SHOWN = (
+    r"[^/]+/loss",
+    r"[^/]+/accuracy",
+    r"[^/]+/reward/[^/]+/mean",
+    r"eval/.+/score",
+    r"eval/.+/log_prob",
+    r"harness/.+",
+)
+TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in the table
+COUNTS = {"loss": "sequences", "accuracy": "sequences", "score": "samples", "log_prob": "samples"}
+SMALLER_IS_BETTER = ("/loss",)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A version's value of a metric; None where it has none. low, high: 95 % interval."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    best: bool = False
+
+    def text(self, intervals: bool) -> str:
+        """As it is printed: four digits, the interval in brackets, a star at the best."""
+        if self.value is None:
+            return "–"
+        span = f" [{self.low:.4f}, {self.high:.4f}]" if intervals and None not in (self.low, self.high) else ""
+        return f"{self.value:.4f}{span}{' *' if self.best else ''}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric. samples: what its scores are means over, as a text (one number, or one for each version)."""
+
+    metric: str
+    samples: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Versions, the metrics they have, and the settings and data in which they differ (name -> a text a version)."""
+
+    versions: tuple[Version, ...]
+    rows: tuple[Row, ...]
+    differing: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def headers(self) -> list[str]:
+        """One a version: number, arm, and the champion's mark."""
+        return [f"{one.label}{' champion' if one.is_champion else ''}" for one in self.versions]
+
+    def table(self, intervals: bool = True) -> list[list[str]]:
+        """Header and lines of text, the same number in each."""
+        lines = [["metric", "samples", *self.headers()]]
+        lines += [[row.metric, row.samples, *(cell.text(intervals) for cell in row.cells)] for row in self.rows]
+        lines += [[name, "", *values] for name, values in self.differing]
+        return lines
+
+    def markdown(self) -> str:
+        """A Markdown table whose columns line up."""
+        head, *body = self.table()
+        widths = [max(len(line[n]) for line in (head, *body)) for n in range(len(head))]
+        rule = ["-" * width for width in widths]
+        return "\n".join(
+            "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
+            for line in (head, rule, *body)
+        )
+
+    def csv(self) -> str:
+        """Long form, for programs: metric, version, arm, value, low, high, samples, champion."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["metric", "version", "arm", "value", "low", "high", "samples", "champion"])
+        for row in self.rows:
+            for version, cell in zip(self.versions, row.cells, strict=True):
+                samples = _samples(version, row.metric)
+                writer.writerow(
+                    [row.metric, version.number, version.arm, *(_plain(x) for x in (cell.value, cell.low, cell.high)),
+                     _plain(samples), str(version.is_champion).lower()]
+                )  # fmt: skip
+        return text.getvalue()
+
+
+def compare(versions: Sequence[Version]) -> Comparison:
+    """The comparison of these versions, in their order."""
+    names = _shown(name for version in versions for name in version.metrics)
+    rows = tuple(_row(name, versions) for name in names)
+    return Comparison(tuple(versions), rows, tuple(_differing(versions)))
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.endswith(SMALLER_IS_BETTER)
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    found = {name for name in names if not name.startswith(TRAINING)}
+    ranked = [(rank, name) for name in found for rank, shown in enumerate(SHOWN) if re.fullmatch(shown, name)]
+    return [name for _, name in sorted(ranked, key=lambda pair: (pair[0], _natural(pair[1])))]
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts 512 before 1024."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _row(metric: str, versions: Sequence[Version]) -> Row:
+    values = [version.metrics.get(metric) for version in versions]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    best = (min if smaller_is_better(metric) else max)(finite, default=None)
+    told = len(finite) > 1 and len(set(finite)) > 1
+    cells = tuple(
+        Cell(
+            value,
+            version.metrics.get(f"{metric}_low"),
+            version.metrics.get(f"{metric}_high"),
+            told and value == best,
+        )
+        for version, value in zip(versions, values, strict=True)
+    )
+    counts = [_samples(version, metric) for version in versions]
+    known = {count for count in counts if count is not None}
+    samples = _plain(known.pop()) if len(known) == 1 else " / ".join(_plain(count) or "–" for count in counts)
+    return Row(metric, samples if any(count is not None for count in counts) else "", cells)
+
+
+def _samples(version: Version, metric: str) -> float | None:
+    prefix, _, which = metric.rpartition("/")
+    return version.metrics.get(f"{prefix}/{COUNTS[which]}") if which in COUNTS else None
+
+
+def _plain(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def _differing(versions: Sequence[Version]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Settings, data and code that are not the same in all versions."""
+    if len(versions) < 2:
+        return
+    for name in dict.fromkeys(name for version in versions for name in version.settings):
+        texts = tuple(str(version.settings.get(name, "–")) for version in versions)
+        if len(set(texts)) > 1:
+            yield name, texts
+    for tag, title in (
+        ("experiment", "experiment"),
+        ("refine.evaluation", "scored on"),
+        ("identity.data", "data"),
+        ("identity.commit", "commit"),
+        ("identity.code", "code"),
+    ):
+        texts = tuple(version.tags.get(tag, "–")[:12] for version in versions)
+        if len(set(texts)) > 1:
+            yield title, texts
