@@ -84,10 +84,10 @@ def evaluate(
     from refine.evaluation.harness import check_harness
 
     harness = options["harness"] or []
-    check_harness(harness, options["harness_tasks"])
     with fetched(model) as folder:
         tokenizer = model_tokenizer(options["tokenizer"] or folder)
         check_model(folder, tokenizer)
+        check_harness(harness, tokenizer, lengths, options["harness_tasks"])
         sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
         if harness and tasks is None:
             inputs = Inputs()  # lm-eval's tasks alone

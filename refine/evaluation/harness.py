@@ -6,8 +6,10 @@ a fixed-size memory reads contexts of any length. Extra: harness.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +37,36 @@ class HarnessScore:
     samples: int
 
 
-def check_harness(tasks: Sequence[str], include: str | Path | None = None) -> Any:
-    """lm-eval's task manager, or None for no tasks. include: a folder with YAML tasks of one's own.
+def check_harness(
+    tasks: Sequence[str], tokenizer: Any = None, lengths: Sequence[int] | None = None, include: str | Path | None = None
+) -> Any:
+    """lm-eval's task manager, or None for no tasks; arguments as in `evaluate_harness`.
 
     Raises SettingError if lm-eval is not installed or a task does not exist (naming the nearest).
     """
     if not tasks:
         return None
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise SettingError("lm-eval is not installed: pip install 'refine-fast-weights[harness]'") from None
-    manager = TaskManager(include_path=None if include is None else str(include))
+    if importlib.util.find_spec("lm_eval") is None:
+        raise SettingError("lm-eval is not installed: pip install 'refine-fast-weights[harness]'")
+    told = getattr(tokenizer, "name_or_path", ""), tuple(lengths or LENGTHS)
+    if include is not None:
+        own = _manager(str(include), False, *told)
+        if set(tasks) <= set(own.all_tasks):
+            return own  # lm-eval's own thousands of tasks take seconds to list
+    manager = _manager(None if include is None else str(include), True, *told)
     for task in tasks:
         if task not in manager.all_tasks:
             raise SettingError(f"lm-eval has no task {task!r}{nearest(task, manager.all_tasks)}")
     return manager
+
+
+@cache
+def _manager(include: str | None, defaults: bool, tokenizer: str, lengths: tuple[int, ...]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    # what tasks that make their own prompts are told
+    metadata = {"tokenizer": tokenizer, "max_seq_lengths": list(lengths)}
+    return TaskManager(include_path=include, include_defaults=defaults, metadata=metadata)
 
 
 def evaluate_harness(
@@ -64,19 +80,19 @@ def evaluate_harness(
 ) -> list[HarnessScore]:
     """Every metric that lm-eval gives for `tasks`, in its order.
 
-    samples: the first so many documents of each task. lengths: of RULER's tasks [tokens]. include: as in check_harness.
+    samples: the first so many documents of each task. lengths: of RULER's tasks [tokens]. include: a folder with YAML
+    tasks of one's own.
     Raises DataError for a task whose data cannot be had.
     """
-    manager = check_harness(tasks, include)
+    manager = check_harness(tasks, tokenizer, lengths, include)
     if manager is None:
         return []
     import lm_eval
 
-    metadata = {"tokenizer": tokenizer.name_or_path, "max_seq_lengths": list(lengths or LENGTHS)}
     try:
         found = lm_eval.simple_evaluate(
             language_model(model, tokenizer, batch_size), tasks=list(tasks), limit=samples, task_manager=manager,
-            bootstrap_iters=100, log_samples=False, metadata=metadata,
+            bootstrap_iters=100, log_samples=False,
         )  # fmt: skip
     except (OSError, ConnectionError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
