@@ -70,6 +70,33 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
     _say(record, output, f"refine evaluate {output / 'model'}")
 
 
+@train.command()
+@click.option(
+    "--arm", required=True, type=click.Choice(["sft", "nested_sft", "nested_refine"]), help="What is trained by."
+)
+@click.option(
+    "--model", required=True, metavar="FOLDER|NAME", help="The starting model: a checkpoint folder or hub name."
+)
+@click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
+@click.option("--prompts", required=True, type=FOLDER, help="Parquet file of prompts and answers to train on.")
+@click.option("--validation", type=FOLDER, help="Parquet file of held-out prompts and answers.")
+@common
+def post(arm: str, model: str, revision: str | None, prompts: Path, validation: Path | None, output: Path,
+         data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
+    """Post-training on prompts with answers (params: training.post)."""
+    from refine import settings
+    from refine.training.post_training import post_training
+    from refine.training.prepared import Prepared
+
+    values = settings.load(params, overrides)
+    prepared = Prepared(data or paths.prepared())
+
+    def run() -> dict[str, Any]:
+        return post_training(values, arm, model, prepared, prompts, output, validation, revision)
+
+    _say(_reported(run, output), output, f"refine evaluate {output / 'model'}")
+
+
 def _reported(run: Any, output: Path) -> dict[str, Any]:
     """`run()`, quietly; says so where there is nothing left to do."""
     import logging
@@ -86,10 +113,12 @@ def _reported(run: Any, output: Path) -> dict[str, Any]:
 
 def _say(record: dict[str, Any], output: Path, following: str) -> None:
     metrics = record["metrics"]
+    told = [
+        f"validation {name} {metrics[key]:.4f}"
+        for name, key in (("loss", "val/loss"), ("accuracy", "val/accuracy"), ("answer loss", "val/answer_loss"))
+        if key in metrics
+    ]
     done = f"{record['steps']} steps, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
-    click.echo(
-        f"{record['phase']} {record['arm']}: {done}; "
-        f"validation loss {metrics['val/loss']:.4f}, accuracy {metrics['val/accuracy']:.4f}"
-    )
+    click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *told]))
     click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / 'metrics.jsonl'}")
     click.echo(f"next: {following}")

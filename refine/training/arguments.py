@@ -93,6 +93,8 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
         "eval_strategy": "steps",
         "eval_steps": phase.evaluate_every,
         "eval_on_start": True,
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": phase.keep == "best",
         "disable_tqdm": True,
         "seed": seed,
     }

@@ -50,7 +50,7 @@ def mid_training(
 
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
     """
-    data.check()
+    data.check("train", "validation")
     check_model(model, data)
     record = identity(settings, arm, model, revision, data)
     from refine.training.arguments import arguments_of
@@ -61,7 +61,7 @@ def mid_training(
     if arm == "none":
         arguments.max_steps = 0
     inputs = data_inputs(data, lambda: starting_model(model, revision, data))
-    return run(f"mid {arm}", inputs, arguments, record, output, callbacks)
+    return run(f"mid {arm}", inputs, arguments, record, output, callbacks, mid.early_stop_after)
 
 
 def starting_model(name: str, revision: str | None, data: Prepared) -> PreTrainedModel:

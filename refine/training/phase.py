@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from refine.identity import hash_of
@@ -38,11 +38,13 @@ def run(
     identity: dict[str, Any],
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    early_stop_after: int | None = None,
 ) -> dict[str, Any]:
     """Train into `folder` (see `refine.training.output` for what lies there), or go on from its last whole checkpoint.
 
-    `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above. Returns
-    the record that is in folder/result.json; a finished run is not touched and returns its record.
+    `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above.
+    `early_stop_after`: validations in a row without a lower loss that end the run. Returns the record that is in
+    folder/result.json; a finished run is not touched and returns its record.
     Raises TrainingError: the folder is another run's, or training failed; SettingError: it cannot be written to.
     """
     output.check(folder, identity)
@@ -61,7 +63,7 @@ def run(
             train_dataset=inputs.train,
             eval_dataset=inputs.validation,
             processing_class=inputs.tokenizer,
-            callbacks=[Series(folder), Progress(title), *callbacks],
+            callbacks=[Series(folder), Progress(title), *_patience(early_stop_after), *callbacks],
         )
         if arguments.max_steps == 0:
             _only_validate(trainer)
@@ -73,6 +75,10 @@ def run(
             checkpoints.write_json(folder / output.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record
+
+
+def _patience(validations: int | None) -> list[TrainerCallback]:
+    return [] if validations is None else [EarlyStoppingCallback(early_stopping_patience=validations)]
 
 
 def _built(inputs: Inputs, folder: Path) -> PreTrainedModel:
@@ -94,12 +100,16 @@ def _only_validate(trainer: RefineTrainer) -> None:
 
 
 def _outcome(trainer: RefineTrainer) -> dict[str, Any]:
-    """Steps, tokens and seconds of all attempts that made the model, and the last value of every metric."""
-    rows = trainer.state.log_history
-    last = {name: value for row in rows for name, value in row.items() if "/" in name}
+    """Steps, tokens and seconds of all attempts that made the model, and the last value of every metric: that of the
+    best checkpoint where it is the result."""
+    rows, state = trainer.state.log_history, trainer.state
+    kept = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else None
+    of_model = [row for row in rows if kept is None or row["step"] <= kept]
+    last = {name: value for row in of_model for name, value in row.items() if "/" in name}
     return {
-        "steps": trainer.state.global_step,
+        "steps": state.global_step,
         "tokens": round(sum(row.get("train/tokens", 0) for row in rows)),
+        "best_step": state.best_global_step,
         "seconds": round(sum(row.get("train/seconds", 0.0) for row in rows), 3),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "metrics": last,

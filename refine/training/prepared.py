@@ -29,9 +29,9 @@ class Prepared:
         """Token sequences of a split."""
         return self.folder / "documents" / f"{split}.parquet"
 
-    def check(self) -> None:
-        """Raises DataError where something is missing."""
-        for path in (self.tokenizer / "tokenizer.json", self.documents("train"), self.documents("validation")):
+    def check(self, *splits: str) -> None:
+        """Raises DataError where the tokenizer or the documents of `splits` are missing."""
+        for path in (self.tokenizer / "tokenizer.json", *map(self.documents, splits)):
             if not path.is_file():
                 raise DataError(f"{path} is missing: make it with `dvc repro documents` (or `refine prepare`), or name "
                                 "another folder with --data")  # fmt: skip

@@ -35,7 +35,7 @@ def start_training(
     settings: Settings, data: Prepared, output: Path, callbacks: Sequence[TrainerCallback] = ()
 ) -> dict[str, Any]:
     """Train a new model of `settings.model.config` into `output` (see `refine.training.phase.run`)."""
-    data.check()
+    data.check("train", "validation")
     record = identity(settings, data)
     from refine.training.arguments import arguments_of
     from refine.training.phase import run
@@ -47,7 +47,8 @@ def start_training(
         settings.seed,
         validation_rollouts=False,
     )
-    return run("start", data_inputs(data, lambda: _new_model(record)), arguments, record, output, callbacks)
+    inputs, patience = data_inputs(data, lambda: _new_model(record)), settings.training.start.early_stop_after
+    return run("start", inputs, arguments, record, output, callbacks, patience)
 
 
 def _new_model(record: dict[str, Any]) -> PreTrainedModel:

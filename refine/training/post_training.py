@@ -1,0 +1,105 @@
+"""Post-training on prompts with answers (METHOD, phases), in three arms with the same samples and the same steps on
+answers: `sft`, cross-entropy of the answers given their prompts; `nested_sft`, next-token steps on the prompts of each
+batch before it; `nested_refine`, REFINE steps on the prompts before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.errors import SettingError
+from refine.identity import hash_of_files
+from refine.settings import Settings
+from refine.settings.objective import ObjectiveSettings
+from refine.settings.training import PostSettings
+from refine.training.mid_training import starting_model
+from refine.training.prepared import Prepared, check_model, model_identity
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+ARMS = ("sft", "nested_sft", "nested_refine")
+
+
+def settings_of(settings: Settings) -> PostSettings:
+    """The section training.post. Raises SettingError where there is none."""
+    if settings.training.post is None:
+        raise SettingError(
+            "training.post is null: give its settings to post-train (params.yaml of the sample has them)"
+        )
+    return settings.training.post
+
+
+def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
+    """The objective of the steps on prompts."""
+    return settings if arm == "nested_refine" else settings.model_copy(update={"nsp_weight": 0.0})
+
+
+def identity(
+    settings: Settings, arm: str, model: str, revision: str | None, data: Prepared, prompts: Path, held_out: Path | None
+) -> dict[str, Any]:
+    """What the arm's model is made from (JSON values)."""
+    post = settings_of(settings)
+    values = post.model_dump(mode="json", exclude={"arms", "objective"})
+    tokenizer = hash_of_files(data.tokenizer / "tokenizer.json")
+    hashes = {"tokenizer_hash": tokenizer, "train_hash": hash_of_files(prompts)}
+    if held_out is not None:
+        hashes["validation_hash"] = hash_of_files(held_out)
+    return {
+        "phase": "post",
+        "arm": arm,
+        "seed": settings.seed,
+        "settings": {**values, "objective": objective_of(arm, post.objective).model_dump(mode="json")},
+        "start": model_identity(model, revision),
+        "data": hashes,
+    }
+
+
+def post_training(
+    settings: Settings,
+    arm: str,
+    model: str,
+    data: Prepared,
+    prompts: Path,
+    output: Path,
+    held_out: Path | None = None,
+    revision: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.training.phase.run`).
+
+    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts`); `held_out` ones are validated on.
+    Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
+    """
+    post = settings_of(settings)
+    from refine.data.prompts import load_prompts
+
+    train, validation = _rows(load_prompts(prompts)), None if held_out is None else _rows(load_prompts(held_out))
+    data.check()
+    check_model(model, data)
+    record = identity(settings, arm, model, revision, data, prompts, held_out)
+    from transformers import AutoTokenizer
+
+    from refine.training.arguments import arguments_of
+    from refine.training.phase import Inputs, run
+
+    more: dict[str, Any] = {"max_length": post.length, "prompt_steps": 0 if arm == "sft" else post.prompt_steps}
+    if validation is None:
+        more |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
+    else:
+        more["metric_for_best_model"] = "answer_loss"
+    arguments = arguments_of(post, objective_of(arm, post.objective), str(output), settings.seed, **more)
+    inputs = Inputs(
+        model=lambda: starting_model(model, revision, data),
+        train=train,
+        validation=validation,
+        tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
+    )
+    return run(
+        f"post {arm}", inputs, arguments, record, output, callbacks, post.early_stop_after if validation else None
+    )
+
+
+def _rows(prompts: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"prompt": one.prompt, "answers": list(one.answers), "task": one.task} for one in prompts]
