@@ -152,8 +152,8 @@ def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
 def adapted(
     model: FastWeightLanguageModel, prompt: Tensor, settings: TestTimeSettings, arm: str = "refine", seed: int = 0
 ) -> Any:
-    """``with adapted(model, prompt, settings):`` adapts the model to one prompt [1, T] or [T]; afterwards its weights are
-    what they were, bit for bit. For many prompts use one TestTimeTrainer, which keeps its buffers."""
+    """``with adapted(model, prompt, settings):`` the model is adapted to one prompt [1, T] or [T], and restored
+    bit for bit at the end. For many prompts use one TestTimeTrainer, which keeps its buffers."""
     return TestTimeTrainer(settings, arm, seed)(model, prompt)
 
 
