@@ -1,0 +1,137 @@
+"""dvc.yaml: a stage depends on the code it uses and on its own settings, and runs again for nothing else."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+# Not named by any stage: settings reach a stage through params.yaml; the others decide no result.
+APART = ("settings", "errors", "paths", "identity", "services")
+DATA_STAGES = ("tokenizer", "documents", "needles")
+
+
+@pytest.fixture(scope="module")
+def stages(checkout):
+    return yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Modules of the project that are imported anywhere in `tree`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.split(".")[0] in ("refine", "flows")}
+
+
+def _file(checkout: Path, module: str) -> Path | None:
+    place = checkout / Path(*module.split("."))
+    found = [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+    return found[0] if found else None
+
+
+def _used(checkout: Path, start: set[str]) -> set[str]:
+    """Files that the modules `start` import, and those import, without what is apart and empty packages."""
+    seen: set[str] = set()
+    waiting = sorted(start)
+    while waiting:
+        file = _file(checkout, waiting.pop())
+        if file is None or (name := file.relative_to(checkout).as_posix()) in seen or _is_apart(name):
+            continue
+        seen.add(name)
+        waiting += sorted(_imported(ast.parse(file.read_text())))
+    return {name for name in seen if (checkout / name).read_text().strip()}
+
+
+def _is_apart(name: str) -> bool:
+    return name == "refine/__init__.py" or name.split("/")[1].removesuffix(".py") in APART
+
+
+def _code(stage: dict) -> set[str]:
+    return {dep for dep in stage["deps"] if dep.startswith(("refine", "flows"))}
+
+
+@pytest.mark.parametrize("name", DATA_STAGES)
+def test_a_data_stage_names_just_the_code_that_it_uses(name, stages, checkout):
+    cli = ast.parse((checkout / "refine/cli/prepare.py").read_text())
+    functions = {node.name: node for node in cli.body if isinstance(node, ast.FunctionDef)}
+    called = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)} & set(functions)
+    start = set.union(*(_imported(functions[function]) for function in {name} | called))
+    assert _code(stages[name]) == _used(checkout, start) | {"refine/cli/prepare.py"}
+
+
+def test_the_experiment_names_all_the_code_that_it_uses(stages, checkout):
+    code = _code(stages["experiment"])
+    start = {f"flows.{path.stem}" for path in (checkout / "flows").glob("*.py")} | {"refine.cli.train"}
+    used = _used(checkout, start)
+    assert {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in code)} == set()
+    assert {dep for dep in code if not any(file == dep or file.startswith(f"{dep}/") for file in used)} == set()
+
+
+def test_stages_depend_on_sections_of_params_yaml_and_no_section_is_forgotten(stages, checkout):
+    sections = set(yaml.safe_load((checkout / "params.yaml").read_text()))
+    named = {name: set(stage["params"]) for name, stage in stages.items()}
+    assert set.union(*named.values()) == sections - {"data"}  # `refine data fetch` holds data/ against that section
+    assert [named[stage] for stage in DATA_STAGES] == [{"tokenizer"}, {"documents"}, {"seed", "needles"}]
+
+
+def test_dvc_phones_nobody(checkout):
+    config = (checkout / ".dvc/config").read_text()
+    assert "analytics = false" in config and "check_update = false" in config
+
+
+@pytest.fixture
+def project(checkout, tmp_path, stages):
+    """The data stages in a folder of their own, on small texts."""
+    for name in set.union(*(_code(stages[stage]) for stage in DATA_STAGES)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(checkout / name, tmp_path / name)
+    values = yaml.safe_load((checkout / "params.yaml").read_text())
+    values["tokenizer"]["vocabulary"] = 320
+    values["documents"] = {"sequence_length": 64, "validation_sequences": 4}
+    values["needles"] |= {"lengths": [512], "samples": 2, "answer_tokens": 32}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: stages[name] for name in DATA_STAGES}}))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "second_domain"):
+        text = "".join(f"KING JOHN:\nNow, say, {split} {line}, what would France with us?\n" for line in range(90))
+        pq.write_table(pa.table({"id": [split], "text": [text]}), tmp_path / "data" / f"{split}.parquet")
+    _dvc(tmp_path, "init", "--no-scm", "--quiet")
+    shutil.copy(checkout / ".dvc/config", tmp_path / ".dvc/config")
+    _dvc(tmp_path, "config", "core.no_scm", "true")
+    _dvc(tmp_path, "add", "--quiet", "data")
+    return tmp_path
+
+
+def _dvc(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_second_repro_does_nothing_and_a_changed_setting_reruns_what_depends_on_it(project):
+    assert _dvc(project, "repro").count("Running stage") == 3
+    assert "up to date" in _dvc(project, "repro")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["needles"]["samples"] = 3
+    values["evaluation"]["batch_size"] = 99
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    assert set(json.loads(_dvc(project, "status", "--json"))) == {"needles"}
+    ran = _dvc(project, "repro")
+    assert "Running stage 'needles'" in ran and ran.count("Running stage") == 1
