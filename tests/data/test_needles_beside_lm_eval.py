@@ -34,10 +34,15 @@ class Tokens:
 def theirs(monkeypatch):
     """lm-eval's generator, with our sentences in place of nltk's, whose model is a download."""
     import nltk
+    import wonderwords
 
+    words = wonderwords.RandomWord()
+    few = {name: found[:60] for name, found in words._categories.items()}  # it sorts every pair when it is imported
+    monkeypatch.setattr(wonderwords, "RandomWord", lambda: type("Words", (), {"_categories": few})())
     monkeypatch.setattr(nltk, "download", lambda *a, **k: False)
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
+    monkeypatch.setattr(wonderwords, "RandomWord", type(words))
     monkeypatch.setattr(prepare_niah, "cached_sent_tokenize", lambda text: needles._sentences(text.split()))
     monkeypatch.setattr(prepare_niah, "tqdm", lambda rows, **k: rows)
 
