@@ -64,6 +64,9 @@ class LactConfig(FastWeightConfig):
         self.require(inner >= 1, "inter_multi", "the fast MLP would have no inner width")
         rank = isinstance(self.w0_w2_low_rank, int)
         self.require(rank, "w0_w2_low_rank", "expected a whole number; 0 or below means full matrices")
+        scaling = getattr(self, "rope_parameters", None)  # where transformers puts rope_scaling
+        if scaling:
+            raise self.refusal("rope_scaling", "only None is implemented", scaling)
         positive = isinstance(self.rope_theta, (int, float)) and self.rope_theta > 0
         self.require(positive, "rope_theta", "expected a number above 0")
 

@@ -75,9 +75,7 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
     Momentum: gradient + mean over the chunk of `carry` · the last chunk's such sum. Muon on that sum. Then each row is
     rescaled to its initial norm. Products run in the tokens' dtype, but see Rule.muon_dtype.
     """
-    precise, working = state["out"].dtype, tokens["keys"].dtype
-    if rule.muon and rule.muon_dtype is None:
-        working = torch.float32 if working.itemsize == 2 else torch.float64
+    precise, working = state["out"].dtype, working_dtype(tokens["keys"].dtype, rule)
     after: State = {}
     for name, step in _gradients(state, tokens, working).items():
         step = step.to(torch.promote_types(working, precise))
@@ -93,6 +91,13 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
             after[f"{name}_sum"] = weights
         after[name] = weights / (weights.norm(dim=-1, keepdim=True) + 1e-5) * norms[name]
     return after
+
+
+def working_dtype(tokens: torch.dtype, rule: Rule) -> torch.dtype:
+    """The dtype of an update's products for tokens of dtype `tokens`; see Rule.muon_dtype."""
+    if not rule.muon or rule.muon_dtype is not None:
+        return tokens
+    return torch.float32 if tokens.itemsize == 2 else torch.float64
 
 
 def _gradients(state: State, tokens: Tokens, dtype: torch.dtype) -> State:
@@ -116,7 +121,7 @@ def by_token(
 ) -> tuple[Tensor, State, int]:
     """The twin: one document from the start. queries [N, H, K] -> f(q) [N, H, K], the state, tokens of the open chunk.
 
-    Straight from METHOD.md's formulas, head by head. Everything in the inputs' dtype.
+    Straight from METHOD.md's formulas, head by head. Everything in the inputs' dtype, updates in `working_dtype`.
     """
     heads = [_HeadByToken(w0[h], w1[h], w2[h], rule) for h in range(w0.shape[0])]
     outputs = []
@@ -145,13 +150,15 @@ class _HeadByToken:
         return _fast_mlp(self.weights, query)
 
     def close_chunk(self) -> None:
+        dtype = self.weights[0].dtype
         for i, step in enumerate([self.gradient(i) for i in range(3)]):
             if self.rule.momentum:
                 carry = torch.stack([token["carry"] for token in self.chunk]).mean()
                 step = step + carry * self.momentum[i]
-                self.momentum[i] = step
+                self.momentum[i] = step.to(dtype)
             if self.rule.muon:
-                step = orthogonalise(step)
+                step = orthogonalise(step, self.rule.muon_dtype)
+            step = step.to(dtype)
             moved = (self.sums[i] if self.rule.prenorm else self.weights[i]) + step
             self.sums[i] = moved
             self.weights[i] = moved / (moved.norm(dim=1, keepdim=True) + 1e-5) * self.initial_norms[i]
@@ -160,10 +167,12 @@ class _HeadByToken:
     def gradient(self, i: int) -> Tensor:
         """The gradient for weight i of the rate-weighted sum of <f(k), v> over the open chunk, through autograd."""
         with torch.enable_grad():
-            held = [w if w.requires_grad else w.detach().requires_grad_() for w in self.weights]
+            dtype = working_dtype(self.weights[0].dtype, self.rule)
+            held = [(w if w.requires_grad else w.detach().requires_grad_()).to(dtype) for w in self.weights]
             free = held[i].view_as(held[i])
             through = [free if j == i else w for j, w in enumerate(held)]
-            scores = [t["rates"][i] * (_fast_mlp(through, t["keys"]) @ t["values"]) for t in self.chunk]
+            chunk = [{name: x.to(dtype) for name, x in token.items()} for token in self.chunk]
+            scores = [t["rates"][i] * (_fast_mlp(through, t["keys"]) @ t["values"]) for t in chunk]
             return torch.autograd.grad(torch.stack(scores).sum(), free, create_graph=True)[0]
 
     def state(self) -> State:

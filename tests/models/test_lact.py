@@ -1,0 +1,312 @@
+"""LaCT's own promises: the published formulas, format and sizes; a memory of views; constant cost of decoding."""
+
+import pytest
+import torch
+from torch.nn.functional import rms_norm, silu, softplus
+
+import refine.models
+from refine.errors import ModelError
+from refine.models.token_mixer import Keep
+from refine.ops import fast_weight_mlp
+from refine.ops.layout import Layout
+
+CHUNK, WINDOW = 8, 11
+TINY = {
+    "model_type": "lact_swiglu",
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attn_heads": 4,
+    "num_lact_heads": 2,
+    "lact_chunk_size": CHUNK,
+    "window_size": WINDOW,
+}
+OPTIONS = {
+    "defaults": {},
+    "no momentum": {"use_momentum": False},
+    "muon": {"use_muon": True},
+    "prenorm": {"ttt_prenorm": True},
+    "low rank": {"w0_w2_low_rank": 3},
+    "qk norm": {"attn_qk_norm": True, "norm_eps": 0.5},
+    "fixed scale": {"learnable_ttt_scale": False},
+    "no position": {"ttt_nope": True},
+    "no silu": {"qkv_silu": False},
+    "no silu of v": {"no_v_silu": True},
+    "bias, wide, other theta": {"qkv_bias": True, "inter_multi": 1.5, "rope_theta": 100.0},
+    "as published": {"attn_qk_norm": True, "ttt_prenorm": True, "use_muon": True, "w0_w2_low_rank": 3},
+}
+PUBLISHED = {  # the 760M model of the paper
+    "model_type": "lact_swiglu",
+    "hidden_size": 1536,
+    "num_hidden_layers": 24,
+    "num_attn_heads": 24,
+    "num_lact_heads": 4,
+    "lact_chunk_size": 2048,
+    "window_size": 2048,
+    "w0_w2_low_rank": 32,
+    "use_momentum": True,
+    "learnable_ttt_scale": True,
+    "rope_theta": 1e6,
+    "vocab_size": 32000,
+    "lr_dim": 1,
+    "ttt_loss_type": "dot_product",
+    "lr_parameterization": "mamba",
+    "fuse_norm": True,
+    "last_layer_fuse_norm": True,
+    "fuse_swiglu": True,
+    "fuse_cross_entropy": True,
+}
+
+
+def by_formula(layer, x, config):
+    """The layer's output for one document x [T, D], from METHOD.md's sentences, one token and head after the other."""
+    p, length, hidden = dict(layer.named_parameters()), x.shape[0], config.hidden_size
+    width, fast_width = hidden // config.num_attn_heads, hidden // config.num_lact_heads
+
+    def linear(name):
+        return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
+
+    def turned(y):  # rotate-half, heads of the attention
+        angles = torch.arange(length)[:, None] * config.rope_theta ** -(torch.arange(0, width, 2).double() / width)
+        halves = y.view(length, config.num_attn_heads, 2, width // 2)
+        rotor = torch.polar(torch.ones_like(angles), angles)[:, None]
+        pairs = torch.complex(halves[:, :, 0], halves[:, :, 1]) * rotor
+        return torch.stack([pairs.real, pairs.imag], 2).reshape(length, hidden)
+
+    q, k, v = linear("qkv").chunk(3, -1)
+    if config.attn_qk_norm:
+        q, k = rms_norm(q, (hidden,), p["q_norm.weight"], 1e-5), rms_norm(k, (hidden,), p["k_norm.weight"], 1e-5)
+    fast = [q * p["qk_scale"][:, 0] + p["qk_offset"][:, 0], k * p["qk_scale"][:, 1] + p["qk_offset"][:, 1], v]
+    if config.qkv_silu:
+        fast = [silu(y) for y in fast[:2]] + [fast[2] if config.no_v_silu else silu(fast[2])]
+    for i in (0, 1):
+        norm = fast[i].view(length, -1, fast_width).norm(dim=-1, keepdim=True)
+        fast[i] = (fast[i].view(length, -1, fast_width) / (norm + 1e-5)).view(length, hidden)
+        fast[i] = fast[i] if config.ttt_nope else turned(fast[i])
+    fast = [y.view(length, config.num_lact_heads, fast_width) for y in fast]
+    attended = torch.zeros(length, hidden, dtype=x.dtype)
+    tq, tk = turned(q), turned(k)
+    for head in range(config.num_attn_heads):
+        here = slice(head * width, (head + 1) * width)
+        for t in range(length):
+            seen = slice(max(0, t - config.window_size + 1), t + 1)
+            weights = torch.softmax(tk[seen, here] @ tq[t, here] / width**0.5, 0)
+            attended[t, here] = weights @ v[seen, here]
+    tokens = {"keys": fast[1], "values": fast[2]}
+    base = torch.tensor(0.001, dtype=x.dtype).expm1().log()
+    tokens["rates"] = softplus(linear("lr_proj") + base).view(length, config.num_lact_heads, 3)
+    if config.use_momentum:
+        tokens["carry"] = linear("momentum_proj.0").sigmoid()
+    rule = fast_weight_mlp.Rule(config.lact_chunk_size, config.use_momentum, config.use_muon, config.ttt_prenorm)
+    w0, w2 = (
+        p[n] if n in p else p[f"{n}.w_left"] @ p[f"{n}.w_right"] + torch.eye(fast_width).double() / 2
+        for n in ("w0", "w2")
+    )
+    out, _, _ = fast_weight_mlp.by_token(w0, p["w1"], w2, fast[0], tokens, rule)
+    out = rms_norm(out, (fast_width,), p["ttt_norm.weight"], 1e-5)
+    if config.learnable_ttt_scale:
+        out = out * silu(linear("ttt_scale_proj"))[:, :, None]
+    return (attended + out.reshape(length, hidden)) @ p["o_proj.weight"].T
+
+
+@pytest.mark.parametrize("length", [1, CHUNK, CHUNK + 1, 3 * CHUNK + 2])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_layer_computes_the_published_formulas(option, length, build, compare):
+    model = build({**TINY, **OPTIONS[option]})
+    layer = model.model.layers[0].attn
+    torch.manual_seed(length)
+    x = torch.randn(length, 24, dtype=torch.float64)
+    out, _ = layer(x, Layout([length]), None, Keep.ENDS)
+    expected = by_formula(layer, x, model.config)
+    compare.tensors(out, expected)
+    weights = torch.arange(out.numel(), dtype=torch.float64).sin().view(out.shape)
+    for (name, parameter), *pair in zip(
+        layer.named_parameters(),
+        *(
+            torch.autograd.grad((y * weights).sum(), list(layer.parameters()), allow_unused=True)
+            for y in (out, expected)
+        ),
+        strict=True,
+    ):
+        got, wanted = (torch.zeros_like(parameter) if g is None else g for g in pair)
+        assert compare.distance(got, wanted) <= 1e-9 or (got - wanted).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("option", ["muon", "as published"])
+def test_muon_in_float32_reads_in_pieces_and_from_taps_as_whole(option, build, tokens, compare, weigh, gradients_of):
+    model = build({**TINY, **OPTIONS[option], "num_hidden_layers": 2}, torch.float32)
+    text = tokens(2, 3 * CHUNK + 2)
+    memory, hidden = None, []
+    for part in text.split([1, CHUNK, 2 * CHUNK - 2, 3], 1):
+        reading = model.read(part, memory)
+        memory = reading.memory
+        hidden.append(reading.hidden)
+    whole = model.read(text, tappable=True)
+    tapped = whole.tap(torch.tensor([[CHUNK + 1], [2 * CHUNK]]))
+    alone = [model.read(text[:1, : CHUNK + 1]).memory, model.read(text[1:, : 2 * CHUNK]).memory]
+    compare.tensors(torch.cat(hidden, 1), whole.hidden)
+    compare.memories(memory, whole.memory)
+    for row in range(2):
+        compare.memories(tapped.select([row]), alone[row])
+    one, other = weigh(torch.cat(hidden, 1), tapped), weigh(whole.hidden, type(tapped).cat(alone))
+    pair = gradients_of(model, one), gradients_of(model, other)
+    # Newton–Schulz steps are too steep at small singular values for their derivative to hold to 1e-5: rounding the
+    # embeddings to float32 alone moves these gradients by more (in float64 every gradient holds to 1e-10)
+    assert all(compare.distance(pair[0][name], pair[1][name]) < 1e-3 for name in pair[0])
+
+
+@pytest.mark.parametrize("length", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3, 37])
+def test_rollouts_across_chunk_boundaries_are_as_reading_on(length, build, tokens, compare, weigh, gradients_of):
+    """From taps just before, at and after the end of a chunk; rollouts that close none, one or several chunks."""
+    model = build({**TINY, "num_hidden_layers": 2})
+    text = tokens(1, 3 * CHUNK + 5)
+    positions = torch.tensor([[2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 5, 3 * CHUNK + 5, 2 * CHUNK]])
+    following = tokens(12, length, seed=2)
+    rollouts = model.read(following, model.read(text, tappable=True).tap(positions).repeat(2))
+    expected = [
+        model.read(torch.cat([text[0, :t], following[2 * row + i]])[None])
+        for row, t in enumerate(positions[0].tolist())
+        for i in (0, 1)
+    ]
+    hidden = torch.cat([reading.hidden[:, -length:] for reading in expected])
+    compare.tensors(rollouts.hidden, hidden)
+    for row, reading in enumerate(expected):
+        compare.memories(rollouts.memory.select([row]), reading.memory)
+    one, other = (
+        weigh(rollouts.hidden, rollouts.memory),
+        weigh(hidden, type(rollouts.memory).cat([r.memory for r in expected])),
+    )
+    compare.gradients(gradients_of(model, one), gradients_of(model, other))
+
+
+def test_windows_and_chunks_of_taps_are_views_into_the_read(build, tokens):
+    model = build(TINY)
+    reading = model.read(tokens(1, 60), tappable=True)
+    taps = reading.tap(torch.tensor([[20, 33, 33, 60]]))
+    many = taps.repeat(16).select(list(range(0, 64, 3))).detach()
+    for recent in ("window", "pending"):
+        held, repeated = (getattr(memory.layers[0], recent) for memory in (taps, many))
+        for name, x in held.pool.items():
+            assert x.shape[0] == 60, "the read itself"
+            assert repeated.pool[name].data_ptr() == x.data_ptr()
+    rollout = model.read(tokens(22, 3, seed=1), many).memory.layers[0]
+    assert rollout.window.pool["keys"].data_ptr() == taps.layers[0].window.pool["keys"].data_ptr()
+    assert taps.layers[0].state["out"].shape[0] == 3, "states that taps share are held once"
+    assert many.nbytes < 2 * taps.nbytes
+
+
+def test_a_memory_without_gradient_does_not_keep_its_text_alive(build, tokens):
+    model = build(TINY)
+    with torch.no_grad():
+        memory = model.read(tokens(2, 500)).memory
+    for layer in memory.layers:
+        for recent, most in ((layer.window, WINDOW - 1), (layer.pending, CHUNK)):
+            assert all(x.untyped_storage().nbytes() <= 2 * most * 24 * 8 for x in recent.pool.values())
+
+
+def test_decoding_holds_a_bounded_memory_and_reads_nothing_again(build, tokens):
+    """Bytes stay within what window, chunk and the tokens beside them can take; every token is read once."""
+    model, seen = build({**TINY, "window_size": 40, "lact_chunk_size": 30}), 0
+
+    def count(_module, inputs):
+        nonlocal seen
+        seen += inputs[0].shape[0]
+
+    model.model.layers[0].attn.qkv.register_forward_pre_hook(count)
+    reading = model.read(tokens(2, 10))
+    memory, sizes = reading.memory.detach(), []
+    with torch.no_grad():
+        for step in range(300):
+            memory = model.read(tokens(2, 1, seed=step), memory).memory
+            sizes.append(memory.nbytes)
+    assert seen == 2 * 310
+    full = model.read(tokens(2, 300)).memory
+    beside = model.model.layers[0].attn.append_limit * 2 * (24 * 4 + 8) * 8  # keys and values twice, rates, carry
+    assert max(sizes[100:]) <= full.nbytes + beside
+    assert max(sizes[200:]) <= max(sizes[100:200])
+
+
+def test_states_are_float32_in_a_bfloat16_model(build, tokens):
+    memory = build({**TINY, "ttt_prenorm": True}, torch.bfloat16).read(tokens(2, 20)).memory
+    held = memory.layers[0].tensors()
+    assert {name for name, x in held.items() if x.dtype == torch.float32} == {
+        "gates", "out", "gates_sum", "out_sum", "gates_momentum", "out_momentum", "pending.rates", "pending.carry"
+    }  # fmt: skip
+    assert held["window.keys"].dtype == torch.bfloat16
+
+
+def test_the_published_760m_model_has_its_size_and_names():
+    with torch.device("meta"):
+        model = refine.models.from_config(PUBLISHED)
+    assert 797e6 < sum(p.numel() for p in model.parameters()) < 799e6
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    layer = {
+        name.removeprefix("model.layers.23."): shape
+        for name, shape in shapes.items()
+        if name.startswith("model.layers.23.")
+    }
+    assert layer == {
+        "attn.qkv.weight": (4608, 1536), "attn.o_proj.weight": (1536, 1536),
+        "attn.w0.w_left": (4, 384, 32), "attn.w0.w_right": (4, 32, 384), "attn.w1": (4, 384, 384),
+        "attn.w2.w_left": (4, 384, 32), "attn.w2.w_right": (4, 32, 384),
+        "attn.lr_proj.weight": (12, 1536), "attn.lr_proj.bias": (12,),
+        "attn.qk_scale": (1536, 2), "attn.qk_offset": (1536, 2), "attn.ttt_norm.weight": (384,),
+        "attn.ttt_scale_proj.weight": (4, 1536), "attn.ttt_scale_proj.bias": (4,),
+        "attn.momentum_proj.0.weight": (4, 1536), "attn.momentum_proj.0.bias": (4,),
+        "attn_norm.weight": (1536,), "mlp_norm.weight": (1536,),
+        "mlp.gate_proj.weight": (4096, 1536), "mlp.up_proj.weight": (4096, 1536), "mlp.down_proj.weight": (1536, 4096),
+    }  # fmt: skip
+    assert {name for name in shapes if "layers" not in name} == {
+        "model.embeddings.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    }
+
+
+def test_full_fast_weights_qk_norm_and_bias_have_the_published_names(build):
+    names = {
+        name
+        for name, _ in build({**TINY, "attn_qk_norm": True, "qkv_bias": True}).model.layers[0].attn.named_parameters()
+    }
+    assert {"w0", "w1", "w2", "q_norm.weight", "k_norm.weight", "qkv.bias"} <= names
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("lr_dim", 24, "only one learning rate"),
+        ("lr_parameterization", "sigmoid", "expected 'mamba'"),
+        ("ttt_loss_type", "l2", "expected 'dot_product'"),
+        ("hidden_act", "gelu", "expected 'swish' or 'silu'"),
+        ("window_size", None, "expected a whole number above 0"),
+        ("lact_chunk_size", 0, "expected a whole number above 0"),
+        ("num_lact_heads", 5, "expected a divisor of 24"),
+        ("num_attn_heads", 8, "heads of even width"),
+        ("rope_theta", -1.0, "expected a number above 0"),
+        ("rope_scaling", {"type": "yarn"}, "only None is implemented"),
+        ("ttt_hidden_rope", True, "unknown to lact_swiglu"),
+    ],
+)
+def test_what_a_config_asks_for_and_we_do_not_have_is_refused_by_name(field, value, reason):
+    with pytest.raises(ModelError, match=rf"{field} is .*{reason}"):
+        refine.models.from_config({**TINY, "vocab_size": 61, field: value})
+
+
+def test_a_saved_config_has_the_releases_fields_and_no_other(build, tmp_path):
+    build(TINY).save_pretrained(tmp_path)
+    again = refine.models.from_pretrained(tmp_path)
+    assert again.config.window_size == WINDOW
+    assert "muon_dtype" not in (tmp_path / "config.json").read_text()
+    build({**TINY, "use_muon": True, "muon_dtype": "bfloat16"}).save_pretrained(tmp_path)
+    assert refine.models.from_pretrained(tmp_path).model.layers[0].attn.rule.muon_dtype == torch.bfloat16
+
+
+def test_a_new_model_starts_with_the_releases_initial_weights():
+    torch.manual_seed(0)
+    config = {**PUBLISHED, "num_hidden_layers": 1, "hidden_size": 256, "num_attn_heads": 4, "vocab_size": 61}
+    layer = refine.models.from_config(config).model.layers[0].attn
+    width, rank = 64, 32
+    assert layer.w1.std().item() == pytest.approx(width**-0.5, rel=0.05)
+    assert layer.w0.w_left.std().item() == pytest.approx(0.5 * rank**-0.5, rel=0.05)
+    assert layer.w2.w_right.std().item() == pytest.approx(0.5 * width**-0.5, rel=0.05)
+    assert layer.qkv.weight.std().item() == pytest.approx(0.006, rel=0.05)
+    assert (layer.qk_scale == 1).all() and not layer.qk_offset.any() and not layer.lr_proj.bias.any()
