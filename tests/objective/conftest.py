@@ -1,0 +1,109 @@
+"""Models, tokens and comparisons for the tests of the objective.
+
+A model joins by its entry in CONFIGS of tests/models/conftest.py. B rows · T tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from refine.objective import ObjectiveSettings, StepResult, by_rereading, next_sequence_step
+
+_SPEC = importlib.util.spec_from_file_location(
+    "refine_tests_models_conftest", Path(__file__).parents[1] / "models" / "conftest.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+_MODELS: Any = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MODELS)
+
+
+@pytest.fixture(params=list(_MODELS.CONFIGS))
+def model(request: pytest.FixtureRequest):
+    """A small model of each kind, float32."""
+    return _MODELS.make_model(_MODELS.CONFIGS[request.param], torch.float32)
+
+
+@pytest.fixture
+def build():
+    """A small model by its name in CONFIGS (or a config) and dtype."""
+
+    def make(name: str | dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0):
+        return _MODELS.make_model(_MODELS.CONFIGS[name] if isinstance(name, str) else name, dtype, seed)
+
+    return make
+
+
+@pytest.fixture
+def configs() -> dict[str, dict[str, Any]]:
+    """The configs of tests/models/conftest.py."""
+    return _MODELS.CONFIGS
+
+
+@pytest.fixture
+def draw_tokens():
+    """Random tokens [B, T]."""
+
+    def draw(rows: int, length: int, seed: int = 1) -> Tensor:
+        return torch.randint(0, _MODELS.VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+class Steps:
+    """Runs steps and compares them."""
+
+    distance = staticmethod(_MODELS.distance)
+
+    @staticmethod
+    def both(model: Any, tokens: Tensor, settings: ObjectiveSettings, seeds: Tensor, **more: Any):
+        """(result, gradients) of the one-read step and of its twin."""
+        return [
+            Steps.gradients(step, model, tokens, settings, seeds, **more)
+            for step in (next_sequence_step, by_rereading.next_sequence_step)
+        ]
+
+    @staticmethod
+    def gradients(
+        step: Any,
+        model: Any,
+        tokens: Tensor,
+        settings: ObjectiveSettings,
+        seeds: Tensor,
+        autocast: bool = False,
+        **more: Any,
+    ):
+        """The result of `step` (under bfloat16 autocast, if wanted) and the gradient of its loss, by parameter."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = step(model, tokens, settings, seeds, **more)
+        parameters = dict(model.named_parameters())
+        grads = torch.autograd.grad(result.loss, list(parameters.values()), allow_unused=True)
+        pairs = zip(parameters.items(), grads, strict=True)
+        return result, {key: torch.zeros_like(p) if g is None else g for (key, p), g in pairs}
+
+    @staticmethod
+    def same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], bound: float) -> None:
+        """Each parameter's within `bound`; and not all of them zero."""
+        assert found.keys() == wanted.keys() and any(bool(g.any()) for g in wanted.values())
+        for key, gradient in wanted.items():
+            # Gated DeltaNet's decay: two numbers a layer, sums over all tokens of terms that nearly cancel
+            cancelling = 20 if key.endswith(("A_log", "dt_bias")) and gradient.dtype == torch.float32 else 1
+            found_distance = Steps.distance(found[key], gradient)
+            assert found_distance <= bound * cancelling, f"{key}: {found_distance:.1e}"
+
+    @staticmethod
+    def same_draws(a: StepResult, b: StepResult) -> None:
+        """Positions and rollouts are equal, token for token."""
+        assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.rollouts, b.rollouts)
+
+
+@pytest.fixture
+def steps() -> Steps:
+    """How steps are run and compared."""
+    return Steps()
