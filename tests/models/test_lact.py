@@ -149,9 +149,9 @@ def test_muon_in_float32_reads_in_pieces_and_from_taps_as_whole(option, build, t
         compare.memories(tapped.select([row]), alone[row])
     one, other = weigh(torch.cat(hidden, 1), tapped), weigh(whole.hidden, type(tapped).cat(alone))
     pair = gradients_of(model, one), gradients_of(model, other)
-    # Newton–Schulz steps are too steep at small singular values for their derivative to hold to 1e-5: rounding the
-    # embeddings to float32 alone moves these gradients by more (in float64 every gradient holds to 1e-10)
-    assert all(compare.distance(pair[0][name], pair[1][name]) < 1e-3 for name in pair[0])
+    # Newton–Schulz steps are steep at small singular values: a single rounding of the embeddings to float32 moves these
+    # gradients by 5e-6 already, so that two ways of rounding cannot agree to 1e-5 (in float64 they agree to 1e-10)
+    assert all(compare.distance(pair[0][name], pair[1][name]) < 1e-4 for name in pair[0])
 
 
 @pytest.mark.parametrize("length", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3, 37])
