@@ -20,7 +20,8 @@ CONNECT = 4.0  # to open a connection [s]
 ANSWER = 9.0  # of silence on an open connection [s]; with CONNECT, below the 15 s a user waits for bad news
 PATIENCE = 90.0  # without progress before giving up [s]
 LONGEST_PAUSE = 15.0  # between two tries [s]
-ROWS = 64  # rows decoded at a time: documents are long
+ROWS = 16  # rows decoded at a time: documents are long
+BLOCK = 8 * 2**20  # asked of S3 at a time [bytes]
 
 # what s3fs makes of the answers 500, 502, 503, 504
 BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
@@ -63,6 +64,7 @@ def _file_system(path: str) -> tuple[Any, str]:
         config_kwargs={"connect_timeout": CONNECT, "read_timeout": ANSWER, "retries": {"total_max_attempts": 1}},
         use_listings_cache=False,
         skip_instance_cache=True,
+        default_block_size=BLOCK,
     )
     file_system.retries = 1  # this module does the retrying, and says so
     return file_system, path.removeprefix("s3://")
