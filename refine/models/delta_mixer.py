@@ -29,18 +29,21 @@ class ShortConvolution(nn.Conv1d):
         super().__init__(channels, channels, width, groups=channels, bias=False)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, tail: Tensor | None, layout: Layout
+        self, x: Tensor, tail: Tensor | None, layout: Layout, silu: bool
     ) -> tuple[Tensor, short_convolution.Tails]:
-        """x [N, F], tail [G, W - 1, F] -> y [N, F] in at least float32, without activation, and the tails."""
+        """x [N, F], tail [G, W - 1, F] -> y [N, F] in at least float32, with SiLU if `silu`, and the tails."""
         dtype = wide(x.dtype)
-        return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout)
+        return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout, silu)
 
 
 class DeltaMixer(TokenMixer):
     """The layer but for its rates: a subclass says how q and k are normalised, and how much is written and forgotten.
 
+    `silu_keys`: whether SiLU is the activation of q and k; it always is that of v.
     A memory has "state" [R, J, K, V] and, with a convolution, its last inputs "q", "k", "v" [R, W - 1, .].
     """
+
+    silu_keys = True
 
     def __init__(self, hidden: int, heads: int, value_heads: int, key: int, value: int, conv_size: int, gated_output: bool,
                  norm_eps: float) -> None:  # fmt: skip
@@ -61,7 +64,7 @@ class DeltaMixer(TokenMixer):
 
     @abstractmethod
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K] after the convolution -> activated and normalised."""
+        """q or k [N, H, K] after convolution and SiLU (where `silu_keys`) -> activated otherwise, and normalised."""
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +81,7 @@ class DeltaMixer(TokenMixer):
         with torch.autocast(x.device.type, enabled=False):
             (q, k, v), tails = self._convolved(projected, held, layout)
             q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
-            v = F.silu(v).view(layout.tokens, self.value_heads, self.value)
+            v = v.view(layout.tokens, self.value_heads, self.value)
             o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, x.dtype)
             o = self.o_norm(o)
         return self._output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
@@ -106,10 +109,12 @@ class DeltaMixer(TokenMixer):
     def _convolved(
         self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
+        silu = {"q": self.silu_keys, "k": self.silu_keys, "v": True}
         if not self.conv_size:
-            return [y.to(wide(y.dtype)) for y in projected.values()], {}
+            whole = {name: y.to(wide(y.dtype)) for name, y in projected.items()}
+            return [F.silu(y) if silu[name] else y for name, y in whole.items()], {}
         convolutions = {"q": self.q_conv1d, "k": self.k_conv1d, "v": self.v_conv1d}
-        both = {name: convolutions[name](y, held.get(name), layout) for name, y in projected.items()}
+        both = {name: convolutions[name](y, held.get(name), layout, silu[name]) for name, y in projected.items()}
         return [y for y, _ in both.values()], {name: tails for name, (_, tails) in both.items()}
 
     def _output(self, x: Tensor, o: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from refine.models.configuration import FastWeightConfig, check
 from refine.models.delta_mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
-from refine.ops.delta_rule import unit_length
+from refine.ops.root_mean_square import unit_length
 
 
 class DeltaNetConfig(FastWeightConfig):
@@ -65,14 +65,13 @@ class DeltaNet(DeltaMixer):
         conv_size = config.conv_size if config.use_short_conv else 0
         super().__init__(config.hidden_size, heads, heads, key, value, conv_size, config.use_gate, config.norm_eps)
         self.qk_norm, self.qk_activation, self.negative = config.qk_norm, config.qk_activation, config.allow_neg_eigval
+        self.silu_keys = config.qk_activation == "silu"
         if config.use_beta:
             self.b_proj = nn.Linear(config.hidden_size, heads, bias=False)
 
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K]: activation, then norm."""
-        if self.qk_activation == "silu":
-            x = F.silu(x)
-        elif self.qk_activation == "relu":
+        """q or k [N, H, K], SiLU already applied where that is its activation: any other activation, then norm."""
+        if self.qk_activation == "relu":
             x = F.relu(x)
         elif self.qk_activation == "elu":
             x = F.elu(x) + 1

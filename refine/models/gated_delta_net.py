@@ -16,7 +16,7 @@ from transformers import initialization as init
 from refine.models.configuration import FastWeightConfig, check
 from refine.models.delta_mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
-from refine.ops.delta_rule import unit_length
+from refine.ops.root_mean_square import unit_length
 
 
 class GatedDeltaNetConfig(FastWeightConfig):
@@ -71,8 +71,8 @@ class GatedDeltaNet(DeltaMixer):
         self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K]: SiLU, then unit length."""
-        return unit_length(F.silu(x))
+        """q or k [N, H, K], SiLU already applied: unit length."""
+        return unit_length(x)
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """beta and log decay [N, J]."""

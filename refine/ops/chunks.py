@@ -16,6 +16,8 @@ from torch import Tensor
 
 from refine.ops.layout import Layout, Taps
 
+CACHED_CHUNKS = 16  # chunks, counted by head, whose intermediate results stay in a core's cache
+
 
 class Chunks:
     """How the documents of `layout` are cut into chunks of `size` tokens (fewer where every document is shorter)."""
@@ -35,8 +37,8 @@ class Chunks:
         self.total = self.offset[-1]
         self.padded = self.total * self.size != layout.tokens
         self.order = None if order == list(range(layout.documents)) else layout.tensor(order)
-        self._single = self.total == layout.documents and not self.padded  # every document is one full chunk
-        if not self._single:
+        self._even = layout.width is not None and layout.width % self.size == 0  # then cutting is a change of view
+        if not self._even:
             self._token, self._place = self._maps()
 
     @staticmethod
@@ -66,8 +68,9 @@ class Chunks:
         return _Join.apply(x, self)
 
     def _cut(self, x: Tensor) -> Tensor:
-        if self._single:
-            return x.reshape(self.total, self.size, *x.shape[1:]).transpose(1, 2).contiguous()
+        if self._even:
+            by_document = x.reshape(self.layout.documents, -1, self.size, *x.shape[1:])
+            return by_document.permute(1, 0, 3, 2, *range(4, by_document.ndim)).flatten(0, 1).contiguous()
         chunked = x.index_select(0, self._token).view(self.total, self.size, *x.shape[1:]).transpose(1, 2).contiguous()
         if self.padded:
             chunk, place = self._padding // self.size, self._padding % self.size
@@ -75,8 +78,27 @@ class Chunks:
         return chunked
 
     def _join(self, x: Tensor) -> Tensor:
+        if self._even:
+            by_step = x.reshape(-1, self.layout.documents, *x.shape[1:])
+            return by_step.permute(1, 0, 3, 2, *range(4, by_step.ndim)).reshape(
+                self.layout.tokens, x.shape[1], *x.shape[3:]
+            )
         flat = x.transpose(1, 2).reshape(self.total * self.size, x.shape[1], *x.shape[3:])
-        return flat if self._single else flat.index_select(0, self._place)
+        return flat.index_select(0, self._place)
+
+    def groups(self, heads: int) -> list[range]:
+        """Steps, in order, in groups to be worked on at once: few enough chunks that a processor's cache holds them."""
+
+        def build() -> list[range]:
+            limit = CACHED_CHUNKS if self.layout.device.type == "cpu" else self.total * heads
+            groups, first = [], 0
+            for j in range(1, len(self.active) + 1):
+                if j == len(self.active) or (self.offset[j + 1] - self.offset[first]) * heads > limit:
+                    groups.append(range(first, j))
+                    first = j
+            return groups
+
+        return self.layout.once(("groups", self.size, heads), build)
 
     def tapped(self, taps: Taps) -> tuple[Tensor, Tensor]:
         """(chunk [R], read [R]): the chunk that each tap lies in, and how many of its tokens were read, 1 .. C."""

@@ -7,10 +7,14 @@ Shape legend: N tokens of all documents · G documents · R tapped rows · F cha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from refine.ops.layout import Layout, Taps
+
+CACHED_NUMBERS = 1 << 17  # numbers of a block; a few such blocks stay in a core's cache
 
 
 def token_by_token(
@@ -50,17 +54,64 @@ class Tails:
         return self.padded.index_select(0, index).view(taps.rows, more, self.padded.shape[1])
 
 
-def read(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout) -> tuple[Tensor, Tails]:
-    """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F] without activation, and the tails."""
+def read(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout, silu: bool = False
+) -> tuple[Tensor, Tails]:
+    """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
     more = weight.shape[1] - 1
     padded = _after_tails(x, tail, more, layout)
-    tokens = padded.shape[0] - more
-    y = padded[more:] * weight[:, more]
-    for j in range(1, more + 1):
-        y = torch.addcmul(y, padded[more - j : more - j + tokens], weight[:, more - j])
-    if bias is not None:
-        y = y + bias
+    y = _Convolution.apply(padded, weight, bias, silu)
     return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
+
+
+class _Convolution(torch.autograd.Function):
+    """padded [P, F], weight [F, W], bias [F] or None -> [P - W + 1, F]; in blocks that fit a core's cache.
+
+    Keeps its input alone: the backward pass computes the convolution again, which costs less than reading it back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+        ctx.save_for_backward(padded, weight, bias)
+        ctx.silu = silu
+        taps = weight.t().contiguous()
+        y = padded.new_empty(padded.shape[0] - taps.shape[0] + 1, padded.shape[1])
+        for start, end in _blocks(y):
+            block = _convolved(padded[start : end + taps.shape[0] - 1], taps, bias, y[start:end])
+            if silu:
+                torch.nn.functional.silu(block, inplace=True)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        padded, weight, bias = ctx.saved_tensors
+        taps = weight.t().contiguous()
+        dpadded, dtaps = torch.zeros_like(padded), torch.zeros_like(taps)
+        dbias = None if bias is None else torch.zeros_like(bias)
+        for start, end in _blocks(grads[0]):
+            dy, around = grads[0][start:end], padded[start : end + taps.shape[0] - 1]
+            if ctx.silu:
+                dy = torch.ops.aten.silu_backward(dy, _convolved(around, taps, bias, torch.empty_like(dy)))
+            for j in range(taps.shape[0]):
+                dpadded[start + j : end + j].addcmul_(dy, taps[j])
+                dtaps[j] += (dy * around[j : j + end - start]).sum(0)
+            if dbias is not None:
+                dbias += dy.sum(0)
+        return dpadded, dtaps.t(), dbias, None
+
+
+def _convolved(padded: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """padded [n + W - 1, F], taps [W, F] -> out [n, F], without activation."""
+    torch.mul(padded[: out.shape[0]], taps[0], out=out)
+    for j in range(1, taps.shape[0]):
+        out.addcmul_(padded[j : j + out.shape[0]], taps[j])
+    return out if bias is None else out.add_(bias)
+
+
+def _blocks(y: Tensor) -> list[tuple[int, int]]:
+    """Spans of rows of y [n, F]."""
+    rows = y.shape[0] if y.device.type != "cpu" else max(1, CACHED_NUMBERS // y.shape[1])
+    return [(start, min(start + rows, y.shape[0])) for start in range(0, y.shape[0], rows)]
 
 
 def _places(more: int, layout: Layout) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 
-def inverse_unit_lower(a: Tensor) -> Tensor:
-    """a [..., C, C] strictly lower triangular -> (I + a)⁻¹, without gradient."""
+def inverse_unit_lower(a: Tensor, out: Tensor) -> None:
+    """a [..., C, C] strictly lower triangular -> out [..., C, C] = (I + a)⁻¹, without gradient."""
     size = a.shape[-1]
-    identity = torch.eye(size, dtype=a.dtype, device=a.device)
     if size == 1:
-        return identity.expand(a.shape).contiguous()
-    return torch.linalg.solve_triangular(a, identity.expand(a.shape), upper=False, unitriangular=True)
+        out.fill_(1)
+        return
+    identity = torch.eye(size, dtype=a.dtype, device=a.device)
+    out.copy_(torch.linalg.solve_triangular(a, identity.expand(a.shape), upper=False, unitriangular=True))

@@ -5,6 +5,7 @@ import torch
 
 from refine.ops import delta_rule
 from refine.ops.layout import Layout, Taps
+from refine.ops.root_mean_square import unit_length
 
 BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-5}
 LENGTHS = [[1], [2], [3], [5, 5, 5], [63], [64], [65], [128, 128], [1, 200, 64, 3, 65], [127, 7]]
@@ -18,8 +19,8 @@ def _inputs(lengths, dtype, gated, beta_up_to=1.0):
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
     inputs = {
-        "q": delta_rule.unit_length(normal(total, heads, key)),
-        "k": delta_rule.unit_length(normal(total, heads, key)),
+        "q": unit_length(normal(total, heads, key)),
+        "k": unit_length(normal(total, heads, key)),
         "v": normal(total, heads, value),
         "beta": beta_up_to * torch.rand(total, heads, generator=generator, dtype=dtype),
         "log_decay": -torch.rand(total, heads, generator=generator, dtype=dtype) if gated else None,

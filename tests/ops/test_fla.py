@@ -10,6 +10,7 @@ import refine.models
 from refine.errors import SettingError
 from refine.ops import delta_rule, fla
 from refine.ops.layout import Layout, Taps
+from refine.ops.root_mean_square import unit_length
 
 
 def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None):
@@ -58,7 +59,7 @@ def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     total = sum(lengths)
-    inputs = [delta_rule.unit_length(normal(total, 2, 16)), delta_rule.unit_length(normal(total, 2, 16)),
+    inputs = [unit_length(normal(total, 2, 16)), unit_length(normal(total, 2, 16)),
               normal(total, value_heads, 16), torch.rand(total, value_heads, generator=generator, dtype=torch.float64),
               -torch.rand(total, value_heads, generator=generator, dtype=torch.float64) if gated else None,
               normal(len(lengths), value_heads, 16, 16)]  # fmt: skip

@@ -7,10 +7,12 @@ from refine.ops import short_convolution
 from refine.ops.layout import Layout, Taps
 
 
+@pytest.mark.parametrize("silu", [False, True], ids=["bare", "silu"])
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("with_tail", [True, False], ids=["after a tail", "fresh"])
 @pytest.mark.parametrize("lengths", [[1], [2], [3], [4, 4], [1, 7, 3], [65]], ids=str)
-def test_documents_are_the_twin(lengths, with_tail, width):
+def test_documents_are_the_twin(lengths, with_tail, width, silu, monkeypatch):
+    monkeypatch.setattr(short_convolution, "CACHED_NUMBERS", 30)  # several blocks
     generator = torch.Generator().manual_seed(3)
     channels = 5
 
@@ -20,7 +22,7 @@ def test_documents_are_the_twin(lengths, with_tail, width):
     x, weight, bias = normal(sum(lengths), channels), normal(channels, width), normal(channels)
     tail = normal(len(lengths), width - 1, channels)
     taps = [(g, n) for g, length in enumerate(lengths) for n in {1, length}]
-    y, tails = short_convolution.read(x, weight, bias, tail if with_tail else None, Layout(lengths))
+    y, tails = short_convolution.read(x, weight, bias, tail if with_tail else None, Layout(lengths), silu)
     tapped = tails.at(Taps([g for g, _ in taps], [n for _, n in taps]))
     outputs, after, at = [], [], 0
     for g, n in enumerate(lengths):
@@ -30,7 +32,8 @@ def test_documents_are_the_twin(lengths, with_tail, width):
         outputs.append(o[0])
         after.append(t[0])
         at += n
-    expected, expected_tails = torch.cat(outputs), torch.stack([after[g][n - 1] for g, n in taps])
+    expected = torch.nn.functional.silu(torch.cat(outputs)) if silu else torch.cat(outputs)
+    expected_tails = torch.stack([after[g][n - 1] for g, n in taps])
     assert torch.allclose(y, expected, rtol=0, atol=1e-12) and torch.equal(tapped, expected_tails)
     leaves = [x, weight, bias] + ([tail] if with_tail and width > 1 else [])
     weights = torch.randn(y.shape, dtype=torch.float64), torch.randn(tapped.shape, dtype=torch.float64)
