@@ -30,7 +30,10 @@ def _imports(path: Path) -> set[str]:
 
 
 def _rooms(checkout: Path) -> list[tuple[str, Path]]:
-    rooms = [(path.relative_to(checkout / "refine").parts[0].removesuffix(".py"), path) for path in checkout.glob("refine/**/*.py")]
+    rooms = [
+        (path.relative_to(checkout / "refine").parts[0].removesuffix(".py"), path)
+        for path in checkout.glob("refine/**/*.py")
+    ]
     return rooms + [("flows", path) for path in checkout.glob("flows/**/*.py")]
 
 
@@ -52,5 +55,8 @@ def test_every_room_has_a_floor(checkout):
 @pytest.mark.parametrize("room", ["settings", "ops", "models", "objective"])
 def test_the_mathematics_needs_no_tracker(room, checkout):
     trackers = {"mlflow", "prefect", "dvc"}
-    found = {path: trackers & {name.split(".")[0] for name in _imports(path)} for path in checkout.glob(f"refine/{room}/*.py")}
+    found = {
+        path: trackers & {name.split(".")[0] for name in _imports(path)}
+        for path in checkout.glob(f"refine/{room}/*.py")
+    }
     assert not {path: names for path, names in found.items() if names}

@@ -42,7 +42,9 @@ def test_everything_in_the_tree_exists(readme, checkout):
 
 
 def test_every_room_is_in_the_tree(readme, checkout):
-    rooms = {f"refine/{path.parts[1]}/" for path in _tracked(checkout) if path.parts[0] == "refine" and len(path.parts) > 2}
+    rooms = {
+        f"refine/{path.parts[1]}/" for path in _tracked(checkout) if path.parts[0] == "refine" and len(path.parts) > 2
+    }
     assert rooms <= set(_tree(readme))
 
 

@@ -17,6 +17,10 @@ VERBS = {
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
     "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
+    "summary": (
+        "refine.cli.summary:summary",
+        "Print what the last experiment found and wrote, and how to look further.",
+    ),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
     "report": ("refine.cli.report:report", "Lay an experiment's results out as the paper's tables."),
     "doctor": ("refine.cli.doctor:doctor", "Say what is installed, which device is used and which servers answer."),

@@ -18,7 +18,7 @@ from refine.settings.data import DataSettings, DocumentsSettings, TokenizerSetti
 from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
 from refine.settings.objective import ObjectiveSettings
-from refine.settings.prompts import NeedlesSettings
+from refine.settings.prompts import NeedlesSettings, QuestionsSettings
 from refine.settings.training import TrainingSettings
 
 __all__ = ["ObjectiveSettings", "Section", "Settings", "load", "validated"]
@@ -32,6 +32,7 @@ class Settings(Section):
     tokenizer: TokenizerSettings
     documents: DocumentsSettings
     needles: NeedlesSettings
+    questions: QuestionsSettings
     model: ModelSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
@@ -47,7 +48,9 @@ def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> S
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingError(f"{path}: no such settings file; run from the project's folder, or name it with --params") from None
+        raise SettingError(
+            f"{path}: no such settings file; run from the project's folder, or name it with --params"
+        ) from None
     except yaml.YAMLError as error:
         raise SettingError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

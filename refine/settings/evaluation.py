@@ -20,4 +20,6 @@ class RegistrySettings(Section):
 
     model_name: str = Field("refine-sample", min_length=1, description="name of the registered model")
     metric: str = Field("val/loss", description="metric that picks the champion")
-    goal: Literal["minimise", "maximise"] = Field("minimise", description="whether less or more of the metric is better")
+    goal: Literal["minimise", "maximise"] = Field(
+        "minimise", description="whether less or more of the metric is better"
+    )

@@ -12,12 +12,18 @@ from refine.settings.base import Section
 class ModelSettings(Section):
     """Where the starting model comes from."""
 
-    checkpoint: str | None = Field(None, description="a checkpoint folder or hub name; null trains a new model in stage `start`")
+    checkpoint: str | None = Field(
+        None, description="a checkpoint folder or hub name; null trains a new model in stage `start`"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub checkpoint")
-    config: dict[str, Any] | None = Field(None, description="config.json fields of the new model (vocab_size comes from the tokenizer)")
+    config: dict[str, Any] | None = Field(
+        None, description="config.json fields of the new model (vocab_size comes from the tokenizer)"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
         if self.checkpoint is None and not self.config:
-            raise ValueError("model.checkpoint and model.config are both empty: name a checkpoint, or give the new model's config")
+            raise ValueError(
+                "model.checkpoint and model.config are both empty: name a checkpoint, or give the new model's config"
+            )
         return self

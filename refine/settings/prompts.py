@@ -1,8 +1,10 @@
-"""Settings of the test prompts that are made from text: needles in haystacks."""
+"""Settings of the prompts that are made from text: needles in haystacks, questions over many passages."""
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from refine.errors import nearest
 from refine.settings.base import Section
@@ -42,6 +44,46 @@ class NeedlesSettings(Section):
     @field_validator("lengths")
     @classmethod
     def _positive(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if min(lengths) < 1 or len(set(lengths)) != len(lengths):
-            raise ValueError(f"lengths are positive and differ, not {', '.join(map(str, lengths))}")
-        return lengths
+        return _differing(lengths)
+
+
+class QuestionsSettings(Section):
+    """Questions over many passages, in RULER's form: to post-train on, to choose settings by, and to test with."""
+
+    source: Literal["facts", "squad", "hotpotqa"] = Field(
+        "facts", description="facts about invented people hidden in data/'s text, or a data set"
+    )
+    train: str | None = Field(None, description="squad, hotpotqa: .json file, folder or hub name of the training set")
+    test: str | None = Field(None, description="squad, hotpotqa: .json file, folder or hub name of the test set")
+    train_split: str = Field("train", description="split of a training set that is no file")
+    test_split: str = Field("validation", description="split of a test set that is no file")
+    revision: str | None = Field(None, description="branch, tag or commit of hub sets")
+    lengths: tuple[int, ...] = Field((512,), min_length=1, description="prompt and answer together [tokens]")
+    train_samples: int = Field(256, ge=1, description="training prompts of each length")
+    validation_samples: int = Field(50, ge=1, description="prompts of each length to choose settings by")
+    test_samples: int = Field(50, ge=1, description="test prompts of each length")
+    answer_tokens: int = Field(32, ge=1, description="tokens to generate; RULER's are 32")
+
+    @field_validator("lengths")
+    @classmethod
+    def _positive(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        return _differing(lengths)
+
+    @model_validator(mode="after")
+    def _sources(self) -> QuestionsSettings:
+        named = [name for name in ("train", "test") if getattr(self, name) is not None]
+        if self.source == "facts" and named:
+            raise ValueError(
+                f"questions.{named[0]} is given, but source 'facts' makes its own: set source, or leave it out"
+            )
+        if self.source != "facts" and len(named) < 2:
+            raise ValueError(
+                f"source {self.source!r} needs questions.train and questions.test: a file or hub name each"
+            )
+        return self
+
+
+def _differing(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    if min(lengths) < 1 or len(set(lengths)) != len(lengths):
+        raise ValueError(f"lengths are positive and differ, not {', '.join(map(str, lengths))}")
+    return lengths

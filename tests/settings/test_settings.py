@@ -84,7 +84,9 @@ def test_an_override_changes_just_that_setting(params):
     assert changed.model_copy(update={"training": plain.training}) == plain
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("{}", "is missing")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("{}", "is missing")]
+)
 def test_a_broken_settings_file_is_said_so(tmp_path, text, said):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(SettingError, match=said):

@@ -1,0 +1,45 @@
+"""`refine summary`: what the last experiment found, what it wrote, and how to look further."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from refine import paths
+from refine.errors import DataError
+
+
+@click.command()
+def summary() -> None:
+    """Print the last experiment's comparison, the files it wrote, and how to open MLflow and Prefect."""
+    results = paths.results()
+    table = results / "comparison.md"
+    if not table.is_file():
+        raise DataError(f"{table}: no experiment has finished here yet; run `make run`, or `dvc repro`")
+    click.echo()
+    click.echo(table.read_text(encoding="utf-8").rstrip())
+    click.echo("\n  * best of the row; in brackets the 95 % interval\n")
+    for title, line in [*_written(results), *_pages()]:
+        click.echo(f"  {title:<12} {line}")
+    click.echo()
+
+
+def _written(results: Path) -> list[tuple[str, str]]:
+    files = sorted(str(path) for path in results.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [("results", "  ".join(files)), ("models", f"{paths.runs()}{os.sep}*{os.sep}model")]
+
+
+def _pages() -> list[tuple[str, str]]:
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.home() / 'mlflow.db'}"
+    look = (
+        store
+        if store.startswith("http")
+        else f".venv/bin/mlflow server --backend-store-uri {store}   then http://127.0.0.1:5000"
+    )
+    return [
+        ("compare", ".venv/bin/refine compare"),
+        ("MLflow", look),
+        ("Prefect", ".venv/bin/prefect server start   then http://127.0.0.1:4200"),
+    ]
