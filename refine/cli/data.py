@@ -50,3 +50,19 @@ def accept() -> None:
     from refine.data.fetch import accept as accept_data
 
     click.echo(f"data/ is {accept_data()}, recorded in data.dvc: commit that file")
+
+
+@data.command()
+def push() -> None:
+    """Send data/ to DVC's remote, for machines that cannot fetch it from the sources."""
+    from refine.data import exchange
+
+    click.echo(f"pushed to {exchange.push(click.echo)}")
+
+
+@data.command()
+def pull() -> None:
+    """Bring data/ from DVC's remote, as data.dvc records it."""
+    from refine.data import exchange
+
+    click.echo(f"pulled from {exchange.pull(click.echo)}")

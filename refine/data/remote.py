@@ -58,16 +58,25 @@ def _file_system(path: str) -> tuple[Any, str]:
 
     if not path.startswith("s3://"):
         return fsspec.core.url_to_fs(path)
+    return s3_file_system(), path.removeprefix("s3://")
+
+
+def s3_file_system(endpoint_url: str | None = None) -> Any:
+    """S3 with short limits and no retries of its own: this module does the retrying, and says so.
+
+    endpoint_url: None leaves it to AWS_ENDPOINT_URL_S3, as botocore does.
+    """
     import s3fs
 
     file_system = s3fs.S3FileSystem(
+        endpoint_url=endpoint_url,
         config_kwargs={"connect_timeout": CONNECT, "read_timeout": ANSWER, "retries": {"total_max_attempts": 1}},
         use_listings_cache=False,
         skip_instance_cache=True,
         default_block_size=BLOCK,
     )
-    file_system.retries = 1  # this module does the retrying, and says so
-    return file_system, path.removeprefix("s3://")
+    file_system.retries = 1
+    return file_system
 
 
 def columns_of(file_system: Any, file: str) -> dict[str, str]:

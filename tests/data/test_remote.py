@@ -207,7 +207,7 @@ def test_an_object_replaced_while_it_is_read_is_not_mixed_with_its_successor(s3,
         _texts("s3://texts/changing")
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["refuses connections", "never answers"])
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["refuses", "is silent"])
 def test_an_unreachable_server_is_reported_within_15_seconds(silent, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
