@@ -93,7 +93,8 @@ class Stages:
         """Hash of the documents, prompts and tokenizer that models are evaluated on."""
         folder = self.data.folder
         documents = [path for path in sorted(folder.glob("documents/*.parquet")) if path.stem != "train"]
-        return hash_of([hash_of_files(path) for path in (self.data.tokenizer, *documents, folder / "needles")])
+        prompts = [path for path in (folder / "needles", folder / "questions") if path.exists()]
+        return hash_of([hash_of_files(path) for path in (self.data.tokenizer, *documents, *prompts)])
 
     def revision(self, model: str) -> str | None:
         """The revision to take of `model`: the settings', where it is their hub checkpoint."""

@@ -79,3 +79,19 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
         of = chosen.needles
         files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
     click.echo(f"needles: {of.samples} prompts in each of {len(files)} files")
+
+
+@_stage
+def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
+    """Make multi-document questions: to train on, to choose settings by, and to test with."""
+    from refine import paths, settings
+    from refine.data import version
+    from refine.data.questions import write_questions
+    from refine.data.writing import folder_beside
+
+    chosen = settings.load(params, overrides)
+    version.require(data, ["train.parquet", "validation.parquet"])
+    made = _prepared_tokenizer()
+    with folder_beside(paths.prepared() / "questions") as beside:
+        files = write_questions(chosen.questions, data, made, chosen.seed, beside)
+    click.echo(f"questions: {len(files)} files")

@@ -113,14 +113,15 @@ def _lengths(
 
 
 def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
-    """(task, length) -> the parquet file under `folder` that holds those prompts; training sets are left out.
+    """(task, length) -> the parquet file under `folder` that holds those prompts; what is named to train or choose
+    settings on (its name ends with train or validation) is left out.
 
     Raises DataError where two files hold the same task and length.
     """
     found: dict[tuple[str, int], Path] = {}
     for path in sorted(Path(folder).rglob("*.parquet")):
         held = _holds(path)
-        if held is None or held[0] not in TASKS or path.stem.endswith("train"):
+        if held is None or held[0] not in TASKS or path.stem.endswith(("train", "validation")):
             continue
         if held in found:
             raise DataError(f"{path} and {found[held]} both hold {held[0]} at {held[1]}: keep one of them")

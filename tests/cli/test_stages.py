@@ -17,7 +17,7 @@ import yaml
 
 # Not named by any stage: settings reach a stage through params.yaml; the others decide no result.
 APART = ("settings", "errors", "paths", "identity", "services")
-DATA_STAGES = ("tokenizer", "documents", "needles")
+DATA_STAGES = ("tokenizer", "documents", "needles", "questions")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,12 @@ def test_stages_depend_on_sections_of_params_yaml_and_no_section_is_forgotten(st
     sections = set(yaml.safe_load((checkout / "params.yaml").read_text()))
     named = {name: set(stage["params"]) for name, stage in stages.items()}
     assert set.union(*named.values()) == sections - {"data"}  # `refine data fetch` holds data/ against that section
-    assert [named[stage] for stage in DATA_STAGES] == [{"tokenizer"}, {"documents"}, {"seed", "needles"}]
+    assert [named[stage] for stage in DATA_STAGES] == [
+        {"tokenizer"},
+        {"documents"},
+        {"seed", "needles"},
+        {"seed", "questions"},
+    ]
 
 
 def test_dvc_phones_nobody(checkout):
@@ -102,6 +107,7 @@ def project(checkout, tmp_path, stages):
     values["tokenizer"]["vocabulary"] = 320
     values["documents"] = {"sequence_length": 64, "validation_sequences": 4}
     values["needles"] |= {"lengths": [512], "samples": 2, "answer_tokens": 32}
+    values["questions"] |= {"lengths": [900], "train_samples": 4, "validation_samples": 2, "test_samples": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: stages[name] for name in DATA_STAGES}}))
     (tmp_path / "data").mkdir()
@@ -126,7 +132,7 @@ def _dvc(folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_a_second_repro_does_nothing_and_a_changed_setting_reruns_what_depends_on_it(project):
-    assert _dvc(project, "repro").count("Running stage") == 3
+    assert _dvc(project, "repro").count("Running stage") == 4
     assert "up to date" in _dvc(project, "repro")
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["needles"]["samples"] = 3
