@@ -20,9 +20,13 @@ def main(request: Path) -> None:
 
     die_with_parent()
     wanted: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))
+    from transformers.utils import logging
+
     from refine.evaluation import Inputs, Sources, evaluate_model, load_inputs
     from refine.evaluation.evaluate import load_tokenizer
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     inputs: Inputs | None = None
     for one in wanted["models"]:
         if (Path(one["output"]) / "evaluation.json").exists():

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.experiment import Experiment
 from flows.progress import Progress
 from flows.records import Scored, Stage, Trained, trained
-from flows.voice import say
+from flows.voice import relay, say
 from refine.errors import DataError, ModelError, SettingError
 from refine.evaluation.record import Evaluation
 from refine.tracking import registry
@@ -74,7 +74,7 @@ def train(experiment: Experiment, stage: Stage, model: str | None = None) -> Tra
     with run, Progress(stage.title, steps) as progress:
         with Relay(series, client, run.run_id, seen=progress.show):
             if done is None:
-                run_in_own_process(_command(experiment, stage, model), echo=say, name=f"refine train {stage.title}")
+                run_in_own_process(_command(experiment, stage, model), echo=relay, name=f"refine train {stage.title}")
         done = trained(stage, experiment.stages)
         if done is None:
             raise DataError(f"{stage.title}: ended without a result in {stage.folder}")

@@ -13,3 +13,9 @@ def say(line: str) -> None:
         get_run_logger().info(line)
     except MissingContextError:  # called outside of a run, as in tests
         return
+
+
+def relay(line: str) -> None:
+    """A line of a training process; what it tells a user of the command line about its next steps is left out."""
+    if not line.startswith(("wrote ", "next: ")):
+        say(line)

@@ -5,7 +5,9 @@ Set before prefect is imported; what the user has set already stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 from refine import paths
 from refine.tracking.connection import ENVIRONMENT as MLFLOW
@@ -32,4 +34,6 @@ def prepare(quiet: bool = False) -> None:
     for name, value in {**MLFLOW, **PREFECT, **OTHERS, **(QUIET if quiet else {})}.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("PREFECT_API_URL"):
-        os.environ.setdefault("PREFECT_HOME", str(paths.home() / "services" / "prefect"))
+        folder = Path(os.environ.setdefault("PREFECT_HOME", str(paths.home() / "services" / "prefect")))
+        with contextlib.suppress(OSError):  # one that cannot be written to is reported where work starts
+            folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from refine.tracking.registry import Version
 
 # What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
 SHOWN = (
+    r"val/(loss|accuracy)",
     r"[^/]+/loss",
     r"[^/]+/accuracy",
     r"[^/]+/reward/[^/]+/mean",
@@ -110,8 +111,10 @@ def smaller_is_better(metric: str) -> bool:
 
 def _shown(names: Iterable[str]) -> list[str]:
     found = {name for name in names if not name.startswith(TRAINING)}
-    ranked = [(rank, name) for name in found for rank, shown in enumerate(SHOWN) if re.fullmatch(shown, name)]
-    return [name for _, name in sorted(ranked, key=lambda pair: (pair[0], _natural(pair[1])))]
+    ranks = {
+        name: rank for rank, shown in reversed(list(enumerate(SHOWN))) for name in found if re.fullmatch(shown, name)
+    }
+    return sorted(ranks, key=lambda name: (ranks[name], _natural(name)))
 
 
 def _natural(name: str) -> list[Any]:
@@ -154,9 +157,9 @@ def _differing(versions: Sequence[Version]) -> Iterable[tuple[str, tuple[str, ..
     """Settings, data and code that are not the same in all versions."""
     if len(versions) < 2:
         return
-    for name in dict.fromkeys(name for version in versions for name in version.settings):
-        texts = tuple(str(version.settings.get(name, "–")) for version in versions)
-        if len(set(texts)) > 1:
+    for name in dict.fromkeys(name for version in versions for name in version.settings if name != "arm"):
+        texts = tuple(str(version.settings[name]) if name in version.settings else "–" for version in versions)
+        if len(set(texts) - {"–"}) > 1:  # a setting that an arm has no use for is no difference
             yield name, texts
     for tag, title in (
         ("experiment", "experiment"),
