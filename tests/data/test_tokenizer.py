@@ -98,7 +98,8 @@ def test_mistral_v1_agrees_with_sentencepiece(mistral, text):
 
 
 @pytest.mark.requires_shared
-def test_mistral_v1_agrees_with_every_length_stored_in_the_published_files(mistral, shared_data):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_mistral_v1_agrees_with_the_lengths_stored_in_the_published_files(mistral, shared_data, every):
     """Stored lengths, of prompts and of the longest accepted answer, count the bos."""
 
     def lengths(texts):
@@ -106,12 +107,13 @@ def test_mistral_v1_agrees_with_every_length_stored_in_the_published_files(mistr
 
     rows = 0
     for path in sorted(shared_data.glob("*/*.parquet")):
-        table = pq.read_table(path).to_pydict()
+        whole = pq.read_table(path)
+        table = whole.take(range(0, len(whole), every)).to_pydict()
         assert lengths(table["prompt"]) == table["prompt_length"], path.name
         answers = table.get("answers") or table["answer"]
         assert [max(lengths(accepted)) for accepted in answers] == table["max_answer_length"], path.name
         rows += len(answers)
-    assert rows > 1000
+    assert rows * every > 1400
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
