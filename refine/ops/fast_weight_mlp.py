@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from refine.ops.muon import orthogonalise
+from refine.ops.swiglu_gradient import weighted_sides
 
 State = dict[str, Tensor]
 """`gates` [P, H, 2, E, K] (w0 and w2), `out` [P, H, K, E] (w1), and where the rule has them `gates_sum`, `out_sum` (the
@@ -103,17 +104,9 @@ def working_dtype(tokens: torch.dtype, rule: Rule) -> torch.dtype:
 def _gradients(state: State, tokens: Tokens, dtype: torch.dtype) -> State:
     """The gradients of sum over tokens of rate · <f(k), v>, for the gates and for w1, with products in `dtype`."""
     k, v = (tokens[name].transpose(1, 2).to(dtype) for name in ("keys", "values"))  # [A, H, C, K]
-    rate0, rate1, rate2 = tokens["rates"].transpose(1, 2).unsqueeze(-2).unbind(-1)  # [A, H, C, 1]
-    gate, up = (k @ state["gates"].flatten(-3, -2).to(k.dtype).mT).chunk(2, dim=-1)
-    inner = v @ state["out"].to(k.dtype)
-    share = torch.sigmoid(gate)
-    act = gate * share
-    d_gate = inner * up * (share + act * (1 - share))
-    sides = torch.cat([d_gate * rate0, inner * act * rate2], dim=-1).to(k.dtype)
-    return {
-        "gates": (sides.mT @ k).unflatten(-2, (2, gate.shape[-1])),
-        "out": v.mT @ (act * up * rate1).to(k.dtype),
-    }
+    gate_up = k @ state["gates"].flatten(-3, -2).to(dtype).mT
+    sides, acts = weighted_sides(gate_up, v @ state["out"].to(dtype), tokens["rates"].transpose(1, 2))
+    return {"gates": (sides.mT @ k).unflatten(-2, (2, -1)), "out": v.mT @ acts}
 
 
 def by_token(
