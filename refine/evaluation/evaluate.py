@@ -69,7 +69,8 @@ def evaluate_model(
         told(f"lm-eval: {', '.join(harness)}")
     measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
     seconds = time.perf_counter() - start
-    return Evaluation(name, documents, tuple(tasks), tuple(measured), seconds, {"batch_size": batch_size})
+    settings = {"batch_size": batch_size, "scored_on": inputs.fingerprint()}
+    return Evaluation(name, documents, tuple(tasks), tuple(measured), seconds, settings)
 
 
 def model_tokenizer(model: str | Path) -> Any:

@@ -36,6 +36,11 @@ class HarnessScore:
     error: float | None
     samples: int
 
+    def interval(self) -> tuple[float, float]:
+        """95 % interval from the standard error."""
+        reach = 1.96 * (self.error or 0.0)
+        return self.value - reach, self.value + reach
+
 
 def check_harness(
     tasks: Sequence[str], tokenizer: Any = None, lengths: Sequence[int] | None = None, include: str | Path | None = None

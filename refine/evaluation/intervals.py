@@ -62,6 +62,36 @@ def ratio(numerators: Scores, denominators: Scores) -> Estimate:
     return Estimate(value, tops.size, low, high)
 
 
+def mean_over_strata(strata: Sequence[np.ndarray]) -> Estimate:
+    """The mean of the means of `strata`: one array [seeds, samples] a task, with the same seeds in all of them.
+
+    The interval is the percentile bootstrap's: samples are drawn anew within each task and, where there are several,
+    seeds too. Its samples are all tasks'. Raises ValueError for no strata or one without samples.
+    """
+    if not strata or any(values.size == 0 for values in strata):
+        raise ValueError("no scores to average")
+    value = float(np.mean([values.mean() for values in strata]))
+    samples, seeds = sum(values.shape[1] for values in strata), strata[0].shape[0]
+    if seeds == 1 and len(strata) == 1:
+        return mean_of_scores(strata[0][0])
+    if samples + seeds - 1 == len(strata):
+        return Estimate(value, samples, None, None)
+    drawn = [np.arange(values.shape[1]) for values in strata if values.shape[1] > 1]
+    of_seeds = [np.arange(seeds)] if seeds > 1 else []
+
+    def mean(*index: np.ndarray, axis: int) -> Any:
+        found: Any = 0.0
+        places = iter(index[len(of_seeds) :])
+        for values in strata:
+            over = next(places) if values.shape[1] > 1 else np.zeros((*index[0].shape[:-1], 1), dtype=int)
+            rows = index[0] if of_seeds else np.zeros((*over.shape[:-1], 1), dtype=int)
+            found = found + values[rows[..., :, None], over[..., None, :]].mean((-1, -2))
+        return found / len(strata)
+
+    low, high = _bootstrap((*of_seeds, *drawn), mean, paired=False)
+    return Estimate(value, samples, low, high)
+
+
 def mean_difference(scores: Scores, baseline: Scores) -> Estimate:
     """The mean of scores - baseline, sample by sample (paired), with the percentile bootstrap's interval.
 
@@ -80,11 +110,11 @@ def _share(right: int, samples: int) -> Estimate:
     return Estimate(right / samples, samples, float(interval.low), float(interval.high))
 
 
-def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Any) -> tuple[float, float]:
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Any, paired: bool = True) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     interval = bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=LEVEL,
+        samples, statistic, paired=paired, vectorized=True, n_resamples=RESAMPLES, confidence_level=LEVEL,
         method="percentile", batch=256, rng=np.random.default_rng(SEED),
     ).confidence_interval  # fmt: skip
     return float(interval.low), float(interval.high)

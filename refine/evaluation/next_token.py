@@ -41,6 +41,8 @@ class NextTokenScore:
     """loss: mean cross-entropy [nats per predicted token]. accuracy: share of tokens that were the likeliest.
 
     tokens: how many were predicted. Intervals are 95 % bootstrap intervals over sequences, None for a single one.
+    sequence_losses, sequence_tokens: mean loss and predicted tokens of each sequence, in their order, so that two
+    models can be compared sequence by sequence.
     """
 
     loss: float
@@ -50,6 +52,8 @@ class NextTokenScore:
     by_position: tuple[PositionScore, ...]
     loss_interval: Interval
     accuracy_interval: Interval
+    sequence_losses: tuple[float, ...]
+    sequence_tokens: tuple[int, ...]
 
 
 def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8) -> NextTokenScore:
@@ -81,6 +85,8 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
         tuple(_by_position(losses, hits, predicted)),
         _interval(loss.low, loss.high),
         _interval(accuracy.low, accuracy.high),
+        tuple((losses.sum(1) / predicted).tolist()),
+        tuple(predicted.tolist()),
     )
 
 

@@ -81,10 +81,11 @@ class Evaluation:
             if one.adapt_seconds:
                 found[f"{prefix}/adapt_seconds"] = one.adapt_seconds
         for lm_eval in self.harness:
-            prefix = f"eval/harness/{lm_eval.task}/{lm_eval.metric}"
-            found[prefix] = lm_eval.value
+            prefix = f"eval/{lm_eval.task}/{lm_eval.metric}"
+            found |= {f"{prefix}/score": lm_eval.value, f"{prefix}/samples": lm_eval.samples}
             if lm_eval.error is not None:
-                found[f"{prefix}_error"] = lm_eval.error
+                low, high = lm_eval.interval()
+                found |= {f"{prefix}/score_low": low, f"{prefix}/score_high": high}
         return {name: float(value) for name, value in found.items()}
 
     def table(self) -> str:
@@ -106,7 +107,7 @@ class Evaluation:
                 f"| {name}: log-prob. of the answer | {one.log_prob.value:.4f} | {spread} | {one.score.samples} |"
             )
         for lm_eval in self.harness:
-            span = "" if lm_eval.error is None else _span(*(lm_eval.value + z * lm_eval.error for z in (-1.96, 1.96)))
+            span = "" if lm_eval.error is None else _span(*lm_eval.interval())
             rows.append(
                 f"| lm-eval {lm_eval.task} {lm_eval.metric} | {lm_eval.value:.4f} | {span} | {lm_eval.samples} |"
             )
@@ -141,7 +142,8 @@ class Evaluation:
 def _next_token(values: dict[str, Any]) -> NextTokenScore:
     positions = tuple(PositionScore(**one) for one in values["by_position"])
     intervals = {name: tuple(values[name]) if values[name] else None for name in ("loss_interval", "accuracy_interval")}
-    return NextTokenScore(**(values | {"by_position": positions} | intervals))
+    sequences = {name: tuple(values[name]) for name in ("sequence_losses", "sequence_tokens")}
+    return NextTokenScore(**(values | {"by_position": positions} | intervals | sequences))
 
 
 def _task(values: dict[str, Any]) -> TaskScore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refine.evaluation.intervals import mean_difference, mean_of_scores, ratio
+from refine.evaluation.intervals import mean_difference, mean_of_scores, mean_over_strata, ratio
 
 
 def test_right_or_wrong_scores_have_wilson_s_interval():
@@ -51,3 +51,30 @@ def test_paired_differences_are_sharper_than_the_scores_they_come_from():
     assert better.low == pytest.approx(0.05) and better.high == pytest.approx(0.05)
     with pytest.raises(ValueError, match="cannot be paired"):
         mean_difference([1.0], [1.0, 0.0])
+
+
+def test_tasks_weigh_the_same_whatever_their_samples_and_the_interval_covers_as_often_as_it_says():
+    chance = np.random.default_rng(3)
+    covered = 0
+    for _ in range(100):
+        strata = [chance.beta(2, 5, size=(1, 40)), chance.beta(5, 2, size=(1, 15))]
+        estimate = mean_over_strata(strata)
+        assert estimate.value == pytest.approx((strata[0].mean() + strata[1].mean()) / 2) and estimate.samples == 55
+        covered += estimate.low <= 0.5 <= estimate.high
+    assert 88 <= covered <= 100
+
+
+def test_seeds_that_differ_widen_the_interval():
+    scores = np.random.default_rng(4).uniform(size=60)
+    alike = mean_over_strata([np.stack([scores, scores, scores])])
+    apart = mean_over_strata([np.stack([scores - 0.2, scores, scores + 0.2])])
+    assert alike.value == pytest.approx(apart.value)
+    assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
+
+
+def test_one_stratum_and_seed_is_the_plain_mean_and_single_samples_have_no_interval():
+    scores = np.array([[1.0, 0.0, 0.0, 1.0]])
+    assert mean_over_strata([scores]) == mean_of_scores(scores[0])
+    assert mean_over_strata([scores[:, :1], scores[:, 1:2]]).low is None
+    with pytest.raises(ValueError, match="no scores"):
+        mean_over_strata([])
