@@ -108,7 +108,7 @@ def test_mistral_v1_agrees_with_the_lengths_stored_in_the_published_files(mistra
     rows = 0
     for path in sorted(shared_data.glob("*/*.parquet")):
         whole = pq.read_table(path)
-        table = whole.take(range(0, len(whole), every)).to_pydict()
+        table = whole.take(list(range(0, len(whole), every))).to_pydict()
         assert lengths(table["prompt"]) == table["prompt_length"], path.name
         answers = table.get("answers") or table["answer"]
         assert [max(lengths(accepted)) for accepted in answers] == table["max_answer_length"], path.name
