@@ -62,17 +62,18 @@ def ratio(numerators: Scores, denominators: Scores) -> Estimate:
     return Estimate(value, tops.size, low, high)
 
 
-def mean_over_strata(strata: Sequence[np.ndarray]) -> Estimate:
+def mean_over_strata(strata: Sequence[np.ndarray], differences: bool = False) -> Estimate:
     """The mean of the means of `strata`: one array [seeds, samples] a task, with the same seeds in all of them.
 
     The interval is the percentile bootstrap's: samples are drawn anew within each task and, where there are several,
-    seeds too. Its samples are all tasks'. Raises ValueError for no strata or one without samples.
+    seeds too; for one task's scores of 0 and 1 it is Wilson's, unless they are `differences`. Its samples are all
+    tasks'. Raises ValueError for no strata or one without samples.
     """
     if not strata or any(values.size == 0 for values in strata):
         raise ValueError("no scores to average")
     value = float(np.mean([values.mean() for values in strata]))
     samples, seeds = sum(values.shape[1] for values in strata), strata[0].shape[0]
-    if seeds == 1 and len(strata) == 1:
+    if seeds == 1 and len(strata) == 1 and not differences:
         return mean_of_scores(strata[0][0])
     if samples + seeds - 1 == len(strata):
         return Estimate(value, samples, None, None)

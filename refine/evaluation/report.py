@@ -1,0 +1,267 @@
+"""An experiment's evaluations laid out as the paper's tables (arXiv 2602.16704): arms and phases down, tasks across.
+
+Needles by group (single, multi-key, multi-query, multi-value) and length, multi-document questions, LongBench with the
+average of the paper's twelve, lm-eval's tasks, next-token loss. Every value has its interval, the best of a column is
+marked, and each arm is compared with the SFT arm of its phase, sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refine.errors import DataError
+from refine.evaluation.intervals import Estimate, mean_over_strata
+from refine.evaluation.record import Evaluation, TaskScore
+from refine.evaluation.tasks import PAPER_LONGBENCH, TASKS
+
+PHASES = ("start", "mid", "post", "test_time")
+ARMS = ("none", "sft", "nested_sft", "refine", "nested_refine")
+BASELINE = "sft"
+PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training", "test_time": "test time"}
+ARM_NAMES = {
+    "none": "none", "sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE",
+}  # fmt: skip
+GROUPS = {"S": "niah_single", "MK": "niah_multikey", "MQ": "niah_multiquery", "MV": "niah_multivalue"}
+QUESTIONS = {"ruler_squadqa": "SQuADQA", "ruler_hotpotqa": "HotpotQA", "factsqa": "FactsQA"}
+
+Stratum = tuple[float, ...]
+Values = Callable[[Evaluation], list[Stratum] | None]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of an experiment. phase: what trained the model last (start, mid, post, test_time)."""
+
+    phase: str
+    arm: str
+    seed: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Column:
+    """values: per-sample values of each task that the column averages, or None where one is missing."""
+
+    title: str
+    values: Values
+    scale: float = 100.0
+    digits: int = 1
+    less_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """estimate: value and interval over samples (and seeds). difference: to the SFT arm, None where there is none."""
+
+    estimate: Estimate | None
+    best: bool = False
+    difference: Estimate | None = None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference's interval leaves out zero."""
+        one = self.difference
+        return one is not None and one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A phase's arm, in all its seeds."""
+
+    phase: str
+    arm: str
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def label(self) -> str:
+        """`mid-training: REFINE`."""
+        return f"{PHASE_NAMES.get(self.phase, self.phase)}: {ARM_NAMES.get(self.arm, self.arm)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
+    """The tables that the evaluations have anything for. Raises DataError for none."""
+    if not evaluated:
+        raise DataError("no evaluations to report on; `make run` or `refine evaluate models:/NAME@ALIAS` records them")
+    groups = _groups(evaluated)
+    made = []
+    for title, find in TABLES:
+        columns = find([one.evaluation for one in evaluated])
+        rows = [_row(key, members, groups, columns) for key, members in groups.items()] if columns else []
+        rows = [row for row in rows if any(cell.estimate for cell in row.cells)]
+        if rows:
+            made.append(Table(title, tuple(columns), tuple(_marked(rows, columns))))
+    if not made:
+        raise DataError("the evaluations hold no scores to report on")
+    return made
+
+
+def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:
+    """The evaluations of each phase's arm, seeds rising, in the paper's order. The last of a seed's counts."""
+    order = sorted(
+        {(one.phase, one.arm) for one in evaluated}, key=lambda key: (_place(key[0], PHASES), _place(key[1], ARMS))
+    )
+    found = {}
+    for phase, arm in order:
+        by_seed = {one.seed: one for one in evaluated if (one.phase, one.arm) == (phase, arm)}
+        found[phase, arm] = [by_seed[seed] for seed in sorted(by_seed)]
+    return found
+
+
+def _place(name: str, known: Sequence[str]) -> tuple[int, str]:
+    return (known.index(name), "") if name in known else (len(known), name)
+
+
+def _row(
+    key: tuple[str, str],
+    members: list[Evaluated],
+    groups: dict[tuple[str, str], list[Evaluated]],
+    columns: Sequence[Column],
+) -> Row:
+    phase, arm = key
+    baseline = groups.get((phase, BASELINE), []) if arm != BASELINE else []
+    cells = tuple(
+        Cell(
+            _estimate([column.values(one.evaluation) for one in members]),
+            difference=_difference(members, baseline, column),
+        )
+        for column in columns
+    )
+    return Row(phase, arm, tuple(one.seed for one in members), cells)
+
+
+def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) -> Estimate | None:
+    """Over the strata of all seeds; None where a seed lacks one. Raises DataError where seeds differ in samples."""
+    if not found or any(strata is None for strata in found):
+        return None
+    by_task = list(zip(*(strata for strata in found if strata is not None), strict=True))
+    if any(len({len(values) for values in task}) > 1 for task in by_task):
+        raise DataError(
+            "seeds of one arm were scored on different numbers of samples: evaluate them on the same prompts"
+        )
+    return mean_over_strata([np.array(task) for task in by_task], differences)
+
+
+def _difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], column: Column) -> Estimate | None:
+    """members - baseline, seed by seed and sample by sample, over the seeds that were scored on the same inputs."""
+    pairs = []
+    for one in members:
+        for other in baseline:
+            if one.seed != other.seed or _scored_on(one) != _scored_on(other):
+                continue
+            ours, theirs = column.values(one.evaluation), column.values(other.evaluation)
+            if ours is not None and theirs is not None:
+                pairs.append([tuple(np.subtract(a, b)) for a, b in zip(ours, theirs, strict=True)])
+    return _estimate(pairs, differences=True)
+
+
+def _scored_on(one: Evaluated) -> object:
+    return one.evaluation.settings.get("scored_on")
+
+
+def _marked(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """The rows with the best value of each column marked; equals all are."""
+    best = []
+    for n, column in enumerate(columns):
+        values = [one.value for row in rows if (one := row.cells[n].estimate) is not None]
+        best.append((min if column.less_is_better else max)(values) if len(set(values)) > 1 else None)
+    return [
+        Row(
+            row.phase,
+            row.arm,
+            row.seeds,
+            tuple(
+                Cell(cell.estimate, cell.estimate is not None and cell.estimate.value == best[n], cell.difference)
+                for n, cell in enumerate(row.cells)
+            ),
+        )
+        for row in rows
+    ]
+
+
+def _scores(wanted: Sequence[tuple[str, int]]) -> Values:
+    """The scores of each of these tasks and lengths."""
+
+    def values(evaluation: Evaluation) -> list[Stratum] | None:
+        found = {(task.task, task.length): task.scores for task in evaluation.tasks}
+        return [found[key] for key in wanted] if all(key in found for key in wanted) else None
+
+    return values
+
+
+def _keys(evaluations: Sequence[Evaluation], wanted: Callable[[TaskScore], bool]) -> list[tuple[str, int]]:
+    """The tasks and lengths that any evaluation has, by length and in the tasks' order."""
+    keys = {(task.task, task.length) for one in evaluations for task in one.tasks if wanted(task)}
+    return sorted(keys, key=lambda key: (key[1], list(TASKS).index(key[0])))
+
+
+def _needles(evaluations: Sequence[Evaluation]) -> list[Column]:
+    columns = []
+    for title, prefix in GROUPS.items():
+        keys = _keys(evaluations, lambda task, prefix=prefix: task.task.startswith(prefix))  # type: ignore[misc]
+        lengths = sorted({length for _, length in keys})
+        columns += [
+            Column(f"{title} {length}", _scores([key for key in keys if key[1] == length])) for length in lengths
+        ]
+        if len(lengths) > 1:
+            columns.append(Column(f"{title} average", _scores(keys)))
+    return columns
+
+
+def _questions(evaluations: Sequence[Evaluation]) -> list[Column]:
+    columns = []
+    for task, title in QUESTIONS.items():
+        keys = _keys(evaluations, lambda one, task=task: one.task == task)  # type: ignore[misc]
+        columns += [Column(f"{title} {length}", _scores([(task, length)])) for _, length in keys]
+        if len(keys) > 1:
+            columns.append(Column(f"{title} average", _scores(keys)))
+    return columns
+
+
+def _longbench(evaluations: Sequence[Evaluation]) -> list[Column]:
+    columns = []
+    keys = _keys(evaluations, lambda task: TASKS[task.task].family == "longbench")
+    for length in sorted({length for _, length in keys}):
+        tasks = [task for task, at in keys if at == length]
+        columns += [Column(f"{task} {length}", _scores([(task, length)])) for task in tasks]
+        averaged = [(task, length) for task in tasks if task in PAPER_LONGBENCH]
+        if len(averaged) > 1:
+            columns.append(Column(f"average of {len(averaged)} at {length}", _scores(averaged)))
+    return columns
+
+
+def _log_probs(evaluations: Sequence[Evaluation]) -> list[Column]:
+    def values(key: tuple[str, int]) -> Values:
+        return lambda one: next(([task.log_probs] for task in one.tasks if (task.task, task.length) == key), None)
+
+    keys = _keys(evaluations, lambda task: True)
+    return [Column(f"{task} {length}", values((task, length)), 1.0, 3) for task, length in keys]
+
+
+def _next_token(evaluations: Sequence[Evaluation]) -> list[Column]:
+    def losses(name: str) -> Values:
+        return lambda one: [one.next_token[name].sequence_losses] if name in one.next_token else None
+
+    names = dict.fromkeys(name for one in evaluations for name in one.next_token)
+    return [Column(f"{name} loss", losses(name), 1.0, 4, less_is_better=True) for name in names]
+
+
+TABLES: tuple[tuple[str, Callable[[Sequence[Evaluation]], list[Column]]], ...] = (
+    ("Needles in a haystack (RULER): % of values found", _needles),
+    ("Multi-document question answering: % answered", _questions),
+    ("LongBench: score × 100", _longbench),
+    ("Log-probability of the reference answer [nats per token]", _log_probs),
+    ("Next-token prediction on held-out documents [nats per token]", _next_token),
+)
