@@ -64,7 +64,10 @@ class Batch:
 
     @classmethod
     def masked(cls, tokens: Tensor, mask: Tensor, memory: Memory | None) -> Batch:
-        """One document a row: the tokens where mask [B, T] is not 0. Raises ModelError for a mask of another shape or none real."""
+        """One document a row: the tokens where mask [B, T] is not 0.
+
+        Raises ModelError for a mask of another shape, or one that leaves no token.
+        """
         if mask.shape != tokens.shape:
             raise ModelError(
                 f"attention_mask has shape {tuple(mask.shape)}; expected that of the tokens, {tuple(tokens.shape)}"
@@ -102,8 +105,8 @@ class Batch:
             ends = self.ends_in_row[b]
             for i, t in enumerate(row):
                 if not 1 <= t <= (ends[-1] if ends else 0):
-                    raise ModelError(f"tap {t} at [{b}, {i}] is out of range: row {b} has {ends[-1] if ends else 0} tokens, "
-                                     "expected 1 .. that")  # fmt: skip
+                    last = ends[-1] if ends else 0
+                    raise ModelError(f"tap {t} at [{b}, {i}] is out of range: expected 1 .. {last}, row {b}'s tokens")
                 inside = bisect_left(ends, t)
                 documents.append(self.first[b] + inside)
                 counts.append(t - (ends[inside - 1] if inside else 0))

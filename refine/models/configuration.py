@@ -18,8 +18,15 @@ class FastWeightConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     # fields of older releases that may stand in published configs, and the one value that means what we compute
-    legacy: ClassVar[dict[str, Any]] = {"norm_first": False, "share_conv_kernel": False, "conv_bias": False, "elementwise_affine": True,
-                                        "clamp_min": None, "clamp_max": None, "rope_scaling": None}  # fmt: skip
+    legacy: ClassVar[dict[str, Any]] = {
+        "norm_first": False,
+        "share_conv_kernel": False,
+        "conv_bias": False,
+        "elementwise_affine": True,
+        "clamp_min": None,
+        "clamp_max": None,
+        "rope_scaling": None,
+    }
 
     attn_mode: str = "chunk"
     hidden_size: int = 2048
@@ -99,8 +106,8 @@ def check(config: FastWeightConfig, name: str, allowed: tuple[Any, ...], why: st
 
 def _belongs_to_transformers(name: str) -> bool:
     """Whether every transformers model may have config field `name`, or the library adds it when loading."""
-    known = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "name_or_path", "auto_map", "return_dict",
-             "quantization_config", "attn_implementation", "trust_remote_code"}  # fmt: skip
+    known = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "name_or_path", "auto_map",
+             "return_dict", "quantization_config", "attn_implementation", "trust_remote_code"}  # fmt: skip
     return name.startswith("_") or name in known or hasattr(PreTrainedConfig, name) or name in _base_fields()
 
 

@@ -1,7 +1,7 @@
 """What DeltaNet and Gated DeltaNet share: convolved q, k, v, the delta rule, per-head norm, gate, output projection.
 
 Shape legend: N tokens of all documents · G documents · R tapped rows · D hidden size · W width of the convolution
-              H heads of q and k · J heads of v (a multiple of H; equal unless values are grouped) · K, V widths of a head.
+              H heads of q and k · J heads of v (H, or a multiple where values are grouped) · K, V widths of a head.
 """
 
 from __future__ import annotations
@@ -45,8 +45,17 @@ class DeltaMixer(TokenMixer):
 
     silu_keys = True
 
-    def __init__(self, hidden: int, heads: int, value_heads: int, key: int, value: int, conv_size: int, gated_output: bool,
-                 norm_eps: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        value_heads: int,
+        key: int,
+        value: int,
+        conv_size: int,
+        gated_output: bool,
+        norm_eps: float,
+    ) -> None:
         super().__init__()
         self.heads, self.value_heads, self.key, self.value = heads, value_heads, key, value
         self.conv_size = conv_size
@@ -68,7 +77,7 @@ class DeltaMixer(TokenMixer):
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """x [N, D] -> beta [N, J], how much of its error each token writes, and log decay [N, J] or None, in `dtype`."""
+        """x [N, D] -> beta [N, J] (how much of its error each token writes), log decay [N, J] or None, in `dtype`."""
 
     def gate(self, x: Tensor) -> Tensor:
         """Activation of the output gate."""
@@ -95,9 +104,9 @@ class DeltaMixer(TokenMixer):
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
 
     @staticmethod
-    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout,
-              dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
-        """The delta rule, by kernels that read `dtype` (the activations') or by PyTorch; o [N, J, V] in at least float32."""
+    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
+              layout: Layout, dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
+        """o [N, J, V], at least float32, by kernels that read `dtype` (the activations') or by PyTorch; the states."""
         if not fla.chosen(q.device, dtype):
             return delta_rule.read(q, k, v, beta, log_decay, state, layout)
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
@@ -172,7 +181,7 @@ class SparseDeltaTrace(Trace):
         return trace.tap(Taps.ends(layout), None)
 
     def _tails(self, taps: Taps, begin: list[int], inputs: Inputs) -> dict[str, Tensor]:
-        """The convolutions' inputs before token begin[r] of each tapped document: projected again, or the memory's own."""
+        """The convolutions' inputs before token begin[r] of each tapped document: projected again, or the memory's."""
         more = self.mixer.conv_size - 1
         inside = [b > 0 for b in begin]  # then at least a chunk, and so more than W - 1 tokens, stand before it
         tails = self.start.select(taps.tensor(taps.documents)).tensors()
@@ -191,7 +200,7 @@ class SparseDeltaTrace(Trace):
     def _places(chunks: Chunks, every: int) -> tuple[dict[tuple[int, int], int], Tensor]:
         """Row of each kept (document, number of the kept state), and the chunk that each row is the start of."""
         rows: dict[tuple[int, int], int] = {}
-        places = []
+        places: list[int] = []
         for g, n in enumerate(chunks.layout.lengths):
             for number, j in enumerate(range(0, -(-n // chunks.size), every)):
                 rows[g, number] = len(places)

@@ -42,17 +42,15 @@ class DeltaNetConfig(FastWeightConfig):
         for field in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, field)
             whole = width > 0 and width == int(width) and int(width) % self.num_heads == 0
-            self.require(
-                whole,
-                field,
-                f"{self.hidden_size} (hidden_size) times this must be a multiple of {self.num_heads} (num_heads)",
-            )
+            rule = f"{self.hidden_size} (hidden_size) times this must be a multiple of {self.num_heads} (num_heads)"
+            self.require(whole, field, rule)
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, in words."""
+        key, value = round(self.hidden_size * self.expand_k), round(self.hidden_size * self.expand_v)
+        width = self.conv_size if self.use_short_conv else 0
         return (
-            f"layers {self.num_hidden_layers}, heads {self.num_heads}, keys {round(self.hidden_size * self.expand_k)}, "
-            f"values {round(self.hidden_size * self.expand_v)}, convolution {self.conv_size if self.use_short_conv else 0}"
+            f"layers {self.num_hidden_layers}, heads {self.num_heads}, keys {key}, values {value}, convolution {width}"
         )
 
 

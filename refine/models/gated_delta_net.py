@@ -1,4 +1,4 @@
-"""Gated DeltaNet (arXiv 2412.06464): config, token mixer and model, in flash-linear-attention's format `gated_deltanet`.
+"""Gated DeltaNet (arXiv 2412.06464): config, token mixer and model, in fla's format `gated_deltanet`.
 
 Shape legend: N tokens of all documents · D hidden size · H heads of q and k · J heads of v · K width of a head's keys.
 """
@@ -20,7 +20,7 @@ from refine.ops.root_mean_square import unit_length
 
 
 class GatedDeltaNetConfig(FastWeightConfig):
-    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. See `FastWeightConfig` for the shared ones."""
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FastWeightConfig` has the shared ones."""
 
     model_type = "gated_deltanet"
     num_hidden_layers: int = 21
@@ -49,11 +49,9 @@ class GatedDeltaNetConfig(FastWeightConfig):
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, in words."""
-        return (
-            f"layers {self.num_hidden_layers}, heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}, "
-            f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}, "
-            f"convolution {self.conv_size if self.use_short_conv else 0}"
-        )
+        heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
+        widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
+        return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -62,8 +60,9 @@ class GatedDeltaNet(DeltaMixer):
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         value_heads = config.num_v_heads or config.num_heads
         conv_size = config.conv_size if config.use_short_conv else 0
-        super().__init__(config.hidden_size, config.num_heads, value_heads, config.head_dim, int(config.head_dim * config.expand_v),
-                         conv_size, config.use_gate, config.norm_eps)  # fmt: skip
+        value = int(config.head_dim * config.expand_v)
+        super().__init__(config.hidden_size, config.num_heads, value_heads, config.head_dim, value, conv_size,
+                         config.use_gate, config.norm_eps)  # fmt: skip
         self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
         self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
         self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)

@@ -45,19 +45,26 @@ def continue_greedily(
 ) -> Continuation:
     """The likeliest token, `tokens` times, after `memory` (R rows) and `hidden` [R, D], the state after its last token.
 
-    Stops early when every row has written one of `stop`. Ties go to the smallest token. Raises ModelError where rows differ.
+    Stops early when every row has written one of `stop`. Ties go to the smallest token. Raises ModelError where the
+    rows of `hidden` and `memory` differ.
     """
     return _continue(model, memory, hidden, tokens, stop, 1.0, lambda log_probs, step: log_probs.argmax(-1))
 
 
 @torch.no_grad()
 def continue_sampled(
-    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, seeds: Tensor, temperature: float = 1.0,
+    model: FastWeightLanguageModel,
+    memory: Memory,
+    hidden: Tensor,
+    tokens: int,
+    seeds: Tensor,
+    temperature: float = 1.0,
     stop: Sequence[int] = (),
-) -> Continuation:  # fmt: skip
+) -> Continuation:
     """Tokens drawn from softmax(logits / temperature); arguments as in `continue_greedily`.
 
-    `seeds` [R] int64: row r's draws are a function of seeds[r] and the step alone, wherever the row stands. No token is masked.
+    `seeds` [R] int64: row r's draws are a function of seeds[r] and the step alone, wherever the row stands. No token is
+    masked.
     """
     if seeds.shape != (memory.rows,) or seeds.dtype != torch.int64:
         raise ModelError(f"seeds must be int64 of shape [{memory.rows}], not {seeds.dtype} of {tuple(seeds.shape)}")
@@ -76,15 +83,21 @@ def continue_sampled(
 
 
 def _continue(
-    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int], temperature: float,
+    model: FastWeightLanguageModel,
+    memory: Memory,
+    hidden: Tensor,
+    tokens: int,
+    stop: Sequence[int],
+    temperature: float,
     choose: Callable[[Tensor, int], Tensor],
-) -> Continuation:  # fmt: skip
+) -> Continuation:
     if hidden.ndim != 2 or hidden.shape[0] != memory.rows or tokens < 1:
         raise ModelError(
             f"expected hidden [{memory.rows}, D] and at least 1 token, not {tuple(hidden.shape)} and {tokens}"
         )
     memory, stops = memory.detach(), torch.tensor(list(stop), dtype=torch.int64, device=hidden.device)
-    written, log_probs, states = [], [], []
+    written: list[Tensor] = []
+    log_probs, states = [], []
     ended = torch.zeros(memory.rows, dtype=torch.bool, device=hidden.device)
     lengths = torch.zeros(memory.rows, dtype=torch.int64, device=hidden.device)
     for step in range(tokens):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,15 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None,
                 ends: Taps) -> tuple[Tensor, list[tuple[Trace, Inputs | None]], list[LayerMemory] | None]:  # fmt: skip
-        """x [N, D] embeddings -> hidden [N, D], (trace, inputs) of each layer, each layer's memory at `taps` known before."""
+        """x [N, D] embeddings -> hidden [N, D], each layer's (trace, inputs) and memory at `taps` (if known before)."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         kept = Keep.ALL if taps is not None else keep
         if kept is Keep.ALL and recompute:
             kept = Keep.SPARSE
         traces: list[tuple[Trace, Inputs | None]] = []
         tapped: list[LayerMemory] | None = None if taps is None else []
-        for number, block in enumerate(self.layers):
+        for number, layer in enumerate(self.layers):
+            block = cast(Block, layer)
             before = memory[number] if memory is not None else None
             inputs = partial(block.mixer_inputs, x) if kept is Keep.SPARSE else None
             if recompute:
@@ -104,7 +105,7 @@ class Backbone(nn.Module):
         return self.norm(x), traces, tapped
 
 
-class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, GenerationMixin):
+class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model that reads in any way with the same result, and whose memory can be tapped anywhere."""
 
     base_model_prefix = "model"
@@ -123,15 +124,17 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, name: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' from_pretrained, made strict: safetensors only, exactly the config's tensors, all finite.
 
         Raises ModelError that names the file and the tensor at fault.
         """
         folder = resolve(name, kwargs.pop("revision", None)) / (kwargs.pop("subfolder", None) or "")
-        config = kwargs.get("config")
-        if not isinstance(config, cls.config_class):
-            config = cls.config_class.from_pretrained(folder)
+        config, kind = kwargs.get("config"), cast(type[PreTrainedConfig], cls.config_class)
+        if not isinstance(config, kind):
+            config = kind.from_pretrained(folder)
         with torch.device("meta"):
             check_weights(folder, cls(config), config.tie_word_embeddings)
         loaded = super().from_pretrained(str(folder), *args, **{**kwargs, "use_safetensors": True})
@@ -157,7 +160,8 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         `taps` [B, c] int64: tokens of the row read before each tap (1 .. T, any order, repeats allowed).
         `tappable`: keep what `Reading.tap` needs. `lengths`: the documents packed in each row; the first continues the
         row's memory, the others start fresh, nothing leaks between them; what they leave of a row is padding.
-        Raises ModelError: tokens outside the vocabulary or none, taps out of range, lengths or a memory that do not fit.
+        Raises ModelError: tokens outside the vocabulary or none, taps out of range, lengths or a memory that do not
+        fit.
         """
         self._check_tokens(tokens)
         self._check_memory(memory, tokens)
@@ -228,10 +232,12 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             raise ModelError(
                 f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}"
             )
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.config.vocab_size):
-            outside = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
-            raise ModelError(f"token {int(tokens[tuple(outside)])} at row {outside[0]}, place {outside[1]} is outside the vocabulary: "
-                             f"expected 0 .. {self.config.vocab_size - 1}; is this the model's tokenizer?")  # fmt: skip
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.config.vocab_size):
+            b, t = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
+            raise ModelError(
+                f"token {int(tokens[b, t])} at row {b}, place {t} is outside the vocabulary, "
+                f"0 .. {self.config.vocab_size - 1}: is this the model's tokenizer?"
+            )
 
     def _check_memory(self, memory: Memory | None, tokens: Tensor) -> None:
         if memory is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,11 +23,15 @@ MODELS: dict[str, type[FastWeightLanguageModel]] = {}
 
 def register(model: type[FastWeightLanguageModel]) -> None:
     """Make `model` known to `from_config`, `from_pretrained`, AutoConfig and AutoModelForCausalLM, for good."""
-    config = model.config_class
+    config = _config_class(model)
     MODELS[config.model_type] = model
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     _guard_names()
+
+
+def _config_class(model: type[FastWeightLanguageModel]) -> type[FastWeightConfig]:
+    return cast(type[FastWeightConfig], model.config_class)
 
 
 def _guard_names() -> None:
@@ -75,7 +79,7 @@ def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
         raise ModelError(
             f"{where}: model_type is {kind!r}{nearest(str(kind), MODELS)}; expected one of {', '.join(MODELS)}"
         )
-    config = MODELS[kind].config_class(**{name: value for name, value in values.items() if name != "model_type"})
+    config = _config_class(MODELS[kind])(**{name: value for name, value in values.items() if name != "model_type"})
     config.refuse_unsupported()
     return config
 

@@ -134,9 +134,9 @@ class Memory:
             _, number, rest = name.split(".", 2)
             by_layer[int(number)][rest] = tensor
         layers = []
-        for number, (kind, held) in enumerate(zip(kinds, by_layer, strict=True)):
+        for place, (kind, held) in enumerate(zip(kinds, by_layer, strict=True)):
             if kind not in LayerMemory.kinds:
-                raise ModelError(f"{path}: layer {number} holds a memory of unknown kind {kind!r}")
+                raise ModelError(f"{path}: layer {place} holds a memory of unknown kind {kind!r}")
             layers.append(LayerMemory.kinds[kind].from_tensors(held))
         return Memory(layers, positions, header["signature"], getattr(torch, header["dtype"]))
 
@@ -154,8 +154,8 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
                 )
             if int(header["version"]) > FORMAT_VERSION:
                 raise ModelError(
-                    f"{path}: memory format {header['version']} is newer than {FORMAT_VERSION}, the newest this version reads: "
-                    "upgrade refine-fast-weights"
+                    f"{path}: memory format {header['version']} is newer than {FORMAT_VERSION}, the newest that this "
+                    "version reads: upgrade refine-fast-weights"
                 )
             # copies: aligned as new tensors are, so that products with them round alike
             return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

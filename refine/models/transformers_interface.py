@@ -15,9 +15,6 @@ from refine.errors import ModelError
 from refine.models.batch import Batch
 from refine.models.memory import Memory
 
-if TYPE_CHECKING:
-    from refine.models.language_model import FastWeightLanguageModel
-
 
 class MemoryCache:
     """A memory in the place where `generate` expects a key-value cache: it is replaced, never grown."""
@@ -57,13 +54,23 @@ class TransformersInterface:
     """Mixed into `FastWeightLanguageModel`: `forward` and what `generate` needs."""
 
     _is_stateful = True  # a cache cannot be rolled back
+    if TYPE_CHECKING:  # what FastWeightLanguageModel brings
+        config: Any
+        model: Any
+        lm_head: nn.Linear
+        training: bool
+        loss_function: Any
+        logits: Any
+        read_batch: Any
+        _check_tokens: Any
+        _check_memory: Any
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
     def forward(
-        self: FastWeightLanguageModel,
+        self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -106,26 +113,27 @@ class TransformersInterface:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         wanted = use_cache if use_cache is not None else (self.config.use_cache and not self.training)
         before = cache.width if isinstance(cache, MemoryCache) else 0
+        after: Any = MemoryCache(reading.memory, before + tokens.shape[1]) if wanted else None
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=MemoryCache(reading.memory, before + tokens.shape[1]) if wanted else None,
+            past_key_values=after,
             hidden_states=(reading.hidden,) if output_hidden_states else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def get_input_embeddings(self: FastWeightLanguageModel) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of tokens [V, D]."""
         return self.model.embeddings
 
-    def set_input_embeddings(self: FastWeightLanguageModel, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding of tokens."""
         self.model.embeddings = value
 
-    def get_output_embeddings(self: FastWeightLanguageModel) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Linear:
         """The head [V, D]."""
         return self.lm_head
 
-    def set_output_embeddings(self: FastWeightLanguageModel, value: nn.Linear) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = value

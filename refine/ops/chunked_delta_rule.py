@@ -24,8 +24,8 @@ from refine.ops.triangular import inverse_unit_lower
 
 
 class ChunkedDeltaRule(torch.autograd.Function):
-    """q, k [M, C, K], v [M, C, V], beta and log decay since the chunk's start [M, C] (or None), state [G H, K, V] in the
-    order of the chunks (or None) -> o and u [M, C, V], state at the start of every chunk [M, K, V]."""
+    """q, k [M, C, K], v [M, C, V], beta and log decay since the chunk's start [M, C] (or None), state [G H, K, V] in
+    the order of the chunks (or None) -> o and u [M, C, V], state at the start of every chunk [M, K, V]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor | None,
@@ -119,7 +119,7 @@ def _forward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor
 
 def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], given: list[Any], to_fill: list[Any],
                     after: Tensor | None) -> Tensor:  # fmt: skip
-    """Fill the gradients of q, k, v, beta and log decay of a group of steps; that of the states with which it starts."""
+    """Fill the gradients of q, k, v, beta and log decay of some steps; return that of the states they start with."""
     q, k, beta, decay, inverse, error, u, starts = saved
     do, du_tapped, ds_tapped = given
     dq, dk, dv, dbeta, ddecay = to_fill
@@ -148,8 +148,8 @@ def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], 
     return before
 
 
-def _backward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, du: Tensor, ds: Tensor,
-                    after: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _backward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, du: Tensor,
+                    ds: Tensor, after: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """R [m, C, V]; gradient of the state after each chunk [m, K, V]; gradient of the states before the first step.
 
     du and ds are completed in place, last step first.

@@ -47,7 +47,7 @@ class Chunks:
         return layout.once(("chunks", size), lambda: Chunks(layout, size))
 
     def _maps(self) -> tuple[Tensor, Tensor]:
-        """token [X*C]: the token at each place (a padding place repeats its document's first); place [N]: the inverse."""
+        """token [X*C]: the token at each place (a padding place repeats its chunk's first); place [N]: the inverse."""
         layout = self.layout
         document, offset = layout.document_of_token(), layout.offset_of_token()
         step = offset // self.size

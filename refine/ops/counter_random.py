@@ -17,7 +17,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def mix(seeds: Tensor, *counters: Tensor | int) -> Tensor:
-    """seeds [R] int64 and counters (numbers, or tensors that broadcast with them) -> [R] int64 seeds, all independent."""
+    """seeds [R] int64 and counters (numbers, or tensors that broadcast with them) -> [R] int64 seeds, independent."""
     mixed = _finalise(seeds + _GOLDEN)
     for counter in counters:
         mixed = _finalise(mixed + (torch.as_tensor(counter, device=seeds.device) + 1) * _GOLDEN)

@@ -49,7 +49,7 @@ def read(
 ) -> tuple[Tensor, ChunkStates]:
     """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
 
-    J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the states of the read.
+    J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the read's states.
     """
     chunks = Chunks.of(layout, CHUNK)
     if v.shape[1] != q.shape[1]:

@@ -19,6 +19,8 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ def kernels() -> Kernels:
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError where they are asked for in vain."""
+    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError where that is asked in vain."""
     return _choice(os.environ.get("REFINE_KERNELS", "auto"), device.type, dtype)
 
 
@@ -78,30 +80,37 @@ def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
 
 
 def read(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout, every: int = EVERY
-) -> tuple[Tensor, SegmentStates]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    layout: Layout,
+    every: int = EVERY,
+) -> tuple[Tensor, SegmentStates]:
     """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J]; state [G, J, K, V] or None (zero).
 
     Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
     """
     segments = Chunks.of(layout, every)
     order = layout.once(("segment order", every), lambda: _segment_order(segments))
-    by_step = [None if x is None else _arranged(x, order) for x in (q, k, v, beta, log_decay)]
-    if state is not None and segments.order is not None:
+    inputs = [None if x is None else _arranged(x, order) for x in (q, k, v, beta, log_decay)]
+    if state is None:
+        state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
+    elif segments.order is not None:
         state = state.index_select(0, segments.order)
     outputs, starts, at = [], [], 0
     for lengths in layout.once(("segment lengths", every), lambda: _segment_lengths(segments)):
+        starts.append(state[: len(lengths)])
         here = slice(at, at + sum(lengths))
-        starts.append(state[: len(lengths)] if state is not None else None)
-        o, state = _call(*(None if x is None else x[here] for x in by_step), starts[-1], lengths)
+        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], lengths)
         outputs.append(o)
         at = here.stop
-    first = starts[0] if starts[0] is not None else torch.zeros_like(state)
-    kept = torch.cat([first, *(start for start in starts[1:] if start is not None)])
     joined = torch.cat(outputs)
     if order is not None:
         joined = torch.empty_like(joined).index_copy(0, order, joined)
-    return joined, SegmentStates(segments, k, v, beta, log_decay, kept)
+    return joined, SegmentStates(segments, k, v, beta, log_decay, torch.cat(starts))
 
 
 class SegmentStates:
@@ -127,34 +136,36 @@ class SegmentStates:
             return lengths, torch.cat(spans).to(taps.device)
 
         lengths, index = taps.once(("segment tokens", every), build)
-        k, v, beta, log_decay = (None if x is None else x.index_select(0, index) for x in self._tokens)
-        assert k is not None and v is not None and beta is not None
-        return _call(k.detach(), k, v, beta, log_decay, self.starts.index_select(0, segment), lengths)[1]
+        again = [None if x is None else x.index_select(0, index) for x in self._tokens]
+        assert again[0] is not None
+        return _call([again[0].detach(), *again], self.starts.index_select(0, segment), lengths)[1]
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor | None, lengths: list[int]
-          ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Documents of `lengths` tokens laid end to end -> o [sum, J, V] and the states after them [len, J, K, V]."""
-    chosen_kernels = kernels()
+def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """q, k, v, beta, log decay (or None) of documents of `lengths` tokens laid end to end, state [len, J, K, V]
+    -> o [sum, J, V] and the states after them [len, J, K, V]."""
+    names = ("q", "k", "v", "beta", "g")
     even = len(set(lengths)) == 1
     rows = len(lengths) if even else 1
-    shaped = [x.view(rows, -1, *x.shape[1:]).contiguous() for x in (q, k, v, beta.to(v.dtype))]
-    more = {"initial_state": state, "output_final_state": True}
+    present = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
+    given: dict[str, Any] = {name: x.view(rows, -1, *x.shape[1:]).contiguous() for name, x in present.items()}
+    given["beta"] = given["beta"].to(given["v"].dtype)
     if not even:
-        ends = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-        more["cu_seqlens"] = torch.cat([ends.new_zeros(1), ends]).to(k.device)
-    if g is not None:
-        more["g"] = g.view(rows, -1, *g.shape[1:]).contiguous()
-    differentiable = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, beta, g, state)
-    )
-    short = max(lengths) <= SHORT and not (g is not None and differentiable)
-    if g is None:
-        run = chosen_kernels.recurrent if short else chosen_kernels.chunk
+        given["cu_seqlens"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=state.device)
+    gated = "g" in given
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, state))
+    short = max(lengths) <= SHORT and not (gated and differentiable)
+    functions = kernels()
+    if gated:
+        run = functions.recurrent_gated if short else functions.chunk_gated
     else:
-        run = chosen_kernels.recurrent_gated if short else chosen_kernels.chunk_gated
-    o, state = run(**dict(zip(("q", "k", "v", "beta"), shaped, strict=True)), **more)
-    return o.flatten(0, 1), state
+        run = functions.recurrent if short else functions.chunk
+    o, after = run(**given, initial_state=state.contiguous(), output_final_state=True)
+    return o.flatten(0, 1), after
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _segment_lengths(segments: Chunks) -> list[list[int]]:

@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def width(self) -> int | None:
-        """The length of every document where all are equal, so that [N, ...] may be viewed as [G, width, ...]; else None."""
+        """The length of every document where all are equal (then [N, .] may be viewed as [G, width, .]); else None."""
         return self.longest if self.longest * self.documents == self.tokens else None
 
     def once(self, key: Hashable, build: Callable[[], X]) -> X:

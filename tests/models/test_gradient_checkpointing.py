@@ -5,7 +5,7 @@ import torch
 
 
 def _held(model, run):
-    """Bytes of distinct tensors, other than parameters, that autograd holds for the backward pass of `run()` [bytes]."""
+    """Bytes of distinct tensors, other than parameters, held for the backward pass of `run()`; and its result."""
     storages = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 

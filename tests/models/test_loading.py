@@ -210,13 +210,14 @@ for kind in ("delta_net", "gated_deltanet"):
     subprocess.run([sys.executable, "-W", "ignore", "-c", check], check=True, timeout=120)
 
 
+PLAIN = {"hidden_size": 64, "num_heads": 2, "num_hidden_layers": 1, "vocab_size": 61}
 FLA = [
-    ("DeltaNet", dict(hidden_size=64, num_heads=2, num_hidden_layers=2, vocab_size=61)),
-    ("DeltaNet", dict(hidden_size=64, num_heads=2, num_hidden_layers=1, vocab_size=61, use_gate=True, use_beta=False, expand_v=2.0)),
-    ("DeltaNet", dict(hidden_size=64, num_heads=2, num_hidden_layers=1, vocab_size=61, use_short_conv=False, tie_word_embeddings=True)),
-    ("GatedDeltaNet", dict(hidden_size=64, num_heads=2, num_hidden_layers=2, head_dim=16, vocab_size=61)),
-    ("GatedDeltaNet", dict(hidden_size=64, num_heads=2, num_v_heads=4, num_hidden_layers=1, head_dim=16, vocab_size=61, use_gate=False)),
-]  # fmt: skip
+    ("DeltaNet", {**PLAIN, "num_hidden_layers": 2}),
+    ("DeltaNet", {**PLAIN, "use_gate": True, "use_beta": False, "expand_v": 2.0}),
+    ("DeltaNet", {**PLAIN, "use_short_conv": False, "tie_word_embeddings": True}),
+    ("GatedDeltaNet", {**PLAIN, "num_hidden_layers": 2, "head_dim": 16}),
+    ("GatedDeltaNet", {**PLAIN, "num_v_heads": 4, "head_dim": 16, "use_gate": False}),
+]
 
 
 @pytest.mark.requires_fla
@@ -248,8 +249,8 @@ def test_defaults_are_those_of_flash_linear_attention(family):
     import fla.models
 
     theirs = getattr(fla.models, f"{family}Config")()
-    ours = refine.models.from_config({"model_type": theirs.model_type, "hidden_size": 64, "num_heads": 2, "vocab_size": 8,
-                                      **({"head_dim": 16} if family == "GatedDeltaNet" else {})}).config  # fmt: skip
+    small = {"model_type": theirs.model_type, "hidden_size": 64, "num_heads": 2, "vocab_size": 8}
+    ours = refine.models.from_config(small | ({"head_dim": 16} if family == "GatedDeltaNet" else {})).config
     for key, value in theirs.to_dict().items():
         if key not in ("hidden_size", "num_heads", "vocab_size", "head_dim", "transformers_version"):
             assert ours.to_dict()[key] == value, key

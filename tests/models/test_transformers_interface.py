@@ -59,7 +59,10 @@ def test_the_head_can_be_found_and_resized(name, configs, build, tokens):
 
 
 BAD = {
-    "a token outside the vocabulary": (lambda m, t: m.read(t.index_fill(1, torch.tensor([4]), 61)), r"token 61 at row 0, place 4.*0 \.\. 60"),
+    "a token outside the vocabulary": (
+        lambda m, t: m.read(t.index_fill(1, torch.tensor([4]), 61)),
+        r"token 61 at row 0, place 4.*0 \.\. 60",
+    ),
     "a negative token": (lambda m, t: m(t - 100), "token -.* at row 0, place 0"),
     "an empty sequence": (lambda m, t: m.read(t[:, :0]), "2 x 0; expected at least one token"),
     "an empty batch": (lambda m, t: m.read(t[:0]), "0 x 9"),
@@ -69,7 +72,10 @@ BAD = {
     "lengths beyond the row": (lambda m, t: m.read(t, lengths=[[9], [4, 6]]), r"lengths\[1\] is \[4, 6\].*at most 9"),
     "a document of no tokens": (lambda m, t: m.read(t, lengths=[[0], [9]]), r"lengths\[0\]"),
     "taps of another shape": (lambda m, t: m.read(t, taps=torch.tensor([1, 2])), r"shape \[2, c\]"),
-    "a tap in the padding": (lambda m, t: m.read(t, taps=torch.tensor([[9], [4]]), lengths=[[5], [9]]), r"tap 9 at \[0, 0\]"),
+    "a tap in the padding": (
+        lambda m, t: m.read(t, taps=torch.tensor([[9], [4]]), lengths=[[5], [9]]),
+        r"tap 9 at \[0, 0\]",
+    ),
     "a mask of another shape": (lambda m, t: m(t, attention_mask=torch.ones(2, 3)), "attention_mask has shape"),
     "a mask that leaves nothing": (lambda m, t: m(t, attention_mask=torch.zeros(2, 9)), "leaves no token"),
     "attention weights": (lambda m, t: m(t, output_attentions=True), "output_attentions"),

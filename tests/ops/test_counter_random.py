@@ -15,7 +15,7 @@ def test_numbers_are_uniform_over_seeds_and_over_counters():
     over_seeds = uniform(torch.arange(100_000), 3)
     over_counters = uniform(torch.tensor([7]), torch.arange(100_000))
     for numbers in (over_seeds, over_counters):
-        assert 0 <= float(numbers.min()) and float(numbers.max()) < 1
+        assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
         counts = torch.histc(numbers, 100, 0, 1)
         assert float(((counts - 1000) ** 2 / 1000).sum()) < 170  # chi squared, 99 degrees of freedom: p < 1e-5
     assert abs(float(torch.corrcoef(torch.stack([over_seeds[1:], over_seeds[:-1]]))[0, 1])) < 0.02

@@ -42,7 +42,7 @@ def _by_twin(inputs, lengths, taps, with_state):
 
 def _distance(a, b):
     a, b = a.detach(), b.detach()
-    return float((a - b).norm() / b.norm()) if b.any() else float(a.norm())
+    return float((a - b).norm() / b.norm().clamp(min=1e-2))  # what should be 0 may be rounding
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
