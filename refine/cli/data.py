@@ -22,9 +22,12 @@ def data() -> None:
 def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:
     """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
     from refine import settings
+    from refine.cli.status import moving_line
     from refine.data.fetch import fetch as fetch_data
 
-    done = fetch_data(settings.load(params, overrides).data, update=update, replace=replace, said=click.echo)
+    chosen = settings.load(params, overrides).data
+    with moving_line() as (going_on, said):
+        done = fetch_data(chosen, update=update, replace=replace, said=said, going_on=going_on)
     if done.recorded:
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:

@@ -54,13 +54,15 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Cut the documents of each split into token sequences of one length."""
     from refine import paths, settings
+    from refine.cli.status import moving_line
     from refine.data import documents as sequences
     from refine.data import version
 
     chosen = settings.load(params, overrides).documents
     version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
     made = _prepared_tokenizer()
-    sequences.prepare(chosen, data, made, paths.prepared() / "documents", click.echo)
+    with moving_line() as (going_on, said):
+        sequences.prepare(chosen, data, made, paths.prepared() / "documents", said, going_on)
 
 
 @_stage

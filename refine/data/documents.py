@@ -53,23 +53,28 @@ def prepare(
     tokenizer: Any,
     folder: Path,
     said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counts]:
     """`folder`/<split>.parquet from `data`/<split>.parquet for each split, all of them or none.
 
+    said: told each split when it is done. going_on: told how far a split is, often.
     Raises DataError: a split is missing, or none of its documents is long enough.
     """
     counts = {}
     with folder_beside(folder) as beside:
         for split in SPLITS:
             cap = None if split == "train" else settings.validation_sequences
-            counts[split] = _split(data / f"{split}.parquet", tokenizer, settings.sequence_length, cap, beside)
+            raw_file = data / f"{split}.parquet"
+            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, beside, going_on)
             said(f"{split}: {describe(counts[split])}")
     return counts
 
 
-def _split(path: Path, tokenizer: Any, length: int, cap: int | None, folder: Path) -> Counts:
+def _split(
+    path: Path, tokenizer: Any, length: int, cap: int | None, folder: Path, going_on: Callable[[str], None]
+) -> Counts:
     counts = Counts()
-    found = sequences(raw.documents(path), tokenizer, length, counts)
+    found = sequences(_watched(raw.documents(path), path.stem, counts, going_on), tokenizer, length, counts)
     _write(found if cap is None else _evenly(list(found), cap), folder / path.name, counts)
     if not counts.sequences:
         raise DataError(
@@ -77,6 +82,14 @@ def _split(path: Path, tokenizer: Any, length: int, cap: int | None, folder: Pat
             "set documents.sequence_length lower, or bring longer documents"
         )
     return counts
+
+
+def _watched(
+    found: Iterator[tuple[str, str]], split: str, counts: Counts, going_on: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    for document in found:
+        going_on(f"{split}: {counts.documents} documents, {counts.available} sequences")
+        yield document
 
 
 def describe(counts: Counts) -> str:

@@ -54,9 +54,11 @@ def fetch(
     folder: Path = version.DATA,
     record: Path = version.RECORD,
     said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
 ) -> Fetched:
     """Bring data/ to the version that data.dvc records; without data.dvc, or with `update`, make it that version.
 
+    said: told each split when it is done. going_on: told how far a split is, often.
     Does nothing where data/ is that version already. Raises DataError, and leaves data/ as it was: what the sources
     give is not what data.dvc records, data/ was altered by hand (unless `replace`), or a source fails.
     """
@@ -76,7 +78,7 @@ def fetch(
         if differs and not replace:
             raise DataError(f"{folder}/ is not what {record} records: {', '.join(differs)}; {version.REMEDY}")
     with folder_beside(folder) as beside:
-        splits = write_splits(settings, beside, said)
+        splits = write_splits(settings, beside, said, going_on)
         if expected is not None and not update:
             _as_recorded(version.of(beside), expected, made, folder.name, record)
     if expected is None or update or expected.listed != expected.md5:
@@ -115,7 +117,10 @@ def _hash(settings: DataSettings) -> str:
 
 
 def write_splits(
-    settings: DataSettings, folder: Path, said: Callable[[str], None] = lambda line: None
+    settings: DataSettings,
+    folder: Path,
+    said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Split]:
     """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
     works: dict[str, str] = {}  # work -> split
@@ -124,12 +129,20 @@ def write_splits(
     for split in SPLITS:
         counts = Split()
         chosen = _apart(_documents(settings, split), split, works, texts, counts)
-        _write(chosen, folder / f"{split}.parquet")
+        _write(_watched(chosen, split, counts, going_on), folder / f"{split}.parquet")
         if not counts.documents:
             raise DataError(f"data.{split}: no document is left: the text of all {counts.left_out} came before")
         written[split] = counts
         said(_described(split, counts))
     return written
+
+
+def _watched(
+    found: Iterator[Document], split: str, counts: Split, going_on: Callable[[str], None]
+) -> Iterator[Document]:
+    for document in found:
+        going_on(_described(split, counts))
+        yield document
 
 
 def _described(split: str, counts: Split) -> str:
