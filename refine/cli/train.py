@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refine import paths
+
+if TYPE_CHECKING:
+    from refine.settings import Settings
 
 FOLDER = click.Path(path_type=Path)
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
@@ -46,7 +50,8 @@ def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, .
     from refine.training.start_training import start_training
 
     values = settings.load(params, overrides)
-    record = _reported(lambda: start_training(values, Prepared(data or paths.prepared()), output), output)
+    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+    record = _reported(lambda: start_training(values, prepared, output, once_checked=once_checked), output)
     _say(record, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
 
 
@@ -65,8 +70,12 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
     from refine.training.prepared import Prepared
 
     values = settings.load(params, overrides)
-    prepared = Prepared(data or paths.prepared())
-    record = _reported(lambda: mid_training(values, arm, model, prepared, output, revision), output)
+    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+
+    def run() -> dict[str, Any]:
+        return mid_training(values, arm, model, prepared, output, revision, once_checked=once_checked)
+
+    record = _reported(run, output)
     _say(record, output, f"refine evaluate {output / 'model'}")
 
 
@@ -89,29 +98,43 @@ def post(arm: str, model: str, revision: str | None, prompts: Path, validation: 
     from refine.training.prepared import Prepared
 
     values = settings.load(params, overrides)
-    prepared = Prepared(data or paths.prepared())
+    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
 
     def run() -> dict[str, Any]:
-        return post_training(values, arm, model, prepared, prompts, output, validation, revision)
+        return post_training(
+            values, arm, model, prepared, prompts, output, validation, revision, once_checked=once_checked
+        )
 
     _say(_reported(run, output), output, f"refine evaluate {output / 'model'}")
+
+
+def _launch(values: Settings) -> Callable[[], None]:
+    """What to do once all is checked: go on as several processes, where training.processes asks for them."""
+    from refine.training.launch import become
+
+    return lambda: become(values.training.processes, sys.argv[1:])
 
 
 def _reported(run: Any, output: Path) -> dict[str, Any]:
     """`run()`, quietly; says so where there is nothing left to do."""
     import logging
 
+    from refine.training.launch import is_first
     from refine.training.output import finished
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     before = finished(output)
     record = run()
-    if before is not None:
+    if before is not None and is_first():
         click.echo(f"{output} is finished: nothing to do")
     return record
 
 
 def _say(record: dict[str, Any], output: Path, following: str) -> None:
+    from refine.training.launch import is_first
+
+    if not is_first():
+        return
     metrics = record["metrics"]
     told = [
         f"validation {name} {metrics[key]:.4f}"

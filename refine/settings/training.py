@@ -134,6 +134,15 @@ class TestTimeSettings(_Arms):
 class TrainingSettings(Section):
     """One section for each phase."""
 
+    processes: int = Field(
+        1,
+        ge=1,
+        description="training processes on this machine, a GPU each; shares sequences_per_step out, changes no draw",
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="none: each process holds the model (DDP); full: they share out weights and optimizer (FSDP)",
+    )
     start: StartSettings
     mid: MidSettings
     post: PostSettings | None = Field(None, description="post-training; null where the experiment has none")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from refine.errors import SettingError
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PhaseSettings
@@ -69,8 +71,11 @@ class RefineArguments(TrainingArguments):
 
 
 def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str, seed: int,
-                 **more: Any) -> RefineArguments:  # fmt: skip
-    """The arguments for a section of params.yaml; `more` overrides single ones."""
+                 sharding: str = "none", **more: Any) -> RefineArguments:  # fmt: skip
+    """The arguments for a section of params.yaml; `more` overrides single ones.
+
+    Raises SettingError where `sharding` "full" has no GPU to share the model out to.
+    """
     recompute = "activation_checkpointing" if _has("activation_checkpointing") else "gradient_checkpointing"
     values: dict[str, Any] = {
         "output_dir": output,
@@ -98,7 +103,24 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
         "disable_tqdm": True,
         "seed": seed,
     }
+    if not torch.cuda.is_available():
+        values |= {"use_cpu": True, "ddp_backend": "gloo"}
+    if sharding == "full":
+        values |= _sharded()
     return RefineArguments(**{**values, **more})
+
+
+def _sharded() -> dict[str, Any]:
+    """FSDP2 over the model's blocks; checkpoints hold whole tensors, so that any number of processes resumes them."""
+    if not torch.cuda.is_available():
+        raise SettingError("training.sharding is 'full', but there is no GPU to share the model out to: use 'none'")
+    config = {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["Block"],
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    return {"fsdp": True, "fsdp_config": config}
 
 
 def _has(name: str) -> bool:

@@ -3,12 +3,13 @@ and seed. `sft` is `refine` without its next-sequence loss; `none` is the starti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
+from refine.training import output as folder
 from refine.training.prepared import Prepared, check_model, check_vocabulary, model_identity
 from refine.training.start_training import data_inputs
 
@@ -45,19 +46,26 @@ def mid_training(
     output: Path,
     revision: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` (a folder or hub name) in one arm into `output` (see `refine.training.phase.run`).
 
+    `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
     """
     data.check("train", "validation")
     check_model(model, data)
     record = identity(settings, arm, model, revision, data)
+    folder.check(output, record)
+    if once_checked is not None:
+        once_checked()
     from refine.training.arguments import arguments_of
     from refine.training.phase import run
 
     mid = settings.training.mid
-    arguments = arguments_of(mid, objective_of(arm, mid.objective), str(output), settings.seed)
+    arguments = arguments_of(
+        mid, objective_of(arm, mid.objective), str(output), settings.seed, settings.training.sharding
+    )
     if arm == "none":
         arguments.max_steps = 0
     inputs = data_inputs(data, lambda: starting_model(model, revision, data))

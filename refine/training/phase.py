@@ -17,6 +17,7 @@ from refine.training import checkpoints, output
 from refine.training.arguments import RefineArguments
 from refine.training.callbacks import Progress, Series
 from refine.training.trainer import RefineTrainer
+from refine.training.wrapped import gathered
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,14 @@ def run(
         return record
     disable_progress_bar()
     model = _built(inputs, folder)
-    with output.locked(folder):
-        if (record := output.finished(folder)) is not None:  # by the process that held the lock
+    with output.locked(folder) if arguments.should_save else contextlib.nullcontext():
+        # What process 0 finds holds for all: another run may have finished while it waited for the lock.
+        if (record := gathered(output.finished(folder))[0]) is not None:
             return record
-        output.claim(folder, identity)
-        checkpoints.clean(folder)
+        if arguments.should_save:
+            output.claim(folder, identity)
+            checkpoints.clean(folder)
+        gathered(None)  # wait for it
         trainer = RefineTrainer(
             model=model,
             args=arguments,

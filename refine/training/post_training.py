@@ -4,7 +4,7 @@ batch before it; `nested_refine`, REFINE steps on the prompts before it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from refine.identity import hash_of_files
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PostSettings
+from refine.training import output as folder
 from refine.training.mid_training import starting_model
 from refine.training.prepared import Prepared, check_model, model_identity
 
@@ -66,10 +67,12 @@ def post_training(
     held_out: Path | None = None,
     revision: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.training.phase.run`).
 
     `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts`); `held_out` ones are validated on.
+    `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
     """
     post = settings_of(settings)
@@ -79,6 +82,9 @@ def post_training(
     data.check()
     check_model(model, data)
     record = identity(settings, arm, model, revision, data, prompts, held_out)
+    folder.check(output, record)
+    if once_checked is not None:
+        once_checked()
     from transformers import AutoTokenizer
 
     from refine.training.arguments import arguments_of
@@ -89,7 +95,9 @@ def post_training(
         more |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
     else:
         more["metric_for_best_model"] = "answer_loss"
-    arguments = arguments_of(post, objective_of(arm, post.objective), str(output), settings.seed, **more)
+    arguments = arguments_of(
+        post, objective_of(arm, post.objective), str(output), settings.seed, settings.training.sharding, **more
+    )
     inputs = Inputs(
         model=lambda: starting_model(model, revision, data),
         train=train,

@@ -3,13 +3,14 @@ from whose next-token loss has begun to flatten (FACTS: REFINE on a model that s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import SettingError
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
+from refine.training import output as folder
 from refine.training.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -32,11 +33,21 @@ def identity(settings: Settings, data: Prepared) -> dict[str, Any]:
 
 
 def start_training(
-    settings: Settings, data: Prepared, output: Path, callbacks: Sequence[TrainerCallback] = ()
+    settings: Settings,
+    data: Prepared,
+    output: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a new model of `settings.model.config` into `output` (see `refine.training.phase.run`)."""
+    """Train a new model of `settings.model.config` into `output` (see `refine.training.phase.run`).
+
+    `once_checked` is called when settings, data and output fit, before anything heavy is imported.
+    """
     data.check("train", "validation")
     record = identity(settings, data)
+    folder.check(output, record)
+    if once_checked is not None:
+        once_checked()
     from refine.training.arguments import arguments_of
     from refine.training.phase import run
 
@@ -45,6 +56,7 @@ def start_training(
         ObjectiveSettings(nsp_weight=0.0),
         str(output),
         settings.seed,
+        sharding=settings.training.sharding,
         validation_rollouts=False,
     )
     inputs, patience = data_inputs(data, lambda: _new_model(record)), settings.training.start.early_stop_after

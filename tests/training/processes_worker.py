@@ -1,0 +1,116 @@
+"""Run by torchrun in test_processes.py: one process of a training run with several.
+
+python processes_worker.py OUTPUT (ddp | crash | fsdp): trains the tiny model in OUTPUT; `crash` ends all processes
+after step 3; `fsdp` compares the gradient under FSDP2 with that of one process, and writes the difference to OUTPUT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+torch.set_num_threads(1)
+CONFIG = {"model_type": "delta_net", "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "intermediate_size": 32}
+OBJECTIVE = {"positions": 3, "rollout_length": 3, "min_prefix": 4}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Ten rows of three lengths."""
+    return [
+        {
+            "tokens": [(7 * place * place + 3 * row) % 64 for place in range(40 + 4 * (row % 3))],
+            "document": f"play-{row}",
+        }
+        for row in range(10)
+    ]
+
+
+def model() -> Any:
+    """The same tiny model each time."""
+    from refine.models import from_config
+
+    torch.manual_seed(0)
+    return from_config({**CONFIG, "vocab_size": 64})
+
+
+def train(output: Path, crash: bool = False) -> Any:
+    """Six steps of five rows, in passes of two: with two processes a pass has uneven shares and stand-ins."""
+    from transformers import TrainerCallback
+
+    from refine.training.arguments import RefineArguments
+    from refine.training.trainer import RefineTrainer
+
+    class Crash(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os._exit(7)
+
+    several = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
+    args = RefineArguments(
+        output_dir=str(output), max_steps=6, sequences_per_step=5, per_device_train_batch_size=2, objective=OBJECTIVE,
+        learning_rate=1e-3, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
+        per_device_eval_batch_size=2, **several,
+    )  # fmt: skip
+    trainer = RefineTrainer(
+        model(), args, train_dataset=rows(), eval_dataset=rows()[:5], callbacks=[Crash()] if crash else []
+    )
+    trainer.train(resume_from_checkpoint=True)
+    metrics = trainer.evaluate()
+    trainer.save_whole(output / "model")
+    if trainer.args.should_save:
+        history = [row for row in trainer.state.log_history if "train/loss" in row]
+        (output / "found.json").write_text(json.dumps({"history": history, "validation": metrics}))
+    return trainer
+
+
+def fsdp(output: Path) -> None:
+    """The objective called through FSDP2's wrappers: the gradient of one process, from two halves of the batch."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from refine.objective import next_sequence_step
+    from refine.settings.objective import ObjectiveSettings
+    from refine.training.wrapped import call_through
+
+    dist.init_process_group("gloo")
+    rank, settings = dist.get_rank(), ObjectiveSettings.model_validate(OBJECTIVE)
+    tokens, seeds = torch.tensor([row["tokens"][:40] for row in rows()[:4]]), torch.arange(4)
+    plain, sharded = model(), model()
+    whole = next_sequence_step(plain, tokens, settings, seeds)
+    whole.loss.backward()
+    mesh = init_device_mesh("cpu", (2,))
+    for block in sharded.model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    part = call_through(
+        sharded,
+        sharded,
+        lambda module: next_sequence_step(
+            module, tokens[rank::2], settings, seeds[rank::2], ntp_tokens=4 * 39, rollout_tokens=whole.rollout_tokens
+        ),
+    )
+    (part.loss * 2).backward()
+    worst = max(
+        float((p.grad.full_tensor() - q.grad).norm() / q.grad.norm())
+        for p, q in zip(sharded.parameters(), plain.parameters(), strict=True)
+    )
+    if rank == 0:
+        same = bool((part.rollouts == whole.rollouts[rank::2]).all())
+        output.mkdir(exist_ok=True)
+        (output / "found.json").write_text(json.dumps({"worst": worst, "same_draws": same}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "fsdp":
+        fsdp(Path(sys.argv[1]))
+    else:
+        train(Path(sys.argv[1]), crash=sys.argv[2] == "crash")
+        if dist.is_initialized():
+            dist.destroy_process_group()
