@@ -77,6 +77,8 @@ class ChunkStates:
 
     def at(self, taps: Taps) -> Tensor:
         """[R, H, K, V]: the state at each tap, with gradient."""
+        if self.chunks.ends_all(taps):
+            return self._ends()
         chunk, read = self.chunks.tapped(taps)
         k, u, state = (x.index_select(0, chunk) for x in (self.k, self.u, self.starts))
         seen = torch.arange(self.chunks.size, device=read.device) < read[:, None]  # [R, C]
@@ -88,3 +90,12 @@ class ChunkStates:
             weight = (now - decay).masked_fill(~seen[:, None], -torch.inf).exp()[..., None]
             state = state * now[..., None].exp()
         return state + (k * weight).transpose(-1, -2) @ u
+
+    def _ends(self) -> Tensor:
+        """[X, H, K, V]: the state after every chunk, all of which are full."""
+        k, states = self.k, self.starts
+        if self.decay is not None:
+            k = k * (self.decay[..., -1:] - self.decay).exp()[..., None]
+            states = states * self.decay[..., -1, None, None].exp()
+        after = torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, self.u.flatten(0, 1))
+        return after.unflatten(0, (-1, k.shape[1]))
