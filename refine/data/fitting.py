@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+NEAR = 0.004  # of the budget: as near as this is near enough; measuring a long prompt takes its time
+
 
 def largest_that_fits(
     tokens: Callable[[int], int], budget: int, smallest: int, largest: int | None = None
@@ -30,8 +32,8 @@ def largest_that_fits(
             high, high_tokens = middle, measured
             continue
         low, low_tokens = middle, measured
-        if budget - low_tokens < (high_tokens - low_tokens) / (high - low):
-            break  # less room left than one more takes on average
+        if budget - low_tokens <= max((high_tokens - low_tokens) / (high - low), budget * NEAR):
+            break  # less room left than one more takes on average, or hardly any
     return low, low_tokens
 
 
