@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -57,6 +58,7 @@ class RefineArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = True
     ddp_find_unused_parameters: bool | None = False
     log_level: str = "error"
+    log_level_replica: str = "error"
 
     def __post_init__(self) -> None:
         if not isinstance(self.objective, ObjectiveSettings):
@@ -104,7 +106,7 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
         "seed": seed,
     }
     if not torch.cuda.is_available():
-        values |= {"use_cpu": True, "ddp_backend": "gloo"}
+        values |= {"use_cpu": True, "ddp_backend": "gloo" if "RANK" in os.environ else None}
     if sharding == "full":
         values |= _sharded()
     return RefineArguments(**{**values, **more})

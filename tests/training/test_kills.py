@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from refine import settings as settings_module
+from refine.data.prompts import Prompt, write_prompts
 from refine.training.mid_training import mid_training
+from refine.training.post_training import post_training
 from refine.training.prepared import Prepared
 from refine.training.start_training import start_training
 
@@ -29,24 +31,44 @@ def killing(monkeypatch):
     return killing
 
 
-def test_a_starting_model_comes_out_the_same_after_kills(killing, params, prepared_folder, tmp_path, weights, series):
-    values, data = settings_module.load(params, EVERY_STEP), Prepared(prepared_folder)
-    killing.finish(start_training, values, data, tmp_path / "whole")
+@pytest.fixture
+def phases(params, prepared_folder, tmp_path):
+    """What each phase is called with, but for its output folder."""
+    post = (
+        "training.post={steps: 3, prompt_steps: 2, sequences_per_step: 4, sequences_per_pass: 4, learning_rate: 0.01, "
+    )
+    post += "checkpoint_every: 1, evaluate_every: 4, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
+    values, data = settings_module.load(params, (*EVERY_STEP, post)), Prepared(prepared_folder)
+    prompts = write_prompts([Prompt("w1", ("w2",), "factsqa", 48, 4)] * 6, tmp_path / "prompts.parquet")
+    model = str(tmp_path / "start" / "model")
+    return {
+        "start": (start_training, values, data),
+        "mid": (mid_training, values, "refine", model, data),
+        "post": (post_training, values, "nested_refine", model, data, prompts),
+    }
+
+
+def same_after_kills(killing, phase, kills, seed, tmp_path, weights, series) -> int:
+    """Run `phase` undisturbed and with kills; what comes out must be the same. Returns how many kills hit."""
+    killing.finish(*phase, tmp_path / "whole")
     whole, output = series(tmp_path / "whole"), tmp_path / "killed"
-    killed = killing.run_with_kills(output, len(whole), random.Random(1), 4, start_training, values, data, output)
-    assert killed >= 3
+    killed = killing.run_with_kills(output, len(whole), random.Random(seed), kills, *phase, output)
     assert weights(output / "model") == weights(tmp_path / "whole" / "model")
     assert series(output) == whole
     assert not list(output.glob(".*.unfinished"))
+    return killed
 
 
-def test_mid_training_comes_out_the_same_after_kills(killing, params, prepared_folder, tmp_path, weights, series):
-    values, data = settings_module.load(params, EVERY_STEP), Prepared(prepared_folder)
-    killing.finish(start_training, values, data, tmp_path / "start")
-    arguments = (mid_training, values, "refine", str(tmp_path / "start" / "model"), data)
-    killing.finish(*arguments, tmp_path / "whole")
-    whole, output = series(tmp_path / "whole"), tmp_path / "killed"
-    killed = killing.run_with_kills(output, len(whole), random.Random(2), 6, *arguments, output)
-    assert killed >= 4
-    assert weights(output / "model") == weights(tmp_path / "whole" / "model")
-    assert series(output) == whole
+def test_a_run_comes_out_the_same_after_kills(killing, phases, tmp_path, weights, series):
+    assert same_after_kills(killing, phases["start"], 3, 1, tmp_path, weights, series) >= 2
+
+
+@pytest.mark.slow
+def test_every_phase_comes_out_the_same_after_kills(killing, phases, tmp_path, weights, series):
+    """Fifteen SIGKILLs over the three phases."""
+    killing.finish(*phases["start"], tmp_path / "start")
+    killed = 0
+    for number, (name, phase) in enumerate(phases.items()):
+        (tmp_path / name).mkdir(exist_ok=True)
+        killed += same_after_kills(killing, phase, 5, number, tmp_path / name, weights, series)
+    assert killed >= 10
