@@ -208,6 +208,6 @@ class Lact(TokenMixer):
             laid = before.pending.extended(schedule.laid_out, layout, pending.new)
         elif schedule.steps > 1:
             laid = pending.laid
-        norms = row_norms(initial_state(*self.initial_weights(), self.rule))
+        norms = row_norms(initial_state(*self.initial_weights(), self.rule)) if schedule.steps > 1 else {}
         kept = set(schedule.updates) if keep is Keep.ENDS else None
         return fast_weight_read.read(queries, laid, before.state, before.shared, schedule, self.rule, norms, kept)

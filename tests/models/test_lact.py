@@ -234,6 +234,29 @@ def test_states_are_float32_in_a_bfloat16_model(build, tokens):
     assert held["window.keys"].dtype == torch.bfloat16
 
 
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("option", OPTIONS)
+def test_on_cuda_a_model_reads_taps_and_decodes_as_on_the_cpu(option, build, tokens, compare):
+    """Heads as wide as the kernels want them; float32, whose products tensor cores round to tf32."""
+    wide = {"hidden_size": 128, "num_attn_heads": 4, "num_hidden_layers": 2, "lact_chunk_size": 64, "window_size": 80}
+    model = build({**TINY, **wide, **OPTIONS[option]}, torch.float32)
+    text, taps, following = tokens(2, 300), torch.tensor([[64, 65], [299, 3]]), tokens(8, 5, seed=2)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        reading = model.read(text.to(device), tappable=True)
+        rollouts = model.read(following.to(device), reading.tap(taps.to(device)).repeat(2))
+        with torch.no_grad():
+            written = model.continue_greedily(reading.memory, reading.hidden[:, -1], 3)
+        (reading.hidden.sin().sum() + rollouts.hidden.sin().sum()).backward()
+        grads = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        results.append((reading.hidden.cpu(), rollouts.hidden.cpu(), written.hidden.cpu()[:, :1], *grads))
+    bound = 0.1 if "muon" in option or option == "as published" else 1e-2
+    for a, b in zip(*results, strict=True):
+        assert compare.distance(a, b) < bound
+
+
 def test_the_published_760m_model_has_its_size_and_names():
     with torch.device("meta"):
         model = refine.models.from_config(PUBLISHED)
