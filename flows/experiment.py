@@ -75,7 +75,7 @@ def check(settings: Settings) -> None:
     writable(paths.home())
     writable(paths.results().resolve())
     data = Prepared(paths.prepared())
-    data.check()
+    data.check("train", "validation")
     if settings.model.checkpoint is not None and Path(settings.model.checkpoint).is_dir():
         from refine.training.prepared import check_model
 

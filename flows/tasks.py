@@ -19,7 +19,6 @@ from flows.progress import Progress
 from flows.records import Scored, Stage, Trained, trained
 from flows.voice import relay, say
 from refine.errors import DataError, ModelError, SettingError
-from refine.evaluation.record import Evaluation
 from refine.tracking import registry
 from refine.tracking.metrics import Relay
 from refine.tracking.registry import Version
@@ -28,6 +27,7 @@ from refine.training.process import ProcessFailed, run_in_own_process
 
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
+EVALUATE = (sys.executable, "-m", "flows.evaluating")
 
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
@@ -114,7 +114,7 @@ def evaluate(experiment: Experiment, models: Sequence[Trained], names: str) -> l
         batch_size = experiment.settings.evaluation.batch_size
         data = str(experiment.stages.data.folder)
         request.write_text(json.dumps({"data": data, "batch_size": batch_size, "models": wanted}), encoding="utf-8")
-        run_in_own_process([sys.executable, "-m", "flows.evaluating", str(request)], echo=say, name="evaluation")
+        run_in_own_process([*EVALUATE, str(request)], echo=say, name="evaluation")
         request.unlink()
     else:
         say("evaluation: finished before")
@@ -124,10 +124,10 @@ def evaluate(experiment: Experiment, models: Sequence[Trained], names: str) -> l
 def _recorded(experiment: Experiment, model: Trained, stage: Stage, fresh: bool) -> Scored:
     """The scores in a stage's folder, with an MLflow run that holds them."""
     client = experiment.client
-    found = Evaluation.load(stage.folder)
+    found = json.loads((Path(stage.folder) / "evaluation.json").read_text(encoding="utf-8"))
     known = find_run(client, experiment.experiment_id, stage.key)
     run_id = known.info.run_id if known else ""
-    metrics = {**_validation(model), **found.metrics()}
+    metrics = {**_validation(model), **found["metrics"]}
     if known is None:
         tags = {**experiment.tags("evaluation", stage.arm), "refine.trained_by": model.run_id}
         with open_run(
@@ -140,7 +140,7 @@ def _recorded(experiment: Experiment, model: Trained, stage: Stage, fresh: bool)
                     client.log_artifact(run.run_id, str(Path(stage.folder) / file))
             run_id = run.run_id
     scored_on = experiment.stages.scored_on()
-    return Scored(stage, model.stage.arm, scored_on, run_id, not fresh, found.seconds, metrics)
+    return Scored(stage, model.stage.arm, scored_on, run_id, not fresh, found["seconds"], metrics)
 
 
 def _validation(model: Trained) -> dict[str, float]:

@@ -1,0 +1,146 @@
+"""The whole flow through a real Prefect API: it records itself, goes on after deaths, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ALL = ["start", "mid none", "mid sft", "mid refine", "evaluation"]
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory) -> Path:
+    """One Prefect database for all flows of this file: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def start(plan, workplace, prefect_home, checkout):
+    """Start `python -m flows.pipeline` on the scripted training, as a process."""
+    (workplace / "run.py").write_text(
+        "import sys\n"
+        "from flows import pipeline, tasks\n"
+        f"tasks.REFINE = (sys.executable, {str(workplace / 'trainer.py')!r})\n"
+        f"tasks.EVALUATE = (sys.executable, {str(workplace / 'evaluator.py')!r})\n"
+        "tasks.DELAYS[:] = [0.1, 0.1]\n"
+        "pipeline.run(sys.argv[1:])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "PREFECT_HOME": str(prefect_home)}
+    started = []
+
+    def run(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "run.py", *arguments], cwd=workplace, env={**environment, **variables}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def runs(workplace: Path) -> dict[str, list[str]]:
+    """Names of MLflow runs by status."""
+    from refine.tracking.connection import connect
+
+    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
+    found: dict[str, list[str]] = {}
+    for run in client.search_runs([client.get_experiment_by_name("refine-sample").experiment_id]):
+        found.setdefault(run.info.status, []).append(run.info.run_name)
+    return found
+
+
+def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, workplace):
+    code, out, err = finished(start())
+    assert code == 0, err
+    assert err == "" and "champion: refine-sample version 3 (refine), val/loss 3.4000" in out
+    assert calls() == ALL
+    metrics = json.loads((workplace / "results" / "metrics.json").read_text())
+    assert metrics["refine"]["val/loss"] == 3.4 and metrics["none"]["eval/niah_single_1/256/score"] == 0.5
+    table = (workplace / "results" / "comparison.md").read_text()
+    assert "3 (refine) champion" in table and "3.4000 [3.3000, 3.7000] *" in table and "| 32 " in table
+    found = runs(workplace)
+    assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
+    code, _, err = finished(start())
+    assert code == 0 and calls() == ALL, "what was finished was done again"
+    assert not [child for child in psutil.process_iter(["cmdline"]) if "prefect_server" in str(child.info["cmdline"])
+                and str(workplace) in str(child.info["cmdline"])]  # fmt: skip
+    code, _, err = finished(start("-S", "training.mid.steps=29"))
+    assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
+        "changed stages run again; the same weights are not scored again"
+    )
+
+
+def test_a_dead_training_is_tried_again_by_itself(start, plan, calls):
+    plan({"mid sft": ["die"]})
+    code, _, err = finished(start())
+    assert code == 0, err
+    assert calls() == ["start", "mid none", "mid sft", "mid sft", "mid refine", "evaluation"]
+
+
+def test_what_the_user_has_to_mend_is_one_line_and_no_second_try(start, plan, calls, workplace):
+    plan({"mid none": ["user error"]})
+    code, _, err = finished(start())
+    assert code == 1 and err == "error: refine train mid none: model.config: no such thing\n"
+    assert calls() == ["start", "mid none"]
+    assert not (workplace / "results" / "metrics.json").exists()
+    assert sorted(runs(workplace)["FAILED"]) == ["mid none", "refine-sample: none, sft, refine"]
+
+
+def test_nothing_outlives_a_flow_that_is_killed_and_the_next_one_goes_on(start, plan, calls, workplace):
+    plan({"mid none": ["sleep"]})
+    process = start()
+    deadline = time.monotonic() + 90
+    while calls()[-1:] != ["mid none"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("prefect_server" in " ".join(child.cmdline()) for child in family)
+    assert any("trainer.py" in " ".join(child.cmdline()) for child in family)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, "these outlived the flow"
+    assert sorted(runs(workplace)["RUNNING"]) == ["mid none", "refine-sample: none, sft, refine"]
+    code, _, err = finished(start())
+    assert code == 0, err
+    assert calls() == ["start", "mid none", "mid none", "mid sft", "mid refine", "evaluation"]
+    found = runs(workplace)
+    assert "RUNNING" not in found and found["KILLED"] == ["refine-sample: none, sft, refine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (("-S", "training.mid.stepz=3"), {}, "unknown setting 'training.mid.stepz' (did you mean 'steps'?)"),
+        ((), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "MLflow server http://127.0.0.1:9 does not answer"),
+        ((), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "Prefect server http://127.0.0.1:9/api does not answer"),
+        ((), {"REFINE_HOME": "/proc/home"}, "cannot write to /proc/home"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(start, calls, arguments, variables, message):
+    started = time.monotonic()
+    code, _, err = finished(start(*arguments, **variables))
+    assert code == 1 and message in err and err.startswith("error: ") and err.count("\n") == 1
+    assert calls() == [] and time.monotonic() - started < 30
+
+
+def test_missing_data_is_one_line_before_anything_starts(start, calls, workplace):
+    (workplace / "prepared" / "documents" / "train.parquet").unlink()
+    code, _, err = finished(start())
+    assert code == 1 and "train.parquet is missing" in err and err.count("\n") == 1 and calls() == []

@@ -1,0 +1,93 @@
+"""Tasks record what they do, go on where they were interrupted, and do nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows import tasks
+from flows.experiment import open_experiment
+from refine.errors import DataError
+from refine.training.process import ProcessFailed
+
+
+@pytest.fixture
+def experiment(plan, settings_with):
+    """An open experiment on the scripted training."""
+    from refine.tracking.connection import connect
+    from refine.tracking.run import open_run
+
+    client = connect()
+    settings = settings_with()
+    parent = open_experiment(settings, None, client)
+    with open_run(client, parent.experiment_id, "parent") as run:
+        yield open_experiment(settings, None, client, run.run_id)
+
+
+def test_a_killed_training_goes_on_in_the_same_run_and_keeps_every_metric_once(experiment, plan, calls):
+    plan({"start": ["die"]})
+    stage = experiment.stages.start()
+    with pytest.raises(ProcessFailed, match="SIGKILL"):
+        tasks.train.fn(experiment, stage)
+    (run,) = experiment.client.search_runs([experiment.experiment_id], "tags.phase = 'start'")
+    assert run.info.status == "FAILED" and "SIGKILL" in run.data.tags["refine.error"]
+    assert len(experiment.client.get_metric_history(run.info.run_id, "train/ntp_loss")) == 2
+    done = tasks.train.fn(experiment, stage)
+    assert done.run_id == run.info.run_id and not done.reused
+    run = experiment.client.get_run(done.run_id)
+    history = experiment.client.get_metric_history(done.run_id, "train/ntp_loss")
+    assert run.info.status == "FINISHED"
+    assert [(point.step, round(point.value, 1)) for point in history] == [(1, 3.9), (2, 3.8), (3, 3.7), (4, 3.6)]
+    assert run.data.tags["mlflow.parentRunId"] == experiment.parent and run.data.params["training.steps"] == "150"
+    assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(run.data.tags)
+    assert calls() == ["start", "start"]
+
+
+def test_what_is_finished_is_not_done_again(experiment, calls):
+    stage = experiment.stages.start()
+    first, again = tasks.train.fn(experiment, stage), tasks.train.fn(experiment, stage)
+    assert again.reused and not first.reused and again.run_id == first.run_id and again.model == first.model
+    scores = [tasks.evaluate.fn(experiment, [first], "start") for _ in range(2)]
+    assert scores[0][0].metrics == scores[1][0].metrics and scores[1][0].run_id == scores[0][0].run_id
+    assert calls() == ["start", "evaluation"]
+
+
+def test_a_lost_tracking_database_gets_the_records_again_without_training(experiment, calls, monkeypatch):
+    stage = experiment.stages.start()
+    first = tasks.train.fn(experiment, stage)
+    experiment.client.delete_run(first.run_id)
+    again = tasks.train.fn(experiment, stage)
+    assert again.run_id != first.run_id and calls() == ["start"]
+    assert len(experiment.client.get_metric_history(again.run_id, "train/ntp_loss")) == 4
+
+
+def test_what_the_user_has_to_mend_is_not_tried_again(experiment, plan):
+    class State:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def result(self) -> None:
+            raise self.error
+
+    plan({"start": ["user error"]})
+    with pytest.raises(ProcessFailed, match=r"model\.config: no such thing") as failed:
+        tasks.train.fn(experiment, experiment.stages.start())
+    assert not tasks.worth_another_try(None, None, State(failed.value))
+    assert not tasks.worth_another_try(None, None, State(DataError("missing")))
+    assert tasks.worth_another_try(None, None, State(ProcessFailed("train", -9, [])))
+    assert tasks.worth_another_try(None, None, State(ConnectionError("away")))
+
+
+def test_a_version_carries_where_it_comes_from(experiment):
+    model = tasks.train.fn(experiment, experiment.stages.start())
+    middle = tasks.train.fn(experiment, experiment.stages.mid("refine", model.model), model.model)
+    (scored,) = tasks.evaluate.fn(experiment, [middle], "refine")
+    version = tasks.register.fn(experiment, middle, scored)
+    assert version.metrics["val/loss"] == 3.6 and version.metrics["val/reward/cosine/mean"] == 0.3
+    assert version.settings["objective.rollout_length"] == 5 and version.settings["training.steps"] == 30
+    assert version.tags["arm"] == "refine" and version.tags["val/loss"] == "3.6000"
+    assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(version.tags)
+    curve = experiment.client.get_metric_history(middle.run_id, "val/loss")
+    assert [point.step for point in curve] == [4], "the score of the version stands in the curve of its training"
+    assert tasks.register.fn(experiment, middle, scored).number == version.number
+    best = tasks.champion.fn(experiment, [version], "val/loss")
+    assert best.is_champion
