@@ -38,6 +38,20 @@ class WholeCheckpoints(Trainer):
             resume_from_checkpoint = None if found is None else str(found)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Trainer's; remembers whether the checkpoint was written by a run that had decided to stop (it stopped early,
+        and died before its model was saved)."""
+        places = super()._init_training_state(*args, **kwargs)
+        self._had_stopped = self.state.global_step > 0 and self.control.should_training_stop
+        return places
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, unless there is nothing left to train."""
+        if self._had_stopped:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces Trainer's, which writes in place."""
         folder = self.output / f"{checkpoints.PREFIX}{self.state.global_step}"

@@ -55,6 +55,9 @@ def mid(params, prepared_folder, start_model, tmp_path):
     return run
 
 
+WILD = ("training.mid.learning_rate=0.5", "training.mid.evaluate_every=1", "training.mid.checkpoint_every=1")
+
+
 class StopAt:
     """Ends training with an error after a step, as a crash would."""
 
@@ -124,6 +127,33 @@ def test_a_run_that_crashed_after_its_last_step_only_finishes(mid, tmp_path, wei
     assert not (tmp_path / "broken" / "model").exists()
     record = mid("broken")
     assert record["steps"] == 6
+    assert weights(tmp_path / "broken" / "model") == weights(tmp_path / "whole" / "model")
+    assert series(tmp_path / "broken") == series(tmp_path / "whole")
+
+
+def test_the_best_checkpoint_is_the_result_where_that_is_asked_for(mid, tmp_path, weights, series):
+    """At a learning rate that ruins the model, the best validation is an early one."""
+    wild = (*WILD, "training.mid.steps=2")
+    record = mid("best", "sft", *wild, "training.mid.keep=best")
+    losses = {row["step"]: row["val/loss"] for row in series(tmp_path / "best") if "val/loss" in row and row["step"]}
+    best = min(losses, key=losses.__getitem__)
+    assert best == 1 and record["best_step"] == best and record["metrics"]["val/loss"] == losses[best]
+    assert weights(tmp_path / "best" / "model") == weights(tmp_path / "best" / f"checkpoint-{best}")
+    last = mid("last", "sft", *wild)
+    assert last["metrics"]["val/loss"] == losses[2]
+
+
+def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(mid, tmp_path, weights, series):
+    wild = WILD
+    record = mid("whole", "sft", *wild, "training.mid.steps=20", "training.mid.early_stop_after=2")
+    assert 2 < record["steps"] < 20
+    losses = [row["val/loss"] for row in series(tmp_path / "whole") if "val/loss" in row]
+    assert min(losses[-2:]) >= min(losses[1:-2])
+    with pytest.raises(RuntimeError, match="crash"):
+        mid("broken", "sft", *wild, "training.mid.steps=20", "training.mid.early_stop_after=2",
+            callbacks=[StopAt(record["steps"], "on_train_end")])  # fmt: skip
+    again = mid("broken", "sft", *wild, "training.mid.steps=20", "training.mid.early_stop_after=2")
+    assert again["steps"] == record["steps"]
     assert weights(tmp_path / "broken" / "model") == weights(tmp_path / "whole" / "model")
     assert series(tmp_path / "broken") == series(tmp_path / "whole")
 
