@@ -14,7 +14,8 @@ from refine.tracking.registry import Version
 
 # What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
 SHOWN = (
-    r"val/(loss|accuracy)",
+    r"val/loss",
+    r"val/accuracy",
     r"[^/]+/loss",
     r"[^/]+/accuracy",
     r"[^/]+/reward/[^/]+/mean",
@@ -143,6 +144,8 @@ def _row(metric: str, versions: Sequence[Version]) -> Row:
 
 
 def _samples(version: Version, metric: str) -> float | None:
+    if "/reward/" in metric:
+        return version.metrics.get(f"{metric.partition('/')[0]}/rollouts")
     prefix, _, which = metric.rpartition("/")
     return version.metrics.get(f"{prefix}/{COUNTS[which]}") if which in COUNTS else None
 

@@ -1,0 +1,119 @@
+"""`refine compare`: registered versions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from refine.errors import ServiceError, nearest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from rich.table import Table
+
+    from refine.tracking.comparison import Comparison
+    from refine.tracking.registry import Version
+
+ALL = "all"
+
+
+@click.command()
+@click.option("--model", "name", help="Registered model (default: registry.model_name in params.yaml).")
+@click.option("--experiment", help="Only versions that came out of this MLflow experiment.")
+@click.option(
+    "--versions",
+    "wanted",
+    help="Numbers and aliases, as in 1,3,champion, or `all` (default: each arm's newest, and the champion).",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "csv"]),
+    default="table",
+    show_default=True,
+    help="How it is printed.",
+)
+def compare(name: str | None, experiment: str | None, wanted: str | None, form: str) -> None:
+    """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
+    from refine.tracking import comparison
+    from refine.tracking.connection import connect
+
+    if name is None:
+        from refine import settings
+
+        name = settings.load().registry.model_name
+    client = connect()
+    chosen, left_out = choose(client, name, experiment, wanted)
+    found = comparison.compare(chosen)
+    if form == "markdown":
+        click.echo(found.markdown())
+    elif form == "csv":
+        click.echo(found.csv(), nl=False)
+    else:
+        _show(name, found, left_out)
+
+
+def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:
+    """The versions to show, oldest first, and how many were left out for brevity.
+
+    Raises ServiceError: no such model, experiment, version or alias; names what there is.
+    """
+    from refine.tracking.registry import version_of, versions
+
+    if wanted and wanted != ALL:
+        named = [version_of(client, name, one.strip()) for one in wanted.split(",") if one.strip()]
+        return sorted({one.number: one for one in named}.values(), key=lambda one: one.number), 0
+    there = versions(client, name)
+    if not there:
+        version_of(client, name, "1")  # says which models there are
+    if experiment is not None:
+        known = sorted({one.experiment for one in there if one.experiment})
+        there = [one for one in there if one.experiment == experiment]
+        if not there:
+            raise ServiceError(
+                f"no version of {name} comes from experiment {experiment!r}{nearest(experiment, known)}; "
+                f"there are: {', '.join(known) or 'none'}"
+            )
+    shown = there if wanted == ALL else newest(there)
+    return shown, len(there) - len(shown)
+
+
+def newest(versions: Sequence[Version]) -> list[Version]:
+    """The newest version of each arm, and the champion."""
+    last = {one.arm: one.number for one in versions}
+    return [one for one in versions if one.number == last[one.arm] or one.is_champion]
+
+
+def _show(name: str, found: Comparison, left_out: int) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: let no column be cut
+        console.width = 10_000
+    table = _table(found, intervals=True)
+    if console.is_terminal and console.measure(table).minimum > console.width:
+        table = _table(found, intervals=False)
+    console.print(f"[bold]{name}[/bold]")
+    console.print(table)
+    console.print("[dim]* best of the row; in brackets the 95 % interval[/dim]")
+    if left_out:
+        console.print(f"[dim]{left_out} older versions are not shown: --versions all[/dim]")
+    champion = next((one for one in found.versions if one.is_champion), None)
+    if champion is not None:
+        console.print(f"champion: version {champion.label}, {champion.tags.get('champion.why', '')}")
+
+
+def _table(found: Comparison, intervals: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    head, *lines = found.table(intervals)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for n, title in enumerate(head):
+        style = "green" if n >= 2 and found.versions[n - 2].is_champion else None
+        table.add_column(title, justify="left" if n == 0 else "right", no_wrap=True, style=style)
+    for n, line in enumerate(lines):
+        table.add_row(*line, end_section=n == len(found.rows) - 1 and bool(found.differing))
+    return table

@@ -1,0 +1,89 @@
+"""`refine compare` prints what was asked for, or says what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from refine.cli.main import cli
+from refine.errors import ServiceError
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory) -> Path:
+    """A home with four versions of refine-sample from two experiments, and a champion."""
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.registry import choose_champion, register
+
+    home = tmp_path_factory.mktemp("home")
+    client = connect(f"sqlite:///{home}/mlflow.db")
+    folder = home / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    made = []
+    for n, (experiment, arm, loss) in enumerate(
+        [("first", "sft", 3.6), ("first", "refine", 3.4), ("second", "sft", 3.6), ("second", "refine", 3.5)]
+    ):
+        run = client.create_run(experiment_id(client, experiment)).info
+        made.append(
+            register(
+                client, "refine-sample", folder, key=str(n), run_id=run.run_id, experiment_id=run.experiment_id,
+                metrics={"val/loss": loss, "val/sequences": 32}, settings={"training.steps": 30 + n},
+                tags={"experiment": experiment, "arm": arm},
+            )
+        )  # fmt: skip
+    choose_champion(client, "refine-sample", made, "val/loss", "minimise")
+    return home
+
+
+@pytest.fixture
+def compare(registered, monkeypatch, checkout):
+    """Run `refine compare` in the checkout on that home."""
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("REFINE_HOME", str(registered))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*arguments: str):
+        return CliRunner().invoke(cli, ["compare", *arguments])
+
+    return run
+
+
+def test_each_arms_newest_and_the_champion_stand_side_by_side(compare):
+    result = compare()
+    assert result.exit_code == 0, result.output
+    assert "2 (refine) champion" in result.output and "3 (sft)" in result.output and "4 (refine)" in result.output
+    assert "1 (sft)" not in result.output and "1 older versions are not shown: --versions all" in result.output
+    assert "3.4000 *" in result.output and "training.steps" in result.output
+    assert "champion: version 2 (refine), best val/loss" in result.output
+
+
+def test_versions_and_experiments_can_be_named(compare):
+    assert "1 (sft)" in compare("--versions", "all").output
+    named = compare("--versions", "champion,1").output
+    assert "1 (sft)" in named and "2 (refine)" in named and "4 (refine)" not in named
+    second = compare("--experiment", "second").output
+    assert "4 (refine)" in second and "2 (refine)" not in second
+
+
+def test_markdown_and_csv_are_for_other_programs(compare):
+    assert compare("--format", "markdown").output.startswith("| metric")
+    assert compare("--format", "csv").output.splitlines()[1].split(",")[:4] == ["val/loss", "2", "refine", "3.4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--experiment", "secnd"],
+            "no version of refine-sample comes from experiment 'secnd' (did you mean 'second'?)",
+        ),
+        (["--versions", "9"], "refine-sample has no version or alias '9'; versions: 1, 2, 3, 4; aliases: champion"),
+        (["--model", "refine"], "no registered model 'refine' (did you mean 'refine-sample'?)"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(compare, arguments, message):
+    result = compare(*arguments)
+    assert isinstance(result.exception, ServiceError) and message in str(result.exception)

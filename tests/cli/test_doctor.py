@@ -1,0 +1,78 @@
+"""`refine doctor` says what is wrong and what to do, and fails where something that is needed is broken."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from refine.cli.main import cli
+from refine.services import diagnosis
+
+
+@pytest.fixture
+def doctor(tmp_path, monkeypatch, checkout):
+    """Run `refine doctor` in a folder with the sample's settings and data of its own."""
+    from refine.data import version
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "REFINE_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path / "home"))
+    shutil.copy(checkout / "params.yaml", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").write_text("text")
+    (tmp_path / "data.dvc").write_text(f"outs:\n- md5: {version.of('data').md5}\n  path: data\n")
+
+    def run() -> tuple[int, dict[str, str]]:
+        result = CliRunner().invoke(cli, ["doctor"])
+        lines = [line.split(None, 2) for line in result.output.splitlines() if line and not line.startswith(" ")]
+        return result.exit_code, {line[1]: f"{line[0]} {line[2]}" for line in lines if len(line) == 3}
+
+    return run
+
+
+def test_a_whole_installation_is_told_in_seconds(doctor):
+    started = time.monotonic()
+    code, found = doctor()
+    assert code == 0, found
+    assert time.monotonic() - started < 20
+    assert {"python", "packages", "device", "kernels", "home", "settings", "data", "mlflow", "prefect"} <= set(found)
+    assert "torch" in found["packages"] and "mlflow.db" in found["mlflow"]
+
+
+def test_altered_data_and_wrong_settings_are_broken(doctor, tmp_path):
+    (tmp_path / "data" / "train.parquet").write_text("other text")
+    (tmp_path / "params.yaml").write_text("sed: 1\n")
+    code, found = doctor()
+    assert code == 1
+    assert found["data"].startswith("BROKEN") and found["settings"].startswith("BROKEN params.yaml:")
+
+
+def test_servers_that_are_named_and_do_not_answer_are_broken(doctor, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    code, found = doctor()
+    assert code == 1 and found["mlflow"].startswith("BROKEN") and found["prefect"].startswith("BROKEN")
+    assert "secret" not in str(found)
+
+
+def test_missing_packages_an_unwritable_home_and_impossible_kernels_are_broken(doctor, monkeypatch):
+    monkeypatch.setattr(diagnosis, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setenv("REFINE_HOME", "/proc/home")
+    monkeypatch.setenv("REFINE_KERNELS", "cuda")
+    code, found = doctor()
+    assert code == 1 and "no-such-package" in found["packages"]
+    assert found["home"].startswith("BROKEN") and found["kernels"].startswith("BROKEN REFINE_KERNELS is 'cuda'")
+
+
+def test_a_check_that_fails_is_a_finding_and_no_traceback(doctor, monkeypatch):
+    def _broken_check():
+        raise RuntimeError("the driver is gone")
+        yield
+
+    monkeypatch.setattr(diagnosis, "CHECKS", (_broken_check,))
+    code, found = doctor()
+    assert code == 1 and "RuntimeError: the driver is gone" in found["broken_check"]
