@@ -76,9 +76,19 @@ class MidSettings(_Arms, PhaseSettings):
     arms: tuple[Literal["none", "sft", "refine"], ...] = Field(
         ("none", "sft", "refine"), min_length=1, description="which arms are trained and compared"
     )
+    length: int | None = Field(
+        None, ge=2, description="sequences are cut into pieces of at most this [tokens]; null takes them as prepared"
+    )
+    packing: bool = Field(False, description="lay several short sequences into each row of `length` tokens")
     objective: ObjectiveSettings = Field(
         default_factory=lambda: ObjectiveSettings(), description="the REFINE step of arm `refine`"
     )
+
+    @model_validator(mode="after")
+    def _packs_into_a_length(self) -> MidSettings:
+        if self.packing and self.length is None:
+            raise ValueError("packing lays sequences into rows of `length` tokens: set length")
+        return self
 
 
 class PostSettings(_Arms, PhaseSettings):

@@ -64,7 +64,13 @@ def mid_training(
 
     mid = settings.training.mid
     arguments = arguments_of(
-        mid, objective_of(arm, mid.objective), str(output), settings.seed, settings.training.sharding
+        mid,
+        objective_of(arm, mid.objective),
+        str(output),
+        settings.seed,
+        settings.training.sharding,
+        max_length=mid.length,
+        packing=mid.packing,
     )
     if arm == "none":
         arguments.max_steps = 0

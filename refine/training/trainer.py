@@ -218,14 +218,17 @@ class RefineTrainer(WholeCheckpoints, Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's (called after each step, and once more at the end), with the step's time taken before validation
         and saving. The last step is validated whatever the interval."""
-        step = self.state.global_step
+        step, control = self.state.global_step, self.control
         if step > self._counted_step:
             self._seconds += time.perf_counter() - self._step_started
             self._steps_since_log, self._counted_step = self._steps_since_log + 1, step
             if self.stream is not None:  # to Trainer the whole run is one epoch
                 self.state.epoch = self.stream.epochs(step)
-        if step >= self.state.max_steps and self.args.eval_strategy != "no" and self._validated_step < step:
-            self.control.should_evaluate = True
+                ended = int(self.state.epoch) > int(self.stream.epochs(step - 1))
+                control.should_evaluate |= ended and self.args.eval_strategy == "epoch"
+                control.should_save |= ended and self.args.save_strategy == "epoch"
+        control.should_evaluate |= step >= self.state.max_steps and self.args.eval_strategy != "no"
+        control.should_evaluate &= self._validated_step < step
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

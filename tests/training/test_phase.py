@@ -95,6 +95,14 @@ def test_arms_differ_in_the_loss_alone(mid):
     assert {record["data"]["train_hash"] for record in (none, sft, refine)} == {refine["data"]["train_hash"]}
 
 
+@pytest.mark.parametrize(("packing", "tokens"), [("false", 6 * 4 * 24), ("true", 6 * 4 * 96)])
+def test_shorter_and_packed_sequences_train_by_a_setting(mid, packing, tokens):
+    """Sequences of 48 tokens: in halves, or two (four halves) to a row."""
+    length = 24 if packing == "false" else 96
+    record = mid("run", "refine", f"training.mid.length={length}", f"training.mid.packing={packing}")
+    assert record["tokens"] == tokens
+
+
 def test_arm_none_is_the_starting_model_unchanged(mid, start_model, tmp_path, weights):
     mid("none", "none")
     assert weights(tmp_path / "none" / "model") == weights(start_model)

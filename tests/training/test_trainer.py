@@ -112,6 +112,18 @@ def test_validation_runs_at_its_interval_at_the_end_and_moves_nothing(tiny_model
     assert torch.equal(flat(plain.model), flat(watched.model))
 
 
+def test_strategies_by_epoch_act_at_the_end_of_each_epoch(tiny_model, arguments, rows, tmp_path):
+    args = arguments(max_steps=-1, num_train_epochs=3, eval_strategy="epoch", save_strategy="epoch", save_total_limit=9)
+    trainer = trained(tiny_model(), args, rows, eval_dataset=rows[:2])
+    assert trainer.state.global_step == 8, "30 sequences in steps of 4"
+    assert [row["step"] for row in trainer.state.log_history if "val/loss" in row] == [3, 5, 8]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "checkpoint-3",
+        "checkpoint-5",
+        "checkpoint-8",
+    ]
+
+
 def test_text_trains_with_a_tokenizer(tiny_model, arguments, prepared_folder):
     from transformers import AutoTokenizer
 
