@@ -92,15 +92,16 @@ def run_in_own_process(
     return list(tail)
 
 
-def die_with_parent() -> None:
+def die_with_parent(at_once: bool = True) -> None:
     """Called by a command that `run_in_own_process` may have started: end with the parent even without the guard.
 
-    Without effect where no parent is named. On Linux the kernel does it; elsewhere a thread looks once a second.
+    Without effect where no parent is named. On Linux the kernel does it; elsewhere, and for a process further down
+    the line (`at_once` false), a thread looks once a second.
     """
     named = os.environ.get(PARENT_VARIABLE)
     if named is None:
         return
-    if sys.platform == "linux":
+    if at_once and sys.platform == "linux":
         _kernel_kills_with_parent()
     if not _alive(int(named)):
         os.kill(os.getpid(), signal.SIGKILL)
