@@ -22,6 +22,9 @@ VERBS = {
         "Print what the last experiment found and wrote, and how to look further.",
     ),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
+    "up": ("refine.cli.services:up", "Start Prefect, MLflow and a worker on this machine."),
+    "down": ("refine.cli.services:down", "Stop what `refine up` started."),
+    "status": ("refine.cli.services:status", "Show the services and the runs that go on."),
     "report": ("refine.cli.report:report", "Lay an experiment's results out as the paper's tables."),
     "doctor": ("refine.cli.doctor:doctor", "Say what is installed, which device is used and which servers answer."),
 }

@@ -29,6 +29,11 @@ OTHERS = {
 QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the flow says itself what it does
 
 
+def variables() -> dict[str, str]:
+    """What is set for every program of ours, as far as the user has not set it otherwise."""
+    return {name: os.environ.get(name, value) for name, value in {**MLFLOW, **PREFECT, **OTHERS}.items()}
+
+
 def prepare(quiet: bool = False) -> None:
     """Set what is not set. `quiet`: Prefect's log goes to its API and not to the console."""
     for name, value in {**MLFLOW, **PREFECT, **OTHERS, **(QUIET if quiet else {})}.items():
