@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("--seed", {"type": int, "default": 42, "show_default": True, "help": "Seed of needles that are made."}),
+    (
+        "--test-time",
+        {
+            "type": click.Choice(["sft", "refine"]),
+            "help": "Adapt to each prompt before answering it (params: training.test_time).",
+        },
+    ),
+    (
+        "--params",
+        {
+            "type": PLACE,
+            "default": Path("params.yaml"),
+            "show_default": True,
+            "help": "Settings file, for --test-time.",
+        },
+    ),
     ("--device", {"help": "As torch names it (default: cuda if there is one)."}),
 ]
 
@@ -79,37 +96,86 @@ def evaluate(
     to it.
     """
     from refine.cli.registered import fetched, record_scores
-    from refine.evaluation import Inputs, Sources, evaluate_model, load_inputs
+    from refine.evaluation import evaluate_model
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.harness import check_harness
 
-    harness = options["harness"] or []
+    _quiet()
+    output = options["output"] or paths.results() / "evaluation" / _folder_name(model, options["test_time"])
+    adapter = _adapter(options)
     with fetched(model) as folder:
         tokenizer = model_tokenizer(options["tokenizer"] or folder)
         check_model(folder, tokenizer)
-        check_harness(harness, tokenizer, lengths, options["harness_tasks"])
-        sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
-        if harness and tasks is None:
-            inputs = Inputs()  # lm-eval's tasks alone
-        else:
-            inputs = load_inputs(options["data"] or paths.prepared(), tasks, lengths, samples, sources)
-        output = options["output"] or paths.results() / "evaluation" / _folder_name(model)
+        check_harness(options["harness"] or (), tokenizer, lengths, options["harness_tasks"])
+        inputs = _inputs(tasks, lengths, samples, tokenizer, options)
+        _check_output(output)
         found = evaluate_model(
             folder,
             inputs,
             tokenizer,
             options["batch_size"],
+            adapter,
             device=options["device"],
             name=model,
             answers_file=output / "answers.jsonl",
-            harness=harness,
+            harness=options["harness"] or (),
             harness_options={"samples": samples, "lengths": lengths, "include": options["harness_tasks"]},
             progress=lambda line: click.echo(line, err=True),
         )
     _write(found, output)
-    recorded = record_scores(model, found.metrics())
+    recorded = None if adapter else record_scores(model, found.metrics())
     if recorded:
         click.echo(f"recorded on {recorded}")
+
+
+def _inputs(
+    tasks: list[str] | None, lengths: list[int] | None, samples: int | None, tokenizer: Any, options: dict[str, Any]
+) -> Any:
+    from refine.evaluation import Inputs, Sources, load_inputs
+
+    if options["harness"] and tasks is None:
+        return Inputs()  # lm-eval's tasks alone
+    sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
+    inputs = load_inputs(options["data"] or paths.prepared(), tasks, lengths, samples, sources)
+    return Inputs(prompts=inputs.prompts) if options["test_time"] else inputs  # documents are not adapted to
+
+
+def _adapter(options: dict[str, Any]) -> Any:
+    """The test-time trainer of --test-time, or None. Raises SettingError where training.test_time is null."""
+    if options["test_time"] is None:
+        return None
+    if options["harness"]:
+        raise SettingError("--test-time adapts to our own prompts; lm-eval's tasks (--harness) are scored without it")
+    from refine import settings
+    from refine.training.test_time import TestTimeTrainer
+
+    values = settings.load(options["params"])
+    if values.training.test_time is None:
+        raise SettingError(f"{options['params']}: training.test_time is null: give its settings to adapt at test time")
+    return TestTimeTrainer(values.training.test_time, options["test_time"], values.seed)
+
+
+def _quiet() -> None:
+    """No progress bars and warnings of transformers beside our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _check_output(folder: Path) -> None:
+    """Raises DataError where `folder` cannot be written to: before the work, not after it."""
+    from refine.errors import DataError
+
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written to ({error.strerror}); name another folder with --output"
+        ) from None
 
 
 def _essays(source: str | None) -> list[str]:
@@ -118,8 +184,9 @@ def _essays(source: str | None) -> list[str]:
     return read_essays(source or Path("data") / "validation.parquet")
 
 
-def _folder_name(model: str) -> str:
-    return model.removeprefix("models:/").strip("/").replace("/", "_").replace("@", "_")
+def _folder_name(model: str, test_time: str | None) -> str:
+    name = model.removeprefix("models:/").strip("/").replace("/", "_").replace("@", "_")
+    return f"{name}-test-time-{test_time}" if test_time else name
 
 
 def _write(found: Any, output: Path) -> None:

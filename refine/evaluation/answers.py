@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refine.data.prompts import Prompt
 from refine.errors import ModelError
+from refine.evaluation.scores import Answer
 from refine.evaluation.tasks import Task, known_task
 from refine.evaluation.writing import read_contexts, score_after, write_greedily
 
@@ -21,23 +22,6 @@ if TYPE_CHECKING:
 
 Adapter = Callable[["FastWeightLanguageModel", Tensor], AbstractContextManager[Any]]
 """(model, prompt tokens [1, T]) -> a context in which the model is adapted to the prompt; it restores the weights."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """text: what was written, without the end token. tokens: how many were written.
-
-    prompt_tokens: how many were read. cut: how many were taken out of the middle of a prompt that was too long.
-    log_prob: mean log-probability of the reference answer's tokens, given the prompt [nats per token].
-    adapt_seconds: what adapting to this prompt took [s].
-    """
-
-    text: str
-    tokens: int
-    prompt_tokens: int
-    cut: int
-    log_prob: float
-    adapt_seconds: float = 0.0
 
 
 def answer(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refine.errors import DataError, SettingError, nearest
+from refine.evaluation.scores import HarnessScore
 from refine.evaluation.writing import read_contexts, score_after, write_greedily
 
 if TYPE_CHECKING:
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
 NOT_SCORED = -1.0  # what RULER's tasks give for lengths that were not asked for
 TOKENS = 256  # to generate where a task does not say, as lm-eval's own model class
 LENGTHS = (4096,)
-
-
-@dataclass(frozen=True)
-class HarnessScore:
-    """One metric of one lm-eval task. error: lm-eval's standard error, None where it gives none."""
-
-    task: str
-    metric: str
-    value: float
-    error: float | None
-    samples: int
-
-    def interval(self) -> tuple[float, float]:
-        """95 % interval from the standard error."""
-        reach = 1.96 * (self.error or 0.0)
-        return self.value - reach, self.value + reach
 
 
 def check_harness(

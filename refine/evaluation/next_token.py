@@ -6,7 +6,6 @@ Shape legend: B sequences of a pass · T tokens · N predicted tokens of a pass 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,45 +14,13 @@ from torch import Tensor
 
 from refine.errors import DataError
 from refine.evaluation.intervals import ratio
+from refine.evaluation.scores import Interval, NextTokenScore, PositionScore
 from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
 FIRST_BIN = 16  # tokens of the first bin of positions; each further bin ends at twice the last one's end
-
-Interval = tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class PositionScore:
-    """Loss and accuracy of predicting the `first`-th to the `last`-th token of a sequence (the 1st is given)."""
-
-    first: int
-    last: int
-    loss: float
-    accuracy: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class NextTokenScore:
-    """loss: mean cross-entropy [nats per predicted token]. accuracy: share of tokens that were the likeliest.
-
-    tokens: how many were predicted. Intervals are 95 % bootstrap intervals over sequences, None for a single one.
-    sequence_losses, sequence_tokens: mean loss and predicted tokens of each sequence, in their order, so that two
-    models can be compared sequence by sequence.
-    """
-
-    loss: float
-    accuracy: float
-    tokens: int
-    sequences: int
-    by_position: tuple[PositionScore, ...]
-    loss_interval: Interval
-    accuracy_interval: Interval
-    sequence_losses: tuple[float, ...]
-    sequence_tokens: tuple[int, ...]
 
 
 def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8) -> NextTokenScore:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import DataError
-from refine.evaluation.answers import Answer
-from refine.evaluation.harness import HarnessScore
 from refine.evaluation.intervals import Estimate, mean_of_scores
-from refine.evaluation.next_token import NextTokenScore, PositionScore
+from refine.evaluation.scores import Answer, HarnessScore, NextTokenScore, PositionScore
 
 FILE = "evaluation.json"
 

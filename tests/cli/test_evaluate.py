@@ -173,6 +173,35 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(arguments, said, prepa
     assert not (prepared / "results").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(prepared, checkpoint, monkeypatch):
+    monkeypatch.setattr(refine.models, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
+    (prepared / "taken").write_text("a file")
+    with pytest.raises(RefineError, match="taken/out: cannot be written to"):
+        run(evaluate, checkpoint, "--output", "taken/out")
+
+
+def test_adapting_to_each_prompt_takes_the_settings_and_reports_its_time(prepared, checkpoint, checkout):
+    with pytest.raises(RefineError, match=r"training\.test_time is null"):
+        values = (checkout / "params.yaml").read_text().split("\n  test_time:")[0]
+        rest = (checkout / "params.yaml").read_text().split("\nevaluation:")[1]
+        (prepared / "params.yaml").write_text(f"{values}\n  test_time: null\nevaluation:{rest}")
+        run(evaluate, checkpoint, "--test-time", "sft")
+    run(
+        evaluate,
+        checkpoint,
+        "--test-time",
+        "refine",
+        "--params",
+        checkout / "params.yaml",
+        "--samples",
+        2,
+        "--output",
+        "out",
+    )
+    found = Evaluation.load(prepared / "out")
+    assert found.metrics()["eval/factsqa/64/adapt_seconds"] > 0 and not found.next_token
+
+
 def test_a_checkpoint_or_version_that_is_not_there_is_one_line(mlflow_home):
     with pytest.raises(RefineError, match="none"):
         run(evaluate, "none")

@@ -128,3 +128,21 @@ def test_a_picture_is_drawn_of_what_there_is(what, model, tokenizer, inputs, tmp
 def test_the_paper_averages_twelve_of_longbench_s_fourteen_tasks():
     assert len(PAPER_LONGBENCH) == 12 and not {"musique", "gov_report"} & set(PAPER_LONGBENCH)
     assert sum(task.family == "longbench" for task in TASKS.values()) == 14
+
+
+def test_a_model_that_has_learned_the_answers_scores_one_and_one_that_has_not_scores_nothing(make_model, tokenizer):
+    prompts = [Prompt(f"{name} lives in", (town,), "factsqa", 64, 8) for name, town in
+               (("Ann", "Oxmere"), ("Bob", "Zellick"), ("Cora", "Thornby"))]  # fmt: skip
+    model = make_model()
+    inputs = Inputs(prompts={("factsqa", 64): prompts})
+    before = evaluate_model(model, inputs, tokenizer).tasks[0]
+    rows = [tokenizer(f"{prompt.prompt} {prompt.answers[0]}</s>")["input_ids"] for prompt in prompts]
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        losses = [model(tokens := torch.tensor([row]), labels=tokens).loss for row in rows]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+    after = evaluate_model(model, inputs, tokenizer).tasks[0]
+    assert before.score.value == 0.0 and after.score.value == 1.0
+    assert before.log_prob.value < -2 and after.log_prob.value > -0.5
