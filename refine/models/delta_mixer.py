@@ -158,12 +158,14 @@ class SparseDeltaTrace(Trace):
     def __init__(self, mixer: DeltaMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
         self.mixer, self.layout = mixer, layout
         self.start = (
-            memory if memory is not None else mixer.fresh(layout.documents, layout.device, trace.states.starts.dtype)
+            memory
+            if memory is not None
+            else mixer.fresh(layout.documents, layout.device, trace.states.starts.whole.dtype)
         )
         chunks, every = trace.states.chunks, trace.states.sparse
         self.span = chunks.size * every  # tokens between kept states
         self.kept, place = layout.once(("sparse", chunks.size), lambda: self._places(chunks, every))
-        self.states = trace.states.starts.index_select(0, place)
+        self.states = trace.states.starts.pick(place)
 
     def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
         assert inputs is not None

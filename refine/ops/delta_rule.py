@@ -19,6 +19,7 @@ from torch import Tensor
 
 from refine.ops.chunked_delta_rule import ChunkedDeltaRule
 from refine.ops.chunks import Chunks
+from refine.ops.later_rows import LaterRows
 from refine.ops.layout import Layout, Taps
 
 CHUNK = 64
@@ -58,10 +59,10 @@ def read(
     decay = None if log_decay is None else chunks.cut(log_decay).cumsum(-1)
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
-    heads = k.shape[1]
-    flat = [None if x is None else x.flatten(0, 1) for x in (q, k, v, beta, decay, state)]
+    heads, k_rows = k.shape[1], LaterRows(k)
+    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.whole, v, beta, decay, state)]
     o, u, starts = (x.unflatten(0, (-1, heads)) for x in ChunkedDeltaRule.apply(*flat, chunks, heads))
-    return chunks.join(o), ChunkStates(chunks, k, u, decay, starts)
+    return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
 
 
 class ChunkStates:
@@ -72,7 +73,7 @@ class ChunkStates:
 
     sparse = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
 
-    def __init__(self, chunks: Chunks, k: Tensor, u: Tensor, decay: Tensor | None, starts: Tensor) -> None:
+    def __init__(self, chunks: Chunks, k: LaterRows, u: LaterRows, decay: Tensor | None, starts: LaterRows) -> None:
         self.chunks, self.k, self.u, self.decay, self.starts = chunks, k, u, decay, starts
 
     def at(self, taps: Taps) -> Tensor:
@@ -80,7 +81,7 @@ class ChunkStates:
         if self.chunks.ends_all(taps):
             return self._ends()
         chunk, read = self.chunks.tapped(taps)
-        k, u, state = (x.index_select(0, chunk) for x in (self.k, self.u, self.starts))
+        k, u, state = (x.pick(chunk) for x in (self.k, self.u, self.starts))
         seen = torch.arange(self.chunks.size, device=read.device) < read[:, None]  # [R, C]
         if self.decay is None:
             weight = seen[:, None, :, None].to(k.dtype)
@@ -93,9 +94,9 @@ class ChunkStates:
 
     def _ends(self) -> Tensor:
         """[X, H, K, V]: the state after every chunk, all of which are full."""
-        k, states = self.k, self.starts
+        k, states = self.k.whole, self.starts.whole
         if self.decay is not None:
             k = k * (self.decay[..., -1:] - self.decay).exp()[..., None]
             states = states * self.decay[..., -1, None, None].exp()
-        after = torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, self.u.flatten(0, 1))
+        after = torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, self.u.whole.flatten(0, 1))
         return after.unflatten(0, (-1, k.shape[1]))

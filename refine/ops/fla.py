@@ -27,6 +27,7 @@ from torch import Tensor
 
 from refine.errors import SettingError
 from refine.ops.chunks import Chunks
+from refine.ops.later_rows import LaterRows
 from refine.ops.layout import Layout, Taps
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,9 @@ def read(
     """
     segments = Chunks.of(layout, every)
     order = layout.once(("segment order", every), lambda: _segment_order(segments))
-    inputs = [None if x is None else _arranged(x, order) for x in (q, k, v, beta, log_decay)]
+    later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
+    whole = [q, *(None if x is None else x.whole for x in later)]
+    inputs = [None if x is None else _arranged(x, order) for x in whole]
     if state is None:
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
     elif segments.order is not None:
@@ -110,17 +113,16 @@ def read(
     joined = torch.cat(outputs)
     if order is not None:
         joined = torch.empty_like(joined).index_copy(0, order, joined)
-    return joined, SegmentStates(segments, k, v, beta, log_decay, torch.cat(starts))
+    return joined, SegmentStates(segments, later, LaterRows(torch.cat(starts)))
 
 
 class SegmentStates:
-    """States of a read at the start of every segment, starts [X, J, K, V], and what it takes to read on from there."""
+    """States of a read at the start of every segment, starts [X, J, K, V], and what it takes to read on from there:
+    `tokens` are k, v, beta and log decay (or None) of all tokens."""
 
-    def __init__(
-        self, chunks: Chunks, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, starts: Tensor
-    ) -> None:
+    def __init__(self, chunks: Chunks, tokens: list[LaterRows | None], starts: LaterRows) -> None:
         self.chunks, self.starts = chunks, starts
-        self._tokens = (k, v, beta, log_decay)
+        self._tokens = tokens
 
     sparse = 1  # under gradient checkpointing the state of every segment is kept
 
@@ -136,9 +138,9 @@ class SegmentStates:
             return lengths, torch.cat(spans).to(taps.device)
 
         lengths, index = taps.once(("segment tokens", every), build)
-        again = [None if x is None else x.index_select(0, index) for x in self._tokens]
+        again = [None if x is None else x.pick(index) for x in self._tokens]
         assert again[0] is not None
-        return _call([again[0].detach(), *again], self.starts.index_select(0, segment), lengths)[1]
+        return _call([again[0].detach(), *again], self.starts.pick(segment), lengths)[1]
 
 
 def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.ops.later_rows import LaterRows
 from refine.ops.layout import Layout, Taps
 
 CACHED_NUMBERS = 1 << 17  # numbers of a block; a few such blocks stay in a core's cache
@@ -39,7 +40,7 @@ def token_by_token(
 class Tails:
     """The inputs of a convolution, each document after its W - 1 earlier ones: gives the tail after any token."""
 
-    def __init__(self, padded: Tensor, layout: Layout, width: int) -> None:
+    def __init__(self, padded: LaterRows, layout: Layout, width: int) -> None:
         self.padded, self.layout, self.width = padded, layout, width  # padded [N + G (W - 1), F]
 
     def at(self, taps: Taps) -> Tensor:
@@ -51,7 +52,7 @@ class Tails:
             return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
-        return self.padded.index_select(0, index).view(taps.rows, more, self.padded.shape[1])
+        return self.padded.pick(index).view(taps.rows, more, self.padded.whole.shape[1])
 
 
 def read(
@@ -59,8 +60,8 @@ def read(
 ) -> tuple[Tensor, Tails]:
     """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
     more = weight.shape[1] - 1
-    padded = _after_tails(x, tail, more, layout)
-    y = _Convolution.apply(padded, weight, bias, silu)
+    padded = LaterRows(_after_tails(x, tail, more, layout))
+    y = _Convolution.apply(padded.whole, weight, bias, silu)
     return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
 
 

@@ -151,8 +151,8 @@ def test_a_further_update_keeps_rewards_advantages_and_old_log_probabilities(mod
 def test_trained_on_its_next_sequence_loss_alone_the_reward_grows(build, draw_tokens):
     """Twenty updates on one sequence: rollouts that were rewarded become likelier."""
     model, tokens = build("delta_net"), draw_tokens(1, 100)
-    settings = ObjectiveSettings(positions=8, rollouts=16, rollout_length=2, reward="binary", group="position", nsp_weight=1,
-                                 ntp_weight=0)  # fmt: skip
+    settings = ObjectiveSettings(positions=8, rollouts=16, rollout_length=2, reward="binary", group="position",
+                                 nsp_weight=1, ntp_weight=0)  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rewards = []
     for step in range(20):
