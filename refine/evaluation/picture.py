@@ -18,7 +18,7 @@ def draw(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     path = Path(path)
-    curves = sorted({name for one in evaluations for name in one.next_token})
+    curves = list(dict.fromkeys(name for one in evaluations for name in one.next_token))
     scores = any(one.tasks for one in evaluations)
     figure = Figure(figsize=(6.4 * (len(curves) + scores), 4.2), layout="constrained")
     axes = list(figure.subplots(1, len(curves) + scores, squeeze=False)[0])
@@ -46,7 +46,7 @@ def _bars(axis: Any, evaluations: Sequence[Evaluation]) -> None:
             if score.low is not None and score.high is not None:
                 axis.vlines(at, score.low, score.high, color="black", linewidth=1)
     axis.set_xticks(
-        range(len(names)), [f"{task}\n{length}" for task, length in names], rotation=30, ha="right", fontsize=7
+        range(len(names)), [f"{task} {length}" for task, length in names], rotation=30, ha="right", fontsize=7
     )
     axis.set(ylabel="score", ylim=(0, 1), title="scores, with 95 % intervals")
     if len(evaluations) > 1:
