@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.records import Stage, Stages
 from refine import paths
 from refine import settings as settings_module
+from refine.errors import DataError
 from refine.identity import Identity, identify
 from refine.settings import Settings
 from refine.tracking.run import flat
@@ -46,11 +47,11 @@ class Experiment:
         if stage.phase == "start":
             chosen = {"model": values["model"], "training": values["training"]["start"]}
         else:
-            mid = dict(values["training"][stage.phase])
-            mid.pop("arms", None)
-            objective = mid.pop("objective", {})
-            chosen = {"model": values["model"], "training": mid, "arm": stage.arm}
-            if stage.arm == "refine":
+            phase = dict(values["training"][stage.phase])
+            phase.pop("arms", None)
+            objective = phase.pop("objective", {})
+            chosen = {"model": values["model"], "training": phase, "arm": stage.arm}
+            if stage.arm in ("refine", "nested_refine"):
                 chosen["objective"] = objective
         return flat({**chosen, "seed": values["seed"], "sequence_length": values["documents"]["sequence_length"]})
 
@@ -76,6 +77,11 @@ def check(settings: Settings) -> None:
     writable(paths.results().resolve())
     data = Prepared(paths.prepared())
     data.check("train", "validation")
+    if settings.training.post is not None and not data.questions("train"):
+        raise DataError(
+            f"{data.folder / 'questions'} holds no prompts to train on: make them with `dvc repro questions`, or set "
+            "training.post to null"
+        )
     if settings.model.checkpoint is not None and Path(settings.model.checkpoint).is_dir():
         from refine.training.prepared import check_model
 

@@ -1,6 +1,7 @@
 """The experiment as one Prefect flow: `python -m flows.pipeline` runs it here, a deployment runs it on a worker.
 
-starting model -> mid-training, an arm at a time -> evaluation of all arms -> registry -> champion and comparison
+starting model -> mid-training -> post-training, an arm at a time -> evaluation of all models, and of the last one
+adapted to each question (test-time training) -> registry -> champion and comparison
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import Field
 from flows import artifacts, report, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from flows.records import Trained
+from flows.records import Target, Trained
 from refine.errors import RefineError
 from refine.services import prefect_api
 from refine.tracking.connection import connect
@@ -56,16 +57,37 @@ def refine_experiment(
 
 
 def _trained(this: Experiment) -> list[Trained]:
-    settings = this.settings
-    start = settings.model.checkpoint
+    """Every arm of mid-training, and of post-training from the mid-trained model, where the settings have it."""
+    training = this.settings.training
+    start = this.settings.model.checkpoint
     if start is None:
         start = tasks.train(this, this.stages.start()).model
-    return [tasks.train(this, this.stages.mid(arm, start), start) for arm in settings.training.mid.arms]
+    models = [tasks.train(this, this.stages.mid(arm, start), start) for arm in training.mid.arms]
+    if training.post is not None:
+        middle = chosen(models, "refine").model
+        models += [tasks.train(this, this.stages.post(arm, middle), middle) for arm in training.post.arms]
+    return models
+
+
+def chosen(models: list[Trained], arm: str) -> Trained:
+    """The model that the next phase starts from: that of REFINE's own arm, or else the last one."""
+    return next((model for model in reversed(models) if model.stage.arm == arm), models[-1])
+
+
+def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
+    """Every model as it is; and the last phase's, adapted to each question by the arms of test-time training."""
+    stages, training = this.stages, this.settings.training
+    targets = [stages.evaluation(model) for model in models]
+    if training.test_time is not None:
+        last = chosen(models, "nested_refine" if training.post else "refine")
+        targets += [stages.evaluation(last, arm) for arm in training.test_time.arms if arm != "none"]
+    return targets
 
 
 def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Version], Version]:
-    scores = tasks.evaluate(this, models, ", ".join(model.stage.arm for model in models))
-    versions = [tasks.register(this, model, score) for model, score in zip(models, scores, strict=True)]
+    targets = _targets(this, models)
+    scores = tasks.evaluate(this, targets, ", ".join(f"{target.phase} {target.arm}" for target in targets))
+    versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
     return versions, tasks.champion(this, versions, this.settings.registry.metric)
 
 
@@ -80,7 +102,7 @@ def _finish(this: Experiment, run_id: str, versions: list[Version], best: Versio
     return {
         "experiment": this.name,
         "mlflow_run": run_id,
-        "versions": {version.arm: version.number for version in current},
+        "versions": {f"{version.phase} {version.arm}": version.number for version in current},
         "champion": best.number,
         "files": [str(file) for file in files],
         "identity": this.identity.tags(),

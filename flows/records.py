@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from refine import paths
+from refine.errors import SettingError
 from refine.identity import code_hash, hash_of, hash_of_files
 from refine.settings import Settings
-from refine.training import mid_training, output, start_training
+from refine.training import mid_training, output, post_training, start_training
 from refine.training.prepared import Prepared, model_identity
 
 TRAINING_CODE = ("ops", "models", "objective", "training")
@@ -55,11 +56,30 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """An evaluated model. scored_on: hash of the documents and prompts; scores of the same can be compared."""
+class Target:
+    """What is to be evaluated: a trained model, as it is or (`adapted_by` an arm of test-time training) adapted to each
+    prompt before it answers."""
 
     stage: Stage
-    arm: str
+    model: Trained
+    adapted_by: str = ""
+
+    @property
+    def phase(self) -> str:
+        """Of the scores: what trained the model last, or test_time."""
+        return "test_time" if self.adapted_by else self.model.stage.phase
+
+    @property
+    def arm(self) -> str:
+        """Of the scores."""
+        return self.adapted_by or self.model.stage.arm
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluated target. scored_on: hash of the documents and prompts; scores of the same can be compared."""
+
+    target: Target
     scored_on: str
     run_id: str = ""
     reused: bool = False
@@ -84,17 +104,33 @@ class Stages:
         identity = mid_training.identity(self.settings, arm, model, self.revision(model), self.data)
         return _stage("mid", arm, hash_of([identity, code_hash(*TRAINING_CODE)]))
 
-    def evaluation(self, trained: Trained) -> Stage:
-        """Evaluation of a trained model."""
-        values = [trained.model_hash, self.scored_on(), code_hash(*EVALUATION_CODE)]
-        return _stage("evaluation", trained.stage.arm, hash_of(values))
+    def post(self, arm: str, model: str) -> Stage:
+        """Post-training of a mid-trained model in one arm, on all the training prompts that are prepared."""
+        prompts, held_out = self.data.questions("train"), self.data.questions("validation")
+        revision = self.revision(model)
+        identity = post_training.identity(self.settings, arm, model, revision, self.data, prompts, held_out)
+        return _stage("post", arm, hash_of([identity, code_hash(*TRAINING_CODE)]))
+
+    def evaluation(self, model: Trained, adapted_by: str = "") -> Target:
+        """Evaluation of a trained model, as it is or adapted to each prompt by an arm of test-time training."""
+        made_from: list[Any] = [model.model_hash, self.scored_on(), code_hash(*EVALUATION_CODE)]
+        if not adapted_by:
+            stage = _stage("evaluation", f"{model.stage.phase} {model.stage.arm}", hash_of(made_from))
+            return Target(stage, model)
+        settings = self.settings.training.test_time
+        if settings is None:
+            raise SettingError("training.test_time is null: give its settings to adapt to prompts")
+        values = settings.model_dump(mode="json", exclude={"arms"})
+        made_from += [adapted_by, values, self.settings.seed, code_hash(*TRAINING_CODE)]
+        return Target(_stage("test_time", adapted_by, hash_of(made_from)), model, adapted_by)
 
     def scored_on(self) -> str:
         """Hash of the documents, prompts and tokenizer that models are evaluated on."""
         folder = self.data.folder
-        documents = [path for path in sorted(folder.glob("documents/*.parquet")) if path.stem != "train"]
-        prompts = [path for path in (folder / "needles", folder / "questions") if path.exists()]
-        return hash_of([hash_of_files(path) for path in (self.data.tokenizer, *documents, *prompts)])
+        held_out = [path for path in sorted(folder.rglob("*.parquet")) if not path.stem.endswith("train")]
+        return hash_of(
+            {path.relative_to(folder).as_posix(): hash_of_files(path) for path in (self.data.tokenizer, *held_out)}
+        )
 
     def revision(self, model: str) -> str | None:
         """The revision to take of `model`: the settings', where it is their hub checkpoint."""
@@ -127,4 +163,5 @@ def trained(stage: Stage, stages: Stages) -> Trained | None:
 
 
 def _stage(phase: str, arm: str, key: str) -> Stage:
-    return Stage(phase, arm, key, str(paths.runs() / "-".join(part for part in (phase, arm, key) if part)))
+    name = "-".join(part.replace(" ", "-") for part in (phase, arm, key) if part)
+    return Stage(phase, arm, key, str(paths.runs() / name))

@@ -29,10 +29,10 @@ def write(versions: Sequence[Version], folder: Path | None = None) -> tuple[Comp
 
 
 def metrics(comparison: Comparison) -> Mapping[str, Any]:
-    """By arm, then metric, the values that the table shows and their counts, for `dvc metrics show` and `diff`."""
-    found: dict[str, Any] = {}
+    """By phase, arm and metric, the values that the table shows, for `dvc metrics show` and `dvc metrics diff`."""
+    found: dict[str, dict[str, Any]] = {}
     for n, version in enumerate(comparison.versions):
-        found[version.arm or str(version.number)] = {
+        found.setdefault(version.phase, {})[version.arm] = {
             row.metric: round(value, 6) for row in comparison.rows if (value := row.cells[n].value) is not None
         }
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.experiment import Experiment
 from flows.progress import Progress
-from flows.records import Scored, Stage, Trained, trained
+from flows.records import Scored, Stage, Target, Trained, trained
+from flows.slots import device_slots, stage_lock
 from flows.voice import relay, say
-from refine.errors import DataError, ModelError, SettingError
+from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.tracking import registry
 from refine.tracking.metrics import Relay
 from refine.tracking.registry import Version
@@ -27,6 +29,7 @@ from refine.training.process import ProcessFailed, run_in_own_process
 
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
+EVALUATION = "evaluation.json"
 EVALUATE = (sys.executable, "-m", "flows.evaluating")
 
 
@@ -58,32 +61,41 @@ def _task(name: str, run_name: str) -> Any:
 
 @_task("train", "{stage.title}")
 def train(experiment: Experiment, stage: Stage, model: str | None = None) -> Trained:
-    """Train one stage in a process of its own; started again, it goes on from its last whole checkpoint."""
-    client = experiment.client
-    done = trained(stage, experiment.stages)
-    known = find_run(client, experiment.experiment_id, stage.key)
-    if done is not None and known is not None:
-        say(f"{stage.title}: finished before, in {stage.folder}")
-        return _with(done, known.info.run_id, reused=True)
+    """Train one stage in a process of its own, on a device of its own; started again, it goes on from its last whole
+    checkpoint. model: the folder or hub name to start from; a new model (phase start) has none."""
+    with stage_lock(Path(stage.folder), stage.title, say):
+        done = trained(stage, experiment.stages)
+        known = find_run(experiment.client, experiment.experiment_id, stage.key)
+        if done is not None and known is not None:
+            say(f"{stage.title}: finished before, in {stage.folder}")
+            return replace(done, run_id=known.info.run_id, reused=True)
+        return _train(experiment, stage, model, done)
+
+
+def _train(experiment: Experiment, stage: Stage, model: str | None, done: Trained | None) -> Trained:
+    """Train, where it is not done, and record."""
     run = open_run(
-        client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
+        experiment.client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
         tags=experiment.tags(stage.phase, stage.arm), params=experiment.settings_of(stage),
     )  # fmt: skip
-    steps = getattr(experiment.settings.training, stage.phase).steps if stage.arm != "none" else 0
-    series = Path(stage.folder) / "metrics.jsonl"
+    settings = experiment.settings.training
+    steps = getattr(settings, stage.phase).steps if stage.arm != "none" else 0
     with run, Progress(stage.title, steps) as progress:
-        with Relay(series, client, run.run_id, seen=progress.show):
+        with Relay(Path(stage.folder) / "metrics.jsonl", experiment.client, run.run_id, seen=progress.show):
             if done is None:
-                run_in_own_process(_command(experiment, stage, model), echo=relay, name=f"refine train {stage.title}")
+                command = train_command(experiment, stage, model)
+                with device_slots(settings.processes, stage.title, say) as selected:
+                    run_in_own_process(command, echo=relay, environment=selected, name=f"refine train {stage.title}")
         done = trained(stage, experiment.stages)
         if done is None:
-            raise DataError(f"{stage.title}: ended without a result in {stage.folder}")
+            raise TrainingError(f"{stage.title}: ended without a result in {stage.folder}")
         run.metrics({"train/total_seconds": done.seconds, "train/total_tokens": done.tokens}, step=done.steps)
         run.tag({"refine.model": done.model, "refine.model_hash": done.model_hash})
-    return _with(done, run.run_id, reused=False)
+    return replace(done, run_id=run.run_id)
 
 
-def _command(experiment: Experiment, stage: Stage, model: str | None) -> list[str]:
+def train_command(experiment: Experiment, stage: Stage, model: str | None) -> list[str]:
+    """The command line that trains a stage, with the settings as they were when the experiment began."""
     stages = experiment.stages
     command = [*REFINE, "train", stage.phase, "--output", stage.folder, "--data", str(stages.data.folder),
                "--params", str(stages.frozen())]  # fmt: skip
@@ -94,53 +106,62 @@ def _command(experiment: Experiment, stage: Stage, model: str | None) -> list[st
     return command
 
 
-def _with(done: Trained, run_id: str, reused: bool) -> Trained:
-    from dataclasses import replace
-
-    return replace(done, run_id=run_id, reused=reused)
-
-
 @_task("evaluate", "evaluation of {names}")
-def evaluate(experiment: Experiment, models: Sequence[Trained], names: str) -> list[Scored]:
-    """Score every model on the same documents and prompts, all in one process."""
-    stages = [experiment.stages.evaluation(model) for model in models]
-    wanted = [
-        {"name": stage.arm, "model": model.model, "output": stage.folder}
-        for stage, model in zip(stages, models, strict=True)
-    ]
-    fresh = [not (Path(stage.folder) / "evaluation.json").exists() for stage in stages]
+def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> list[Scored]:
+    """Score every target on the same documents and prompts, all in one process."""
+    fresh = [not (Path(target.stage.folder) / EVALUATION).exists() for target in targets]
     if any(fresh):
         request = experiment.stages.frozen().with_name(f"evaluate-{experiment.parent}.json")
-        batch_size = experiment.settings.evaluation.batch_size
-        data = str(experiment.stages.data.folder)
-        request.write_text(json.dumps({"data": data, "batch_size": batch_size, "models": wanted}), encoding="utf-8")
-        run_in_own_process([*EVALUATE, str(request)], echo=say, name="evaluation")
+        request.write_text(json.dumps(_request(experiment, targets)), encoding="utf-8")
+        with device_slots(1, "evaluation", say) as selected:
+            run_in_own_process([*EVALUATE, str(request)], echo=say, environment=selected, name="evaluation")
         request.unlink()
     else:
         say("evaluation: finished before")
-    return [_recorded(experiment, *each) for each in zip(models, stages, fresh, strict=True)]
+    return [_recorded(experiment, *each) for each in zip(targets, fresh, strict=True)]
 
 
-def _recorded(experiment: Experiment, model: Trained, stage: Stage, fresh: bool) -> Scored:
+def _request(experiment: Experiment, targets: Sequence[Target]) -> dict[str, Any]:
+    """What flows.evaluating is told."""
+    settings = experiment.settings
+    test_time = settings.training.test_time
+    return {
+        "data": str(experiment.stages.data.folder),
+        "batch_size": settings.evaluation.batch_size,
+        "seed": settings.seed,
+        "test_time": test_time.model_dump(mode="json") if test_time else None,
+        "models": [
+            {
+                "name": f"{target.phase} {target.arm}".strip(),
+                "model": target.model.model,
+                "output": target.stage.folder,
+                "adapted_by": target.adapted_by,
+            }
+            for target in targets
+        ],
+    }
+
+
+def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     """The scores in a stage's folder, with an MLflow run that holds them."""
-    client = experiment.client
-    found = json.loads((Path(stage.folder) / "evaluation.json").read_text(encoding="utf-8"))
+    client, stage, model = experiment.client, target.stage, target.model
+    found = json.loads((Path(stage.folder) / EVALUATION).read_text(encoding="utf-8"))
     known = find_run(client, experiment.experiment_id, stage.key)
     run_id = known.info.run_id if known else ""
-    metrics = {**_validation(model), **found["metrics"]}
+    metrics = {**({} if target.adapted_by else _validation(model)), **found["metrics"]}
     if known is None:
-        tags = {**experiment.tags("evaluation", stage.arm), "refine.trained_by": model.run_id}
+        tags = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
         with open_run(
-            client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent, tags=tags,
-            params=experiment.settings_of(model.stage),
+            client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
+            tags={**tags, "refine.trained_by": model.run_id}, params=experiment.settings_of(model.stage),
         ) as run:  # fmt: skip
             run.metrics(metrics, step=model.steps)
-            for file in ("evaluation.json", "table.md", "answers.jsonl"):
+            for file in (EVALUATION, "table.md", "answers.jsonl"):
                 if (Path(stage.folder) / file).exists():
                     client.log_artifact(run.run_id, str(Path(stage.folder) / file))
             run_id = run.run_id
-    scored_on = experiment.stages.scored_on()
-    return Scored(stage, model.stage.arm, scored_on, run_id, not fresh, found["seconds"], metrics)
+    scored_on = found.get("settings", {}).get("scored_on") or experiment.stages.scored_on()
+    return Scored(target, str(scored_on), run_id, not fresh, found["seconds"], metrics)
 
 
 def _validation(model: Trained) -> dict[str, float]:
@@ -148,29 +169,29 @@ def _validation(model: Trained) -> dict[str, float]:
     return {name: value for name, value in model.metrics.items() if name.startswith("val/")}
 
 
-@_task("register", "registration of {scored.arm}")
-def register(experiment: Experiment, model: Trained, scored: Scored) -> Version:
+@_task("register", "registration of {scored.target.phase} {scored.target.arm}")
+def register(experiment: Experiment, scored: Scored) -> Version:
     """Make a trained and scored model a version of the registered model."""
-    settings = experiment.settings.registry
+    settings, model, target = experiment.settings.registry, scored.target.model, scored.target
     version = registry.register(
         experiment.client,
         settings.model_name,
         model.model,
-        key=f"{experiment.name}-{scored.stage.key}-{model.stage.key}",
+        key=f"{experiment.name}-{target.stage.key}-{model.stage.key}",
         run_id=model.run_id,
         scored_by=scored.run_id,
         experiment_id=experiment.experiment_id,
         metrics=scored.metrics,
         settings=experiment.settings_of(model.stage),
         tags={
-            **experiment.tags(model.stage.phase, scored.arm),
+            **experiment.tags(target.phase, target.arm),
             registry.EVALUATION: scored.scored_on,
             "refine.model_hash": model.model_hash,
-            "refine.evaluation_folder": scored.stage.folder,
+            "refine.evaluation_folder": target.stage.folder,
         },
         headline=_headline(scored, settings.metric),
     )
-    say(f"registered {scored.arm}: {version.name} version {version.number}")
+    say(f"registered {target.phase} {target.arm}: {version.name} version {version.number}")
     return version
 
 

@@ -81,9 +81,9 @@ def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str 
 
 
 def newest(versions: Sequence[Version]) -> list[Version]:
-    """The newest version of each arm, and the champion."""
-    last = {one.arm: one.number for one in versions}
-    return [one for one in versions if one.number == last[one.arm] or one.is_champion]
+    """The newest version of each phase's arm, and the champion."""
+    last = {(one.phase, one.arm): one.number for one in versions}
+    return [one for one in versions if one.number == last[one.phase, one.arm] or one.is_champion]
 
 
 def _show(name: str, found: Comparison, left_out: int) -> None:

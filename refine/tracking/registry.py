@@ -40,8 +40,14 @@ class Version:
 
     @property
     def label(self) -> str:
-        """`3 (refine)`: number and arm."""
-        return f"{self.number} ({self.arm})" if self.arm else str(self.number)
+        """`3 (mid refine)`: number, phase and arm."""
+        trained_by = f"{self.phase} {self.arm}".strip()
+        return f"{self.number} ({trained_by})" if trained_by else str(self.number)
+
+    @property
+    def phase(self) -> str:
+        """The phase that trained it last."""
+        return self.tags.get(PHASE, "")
 
     @property
     def arm(self) -> str:

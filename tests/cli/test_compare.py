@@ -31,7 +31,7 @@ def registered(tmp_path_factory) -> Path:
             register(
                 client, "refine-sample", folder, key=str(n), run_id=run.run_id, experiment_id=run.experiment_id,
                 metrics={"val/loss": loss, "val/sequences": 32}, settings={"training.steps": 30 + n},
-                tags={"experiment": experiment, "arm": arm},
+                tags={"experiment": experiment, "arm": arm, "phase": "mid"},
             )
         )  # fmt: skip
     choose_champion(client, "refine-sample", made, "val/loss", "minimise")
@@ -54,18 +54,18 @@ def compare(registered, monkeypatch, checkout):
 def test_each_arms_newest_and_the_champion_stand_side_by_side(compare):
     result = compare()
     assert result.exit_code == 0, result.output
-    assert "2 (refine) champion" in result.output and "3 (sft)" in result.output and "4 (refine)" in result.output
-    assert "1 (sft)" not in result.output and "1 older versions are not shown: --versions all" in result.output
+    assert "2 (mid refine) champion" in result.output and "3 (mid sft)" in result.output and "4 (mid refine)" in result.output
+    assert "1 (mid sft)" not in result.output and "1 older versions are not shown: --versions all" in result.output
     assert "3.4000 *" in result.output and "training.steps" in result.output
-    assert "champion: version 2 (refine), best val/loss" in result.output
+    assert "champion: version 2 (mid refine), best val/loss" in result.output
 
 
 def test_versions_and_experiments_can_be_named(compare):
-    assert "1 (sft)" in compare("--versions", "all").output
+    assert "1 (mid sft)" in compare("--versions", "all").output
     named = compare("--versions", "champion,1").output
-    assert "1 (sft)" in named and "2 (refine)" in named and "4 (refine)" not in named
+    assert "1 (mid sft)" in named and "2 (mid refine)" in named and "4 (mid refine)" not in named
     second = compare("--experiment", "second").output
-    assert "4 (refine)" in second and "2 (refine)" not in second
+    assert "4 (mid refine)" in second and "2 (mid refine)" not in second
 
 
 def test_markdown_and_csv_are_for_other_programs(compare):

@@ -68,7 +68,10 @@ def workplace(tmp_path, monkeypatch, checkout) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFINE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "params.yaml").write_text((checkout / "params.yaml").read_text())
+    monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
+    values = yaml.safe_load((checkout / "params.yaml").read_text())
+    values["training"] |= {"post": None, "test_time": None}  # tests that need these phases put them back
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     prepared = tmp_path / "prepared"
     (prepared / "tokenizer").mkdir(parents=True)
     vocabulary = {f"w{n}": n for n in range(300)}

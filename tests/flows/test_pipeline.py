@@ -69,12 +69,12 @@ def runs(workplace: Path) -> dict[str, list[str]]:
 def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, workplace):
     code, out, err = finished(start())
     assert code == 0, err
-    assert err == "" and "champion: refine-sample version 3 (refine), val/loss 3.4000" in out
+    assert err == "" and "champion: refine-sample version 3 (mid refine), val/loss 3.4000" in out
     assert calls() == ALL
     metrics = json.loads((workplace / "results" / "metrics.json").read_text())
-    assert metrics["refine"]["val/loss"] == 3.4 and metrics["none"]["eval/niah_single_1/256/score"] == 0.5
+    assert metrics["mid"]["refine"]["val/loss"] == 3.4 and metrics["mid"]["none"]["eval/niah_single_1/256/score"] == 0.5
     table = (workplace / "results" / "comparison.md").read_text()
-    assert "3 (refine) champion" in table and "3.4000 [3.3000, 3.7000] *" in table and "| 32 " in table
+    assert "3 (mid refine) champion" in table and "3.4000 [3.3000, 3.7000] *" in table and "| 32 " in table
     found = runs(workplace)
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
     code, _, err = finished(start())

@@ -20,7 +20,7 @@ def keys(settings_with, workplace):
         stages = Stages(settings_with(changes), Prepared(workplace / "prepared"))
         mid = {arm: stages.mid(arm, "hub/model").key for arm in ("none", "sft", "refine")}
         model = Trained(stages.mid("refine", "hub/model"), "hub/model", "the same weights")
-        return {"start": stages.start().key, **mid, "evaluation": stages.evaluation(model).key}
+        return {"start": stages.start().key, **mid, "evaluation": stages.evaluation(model).stage.key}
 
     return found
 

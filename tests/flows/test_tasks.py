@@ -46,7 +46,8 @@ def test_what_is_finished_is_not_done_again(experiment, calls):
     stage = experiment.stages.start()
     first, again = tasks.train.fn(experiment, stage), tasks.train.fn(experiment, stage)
     assert again.reused and not first.reused and again.run_id == first.run_id and again.model == first.model
-    scores = [tasks.evaluate.fn(experiment, [first], "start") for _ in range(2)]
+    target = experiment.stages.evaluation(first)
+    scores = [tasks.evaluate.fn(experiment, [target], "start") for _ in range(2)]
     assert scores[0][0].metrics == scores[1][0].metrics and scores[1][0].run_id == scores[0][0].run_id
     assert calls() == ["start", "evaluation"]
 
@@ -80,14 +81,14 @@ def test_what_the_user_has_to_mend_is_not_tried_again(experiment, plan):
 def test_a_version_carries_where_it_comes_from(experiment):
     model = tasks.train.fn(experiment, experiment.stages.start())
     middle = tasks.train.fn(experiment, experiment.stages.mid("refine", model.model), model.model)
-    (scored,) = tasks.evaluate.fn(experiment, [middle], "refine")
-    version = tasks.register.fn(experiment, middle, scored)
+    (scored,) = tasks.evaluate.fn(experiment, [experiment.stages.evaluation(middle)], "refine")
+    version = tasks.register.fn(experiment, scored)
     assert version.metrics["val/loss"] == 3.6 and version.metrics["val/reward/cosine/mean"] == 0.3
     assert version.settings["objective.rollout_length"] == 5 and version.settings["training.steps"] == 30
     assert version.tags["arm"] == "refine" and version.tags["val/loss"] == "3.6000"
     assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(version.tags)
     curve = experiment.client.get_metric_history(middle.run_id, "val/loss")
     assert [point.step for point in curve] == [4], "the score of the version stands in the curve of its training"
-    assert tasks.register.fn(experiment, middle, scored).number == version.number
+    assert tasks.register.fn(experiment, scored).number == version.number
     best = tasks.champion.fn(experiment, [version], "val/loss")
     assert best.is_champion
