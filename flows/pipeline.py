@@ -15,12 +15,13 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import artifacts, report, tasks
+from flows import artifacts, preparation, report, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from flows.records import Target, Trained
 from refine.errors import RefineError
 from refine.services import prefect_api
+from refine.services.orphans import end_with_worker
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
@@ -38,9 +39,13 @@ def refine_experiment(
         list[str] | None, Field(description="settings laid over the file, as in training.mid.steps=100")
     ] = None,
     experiment: Annotated[str | None, Field(description="MLflow experiment; default: registry.model_name")] = None,
+    prepare: Annotated[bool, Field(description="bring the data stages up to date first (dvc repro)")] = False,
 ) -> dict[str, Any]:
     """Starting model, mid-training in each arm, evaluation, registration, champion and comparison."""
+    end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
+    if prepare:
+        preparation.prepare(params, settings)
     opened.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)

@@ -83,7 +83,7 @@ def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     try:
         _start_supervisor()
         _write_private(prefect_api.state_file(), json.dumps({**addresses, "pool": wanted.pool}))
-        _wait(addresses, say)
+        _wait(addresses, wanted.pool, say)
     except BaseException:
         down()
         raise
@@ -241,13 +241,18 @@ def _start_supervisor() -> None:
         time.sleep(0.05)
 
 
-def _wait(addresses: dict[str, str], say: Callable[[str], None]) -> None:
-    waiting = {"prefect": f"{addresses['prefect_api']}/health", "mlflow": f"{addresses['mlflow']}/health"}
+def _wait(addresses: dict[str, str], pool: str, say: Callable[[str], None]) -> None:
+    api = addresses["prefect_api"]
+    waiting = {
+        "prefect": f"{api}/health",
+        "mlflow": f"{addresses['mlflow']}/health",
+        "worker": f"{api}/work_pools/{pool}",  # the worker makes its pool where there is none
+    }
     deadline = time.monotonic() + PATIENCE
     while waiting:
         for name, url in list(waiting.items()):
             if _answers(url):
-                say(f"{name} answers at {addresses[name]}")
+                say(f"{name} answers at {addresses[name]}" if name in addresses else f"{name} waits for runs")
                 del waiting[name]
         failed = [one.name for one in programs() if one.state in ("FATAL", "BACKOFF") and one.name in waiting]
         if failed or time.monotonic() > deadline:

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +165,17 @@ def download(client: MlflowClient, reference: str, folder: str | Path | None = N
         tracking_uri=client.tracking_uri,
     )
     return Path(found)
+
+
+def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:
+    """Copy the model of `version` to `folder`, which appears when all of it is there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as beside:
+        (Path(beside) / "download").mkdir()
+        found = download(client, f"models:/{version.name}/{version.number}", Path(beside) / "download")
+        shutil.copytree(found, Path(beside) / "model")
+        os.replace(Path(beside) / "model", folder)
+    return folder
 
 
 def parse_reference(reference: str) -> tuple[str, str]:

@@ -1,0 +1,102 @@
+"""Settings × seeds, each an experiment of its own, fanned out over the work pool, and compared at the end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows import experiment as opened
+from flows.voice import say
+from refine.errors import ServiceError, SettingError
+
+DEPLOYMENT = "refine-experiment/experiment"
+EVERY = 5.0  # seconds between looks at the experiments
+
+
+def combinations(settings: dict[str, list[Any]], seeds: list[int]) -> list[list[str]]:
+    """Overrides of each experiment: every combination of the settings' values, in every seed.
+
+    Raises SettingError: a setting without values, or no seed.
+    """
+    for name, values in settings.items():
+        if not isinstance(values, list) or not values:
+            raise SettingError(f"sweep: setting {name!r} needs a list of values, not {values!r}")
+    if not seeds:
+        raise SettingError("sweep: no seed is given")
+    products = itertools.product(*settings.values())
+    return [
+        [*(f"{name}={_yaml(value)}" for name, value in zip(settings, values, strict=True)), f"seed={seed}"]
+        for values in products
+        for seed in seeds
+    ]
+
+
+def _yaml(value: Any) -> str:
+    import json
+
+    return json.dumps(value)  # JSON is YAML
+
+
+def _run_name() -> str:
+    return f"sweep {flow_run.parameters.get('name')} {time.strftime('%Y-%m-%d %H:%M')}"
+
+
+@flow(name="refine-sweep", flow_run_name=_run_name, persist_result=False)
+def refine_sweep(
+    name: Annotated[str, Field(description="of the sweep: its MLflow experiment is called so", min_length=1)],
+    settings: Annotated[
+        dict[str, list[Any]], Field(description="values of each setting, as in {training.mid.learning_rate: [1e-4]}")
+    ],
+    seeds: Annotated[list[int], Field(description="every combination runs in each of these seeds", min_length=1)] = [1],  # noqa: B006
+    params: Annotated[str, Field(description="settings file, relative to the checkout")] = "params.yaml",
+) -> dict[str, Any]:
+    """Run an experiment for every combination of settings and seeds, and wait for all of them.
+
+    Raises SettingError before any of them starts, if one has settings that do not hold.
+    """
+    wanted = combinations(settings, seeds)
+    for overrides in wanted:
+        opened.load(params, tuple(overrides))
+    started = [_start(name, params, overrides) for overrides in wanted]
+    say(f"{name}: {len(started)} experiments wait in the pool")
+    finished = _wait(started)
+    failed = [label for label, state in finished.items() if state != "COMPLETED"]
+    if failed:
+        raise ServiceError(f"{name}: {len(failed)} of {len(finished)} experiments did not finish: {'; '.join(failed)}")
+    return {"experiment": name, "runs": len(finished)}
+
+
+def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
+    """(label, id) of a run that was put into the pool."""
+    from prefect.deployments import run_deployment
+
+    label = ", ".join(overrides)
+    made: Any = run_deployment(
+        DEPLOYMENT,
+        parameters={"params": params, "overrides": overrides, "experiment": name, "prepare": True},
+        flow_run_name=f"{name}: {label}",
+        timeout=0,
+        as_subflow=False,
+    )
+    return label, made.id
+
+
+def _wait(started: list[tuple[str, Any]]) -> dict[str, str]:
+    """The final state of each, by label."""
+    from prefect.client.orchestration import get_client
+
+    finished: dict[str, str] = {}
+    with get_client(sync_client=True) as client:
+        while len(finished) < len(started):
+            for label, run_id in started:
+                state = client.read_flow_run(run_id).state
+                if label not in finished and state is not None and state.is_final():
+                    finished[label] = state.type.value
+                    say(f"{label}: {state.name}")
+            time.sleep(EVERY)
+    return finished

@@ -1,0 +1,86 @@
+"""`refine deploy`: register the deployments of flows/prefect.yaml with the Prefect server that runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from refine.errors import ServiceError, SettingError
+
+FILE = Path("flows") / "prefect.yaml"
+
+
+@click.command()
+@click.option("--pool", default=None, help="Work pool (default: that of `refine up`, or gpu).")
+@click.option("--cron", default="0 2 * * *", show_default=True, help="When the nightly experiment starts.")
+@click.option("--timezone", default="UTC", show_default=True, help="Of --cron, as in Europe/Berlin.")
+@click.option("--checkout", default=None, help="The project's folder on the workers (default: this one).")
+def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
+    """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
+    from refine.services import environment, supervision
+
+    url = server()
+    pool = pool or supervision.state().get("pool") or "gpu"
+    check_schedule(cron, timezone)
+    if not FILE.exists():
+        raise SettingError(f"{FILE} is not here: run `refine deploy` in the project's folder")
+    environment.prepare(quiet=True)
+    os.environ["PREFECT_API_URL"] = url
+    check_pool(pool)
+    told = {"REFINE_POOL": pool, "REFINE_CRON": cron, "REFINE_TIMEZONE": timezone,
+            "REFINE_CHECKOUT": checkout or str(Path.cwd())}  # fmt: skip
+    prefect = str(Path(sys.executable).parent / "prefect")
+    command = [prefect, "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **told})
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise ServiceError(f"prefect deploy failed: {' '.join(said[-1].split()) if said else 'it said nothing'}")
+    click.echo(f"deployed to pool {pool}; nightly at {cron!r} ({timezone})")
+    click.echo(f"run one at {url.removesuffix('/api')}/deployments, or")
+    click.echo(f"PREFECT_API_URL={url} prefect deployment run refine-experiment/experiment")
+
+
+def server() -> str:
+    """The API of the server to deploy to. Raises ServiceError: none is named or runs, or it does not answer."""
+    from refine.services import prefect_api
+
+    url = os.environ.get(prefect_api.VARIABLE) or prefect_api.running_server()
+    if not url:
+        raise ServiceError(
+            f"no Prefect server runs: start one with `refine up`, or name yours in {prefect_api.VARIABLE}"
+        )
+    prefect_api.check_answers(url)
+    return url
+
+
+def check_schedule(cron: str, timezone: str) -> None:
+    """Raises SettingError: no cron expression, or no time zone."""
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SettingError(
+            f"schedule {cron!r} in {timezone!r}: {said}; expected minute hour day month weekday, as in '0 2 * * *'"
+        ) from None
+
+
+def check_pool(pool: str) -> None:
+    """Raises ServiceError where the server has no such pool."""
+    from prefect.client.orchestration import get_client
+
+    from refine.errors import nearest
+
+    with get_client(sync_client=True) as client:
+        known = [one.name for one in client.read_work_pools()]
+    if pool not in known:
+        raise ServiceError(
+            f"no work pool {pool!r}{nearest(pool, known)}; there are: {', '.join(known) or 'none'}; make one with "
+            f"`prefect work-pool create {pool} --type process`, or let `refine up --pool {pool}` do it"
+        )
