@@ -87,11 +87,13 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
     "--model", required=True, metavar="FOLDER|NAME", help="The starting model: a checkpoint folder or hub name."
 )
 @click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
-@click.option("--prompts", required=True, type=FOLDER, help="Parquet file of prompts and answers to train on.")
-@click.option("--validation", type=FOLDER, help="Parquet file of held-out prompts and answers.")
+@click.option(
+    "--prompts", multiple=True, type=FOLDER, help="File of prompts and answers; repeatable (default: DATA/questions)."
+)
+@click.option("--validation", multiple=True, type=FOLDER, help="File of held-out prompts and answers; repeatable.")
 @common
-def post(arm: str, model: str, revision: str | None, prompts: Path, validation: Path | None, output: Path,
-         data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
+def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], validation: tuple[Path, ...],
+         output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
     """Post-training on prompts with answers (params: training.post)."""
     from refine import settings
     from refine.training.post_training import post_training
@@ -99,6 +101,8 @@ def post(arm: str, model: str, revision: str | None, prompts: Path, validation: 
 
     values = settings.load(params, overrides)
     prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+    if not prompts:
+        prompts, validation = tuple(prepared.questions("train")), validation or tuple(prepared.questions("validation"))
 
     def run() -> dict[str, Any]:
         return post_training(

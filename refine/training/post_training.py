@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import SettingError
+from refine.errors import DataError, SettingError
 from refine.identity import hash_of_files
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
@@ -38,15 +38,21 @@ def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
 
 
 def identity(
-    settings: Settings, arm: str, model: str, revision: str | None, data: Prepared, prompts: Path, held_out: Path | None
+    settings: Settings,
+    arm: str,
+    model: str,
+    revision: str | None,
+    data: Prepared,
+    prompts: Sequence[Path],
+    held_out: Sequence[Path],
 ) -> dict[str, Any]:
     """What the arm's model is made from (JSON values)."""
     post = settings_of(settings)
     values = post.model_dump(mode="json", exclude={"arms", "objective"})
     tokenizer = hash_of_files(data.tokenizer / "tokenizer.json")
-    hashes = {"tokenizer_hash": tokenizer, "train_hash": hash_of_files(prompts)}
-    if held_out is not None:
-        hashes["validation_hash"] = hash_of_files(held_out)
+    hashes = {"tokenizer_hash": tokenizer, "train_hash": hash_of_files(*prompts)}
+    if held_out:
+        hashes["validation_hash"] = hash_of_files(*held_out)
     return {
         "phase": "post",
         "arm": arm,
@@ -62,23 +68,26 @@ def post_training(
     arm: str,
     model: str,
     data: Prepared,
-    prompts: Path,
+    prompts: Sequence[Path],
     output: Path,
-    held_out: Path | None = None,
+    held_out: Sequence[Path] = (),
     revision: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.training.phase.run`).
 
-    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts`); `held_out` ones are validated on.
+    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts`), all of them together; `held_out` ones are
+    validated on; without any nothing is validated.
     `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
     """
     post = settings_of(settings)
-    from refine.data.prompts import load_prompts
-
-    train, validation = _rows(load_prompts(prompts)), None if held_out is None else _rows(load_prompts(held_out))
+    if not prompts:
+        raise DataError(
+            f"no prompts to train on: make {data.folder / 'questions'} with `dvc repro questions`, or name files"
+        )
+    train, validation = _rows(prompts), _rows(held_out)
     data.check()
     check_model(model, data)
     record = identity(settings, arm, model, revision, data, prompts, held_out)
@@ -91,7 +100,7 @@ def post_training(
     from refine.training.phase import Inputs, run
 
     more: dict[str, Any] = {"max_length": post.length, "prompt_steps": 0 if arm == "sft" else post.prompt_steps}
-    if validation is None:
+    if not validation:
         more |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
     else:
         more["metric_for_best_model"] = "answer_loss"
@@ -101,7 +110,7 @@ def post_training(
     inputs = Inputs(
         model=lambda: starting_model(model, revision, data),
         train=train,
-        validation=validation,
+        validation=validation or None,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
     )
     return run(
@@ -109,5 +118,9 @@ def post_training(
     )
 
 
-def _rows(prompts: Sequence[Any]) -> list[dict[str, Any]]:
-    return [{"prompt": one.prompt, "answers": list(one.answers), "task": one.task} for one in prompts]
+def _rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The prompts of all files, in their order."""
+    from refine.data.prompts import load_prompts
+
+    found = [prompt for file in files for prompt in load_prompts(file)]
+    return [{"prompt": one.prompt, "answers": list(one.answers), "task": one.task} for one in found]

@@ -29,6 +29,10 @@ class Prepared:
         """Token sequences of a split."""
         return self.folder / "documents" / f"{split}.parquet"
 
+    def questions(self, split: str) -> list[Path]:
+        """Files of questions with answers of a split ("train", "validation"): all tasks and lengths there are."""
+        return sorted((self.folder / "questions").glob(f"*_{split}.parquet"))
+
     def check(self, *splits: str) -> None:
         """Raises DataError where the tokenizer or the documents of `splits` are missing."""
         for path in (self.tokenizer / "tokenizer.json", *map(self.documents, splits)):

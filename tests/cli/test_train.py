@@ -85,6 +85,8 @@ def test_start_then_mid_says_what_it_wrote_and_what_comes_next(project, capsys):
         (["mid", "--arm", "sft", "--model", "no/such-model"], "no/such-model"),
         (["mid", "--arm", "best", "--model", "prepared"], "'best' is not one of"),
         (["mid", "--arm", "sft"], "Missing option '--model'"),
+        (["post", "--arm", "sft", "--model", "prepared"], "no prompts to train on: make prepared/questions"),
+        (["post", "--arm", "sft", "--model", "prepared", "-S", "training.post=null"], "training.post is null"),
     ],
 )
 def test_what_the_user_got_wrong_is_said_and_nothing_is_written(project, capsys, arguments, line):

@@ -44,7 +44,7 @@ def phases(params, prepared_folder, tmp_path):
     return {
         "start": (start_training, values, data),
         "mid": (mid_training, values, "refine", model, data),
-        "post": (post_training, values, "nested_refine", model, data, prompts),
+        "post": (post_training, values, "nested_refine", model, data, [prompts]),
     }
 
 

@@ -159,9 +159,9 @@ def post(params, prepared_folder, tmp_path):
     start_training(values, data, tmp_path / "start")
     file = write_prompts([Prompt("w1", ("w2",), "factsqa", 48, 4)] * 6, tmp_path / "prompts.parquet")
 
-    def run(name: str, arm: str, held_out=file, callbacks=()) -> dict:
+    def run(name: str, arm: str, held_out=(file,), callbacks=()) -> dict:
         model = str(tmp_path / "start" / "model")
-        return post_training(values, arm, model, data, file, tmp_path / name, held_out, callbacks=callbacks)
+        return post_training(values, arm, model, data, [file], tmp_path / name, held_out, callbacks=callbacks)
 
     return run
 
@@ -185,5 +185,5 @@ def test_a_post_trained_model_has_its_record_and_resumes_to_the_same_bits(post, 
 
 
 def test_without_held_out_prompts_nothing_is_validated(post):
-    record = post("plain", "sft", held_out=None)
+    record = post("plain", "sft", held_out=())
     assert record["steps"] == 2 and not any(name.startswith("val/") for name in record["metrics"])
