@@ -15,6 +15,7 @@ from torch import Tensor
 from refine.errors import DataError
 from refine.evaluation.intervals import ratio
 from refine.evaluation.scores import Interval, NextTokenScore, PositionScore
+from refine.evaluation.writing import passes
 from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
     training = model.training
     model.eval()
     try:
-        for numbers in _passes(rows, batch_size):
+        for numbers in passes([len(row) for row in rows], batch_size, model.device.type):
             for number, lost, hit in _score(model, [rows[n] for n in numbers], numbers):
                 losses[number, 1 : 1 + len(lost)] = lost
                 hits[number, 1 : 1 + len(hit)] = hit
@@ -85,13 +86,6 @@ def token_rows(sequences: Any) -> list[Tensor]:
         if row.ndim != 1 or len(row) < 2:
             raise DataError(f"sequence {number} has {row.numel()} tokens; next-token prediction needs at least 2")
     return rows
-
-
-def _passes(rows: Sequence[Tensor], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the rows of each pass: alike in length, so that little padding is read."""
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
 
 
 def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) -> Iterator[PositionScore]:

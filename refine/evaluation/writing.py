@@ -5,7 +5,8 @@ Shape legend: R rows of a memory · T tokens of the longest row · D hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,15 +18,41 @@ from refine.ops.token_statistics import token_statistics
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel, Memory
 
+TOKENS_OF_A_PASS = defaultdict(lambda: 2**18, cpu=2**14)
+"""By device: on a CPU more at once is slower (nothing stays in its caches), on a GPU it takes memory for nothing."""
 PIECE = 16  # tokens written before finished rows leave the batch
+
+
+def passes(lengths: Sequence[int], rows: int, device: str) -> Iterator[list[int]]:
+    """Which of the sequences of these lengths are read together: alike in length, so that little padding is read; at
+    most `rows`, and no more tokens than a pass should hold, though at least one sequence."""
+    order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+    taken: list[int] = []
+    for n in order:
+        if taken and (len(taken) == rows or (len(taken) + 1) * lengths[n] > TOKENS_OF_A_PASS[device]):
+            yield taken
+            taken = []
+        taken.append(n)
+    if taken:
+        yield taken
 
 
 def read_contexts(model: FastWeightLanguageModel, contexts: Sequence[Sequence[int] | Tensor]) -> tuple[Memory, Tensor]:
     """(memory of R rows, state after the last token [R, D]) after reading each context."""
+    from refine.models import Memory
+
+    memories, states, order = [], [], []
     lengths = [len(context) for context in contexts]
-    tokens = pad_sequence([torch.as_tensor(context) for context in contexts], batch_first=True).to(model.device)
-    reading = model.read(tokens, lengths=[[length] for length in lengths])
-    return reading.memory, torch.stack([reading.hidden[r, length - 1] for r, length in enumerate(lengths)])
+    for numbers in passes(lengths, len(contexts), model.device.type):
+        tokens = pad_sequence([torch.as_tensor(contexts[n]) for n in numbers], batch_first=True).to(model.device)
+        reading = model.read(tokens, lengths=[[lengths[n]] for n in numbers])
+        memories.append(reading.memory)
+        states.append(torch.stack([reading.hidden[r, lengths[n] - 1] for r, n in enumerate(numbers)]))
+        order += numbers
+    if len(memories) == 1 and order == list(range(len(order))):
+        return memories[0], states[0]
+    place = sorted(range(len(order)), key=order.__getitem__)
+    return Memory.cat(memories).select(place), torch.cat(states)[place]
 
 
 def score_after(

@@ -10,6 +10,7 @@ import torch
 
 from refine.data.prompts import Prompt
 from refine.errors import ModelError, SettingError
+from refine.evaluation import writing
 from refine.evaluation.answers import answer, cut_middle, reference_tokens
 
 WORDS = ["the", "king", "ruled", "old", "ships", "green", "sun", "hidden", "blue", "sky", "magic", "text", "number"]
@@ -52,6 +53,25 @@ def test_a_batch_of_any_size_and_unequal_lengths_answers_as_each_prompt_alone(ba
     assert [one.text for one in together] == [one.text for one in alone]
     assert [one.tokens for one in together] == [one.tokens for one in alone] and alone[3].tokens <= 3
     assert [one.log_prob for one in together] == pytest.approx([one.log_prob for one in alone], rel=1e-4)
+
+
+def test_long_prompts_are_read_in_several_passes_and_answered_together_all_the_same(model, tokenizer, monkeypatch):
+    asked = prompts(11, answer_tokens=20)
+    expected = answer(model, tokenizer, asked)
+    contexts = []
+    own = model.read
+
+    def read(tokens, memory=None, **more):
+        if memory is None:
+            contexts.append(tokens.shape)
+        return own(tokens, memory, **more)
+
+    monkeypatch.setitem(writing.TOKENS_OF_A_PASS, "cpu", 60)
+    monkeypatch.setattr(model, "read", read)
+    found = answer(model, tokenizer, asked, batch_size=11)
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert len(contexts) > 2 and max(rows * width for rows, width in contexts) <= 60
+    assert sum(rows for rows, _ in contexts) == 11
 
 
 def test_every_prompt_is_answered_and_in_order(model, tokenizer):
