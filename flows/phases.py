@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows import experiment as opened
 from flows import tasks
@@ -25,9 +24,6 @@ ARMS = {
     "mid": ("none", "sft", "refine"),
     "post": ("sft", "nested_sft", "nested_refine"),
 }
-PARAMS = Field(description="settings file, relative to the checkout")
-OVERRIDES = Field(description="settings laid over the file, as in training.mid.steps=100")
-EXPERIMENT = Field(description="MLflow experiment; default: registry.model_name")
 
 
 def _run_name() -> str:
@@ -38,14 +34,23 @@ def _run_name() -> str:
 
 @flow(name="refine-phase", flow_run_name=_run_name, persist_result=False)
 def refine_phase(
-    phase: Annotated[Literal["start", "mid", "post"], Field(description="which phase is trained")],
-    arm: Annotated[str | None, Field(description="none, sft, refine; sft, nested_sft, nested_refine in post")] = None,
-    model: Annotated[str | None, Field(description="folder, hub name or models:/NAME@ALIAS to start from")] = None,
-    params: Annotated[str, PARAMS] = "params.yaml",
-    overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    experiment: Annotated[str | None, EXPERIMENT] = None,
+    phase: Literal["start", "mid", "post"],
+    arm: str | None = None,
+    model: str | None = None,
+    params: str = "params.yaml",
+    overrides: list[str] | None = None,
+    experiment: str | None = None,
 ) -> dict[str, Any]:
-    """Train one arm of one phase, evaluate it and register it as a version."""
+    """Train one arm of one phase, evaluate it and register it as a version.
+
+    Args:
+        phase: which phase is trained
+        arm: none, sft or refine; in phase post sft, nested_sft or nested_refine; none in phase start
+        model: what it starts from, a folder, a hub name or models:/NAME@ALIAS; none in phase start
+        params: settings file, relative to the checkout
+        overrides: settings laid over the file, as in training.mid.steps=100
+        experiment: MLflow experiment; default: registry.model_name
+    """
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
     arm = check_arm(phase, arm, model)
@@ -65,12 +70,16 @@ def refine_phase(
 
 @flow(name="refine-evaluation", flow_run_name=_run_name, persist_result=False)
 def refine_evaluation(
-    model: Annotated[str, Field(description="folder, hub name or models:/NAME@ALIAS to evaluate")],
-    params: Annotated[str, PARAMS] = "params.yaml",
-    overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    experiment: Annotated[str | None, EXPERIMENT] = None,
+    model: str, params: str = "params.yaml", overrides: list[str] | None = None, experiment: str | None = None
 ) -> dict[str, Any]:
-    """Score a model on everything that is prepared; the scores join those of a registered version."""
+    """Score a model on everything that is prepared; the scores join those of a registered version.
+
+    Args:
+        model: a folder, a hub name or models:/NAME@ALIAS
+        params: settings file, relative to the checkout
+        overrides: settings laid over the file, as in evaluation.batch_size=4
+        experiment: MLflow experiment; default: registry.model_name
+    """
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
     opened.check(settings)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import click
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows import artifacts, preparation, report, tasks
 from flows import experiment as opened
@@ -34,14 +33,19 @@ def _run_name() -> str:
 
 @flow(name="refine-experiment", flow_run_name=_run_name, persist_result=False)
 def refine_experiment(
-    params: Annotated[str, Field(description="settings file, relative to the checkout")] = "params.yaml",
-    overrides: Annotated[
-        list[str] | None, Field(description="settings laid over the file, as in training.mid.steps=100")
-    ] = None,
-    experiment: Annotated[str | None, Field(description="MLflow experiment; default: registry.model_name")] = None,
-    prepare: Annotated[bool, Field(description="bring the data stages up to date first (dvc repro)")] = False,
+    params: str = "params.yaml",
+    overrides: list[str] | None = None,
+    experiment: str | None = None,
+    prepare: bool = False,
 ) -> dict[str, Any]:
-    """Starting model, mid-training in each arm, evaluation, registration, champion and comparison."""
+    """Every phase in its arms, evaluation, registration, champion and comparison.
+
+    Args:
+        params: settings file, relative to the checkout
+        overrides: settings laid over the file, as in training.mid.steps=100
+        experiment: MLflow experiment; default: registry.model_name
+        prepare: bring the data stages up to date first (dvc repro)
+    """
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
     if prepare:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows import experiment as opened
 from flows.voice import say
@@ -48,17 +47,19 @@ def _run_name() -> str:
 
 @flow(name="refine-sweep", flow_run_name=_run_name, persist_result=False)
 def refine_sweep(
-    name: Annotated[str, Field(description="of the sweep: its MLflow experiment is called so", min_length=1)],
-    settings: Annotated[
-        dict[str, list[Any]], Field(description="values of each setting, as in {training.mid.learning_rate: [1e-4]}")
-    ],
-    seeds: Annotated[list[int], Field(description="every combination runs in each of these seeds", min_length=1)] = [1],  # noqa: B006
-    params: Annotated[str, Field(description="settings file, relative to the checkout")] = "params.yaml",
+    name: str, settings: dict[str, list[Any]], seeds: list[int] | None = None, params: str = "params.yaml"
 ) -> dict[str, Any]:
     """Run an experiment for every combination of settings and seeds, and wait for all of them.
 
     Raises SettingError before any of them starts, if one has settings that do not hold.
+
+    Args:
+        name: of the sweep; its MLflow experiment is called so
+        settings: values of each setting, as in {"training.mid.learning_rate": [1e-4, 2e-4]}
+        seeds: every combination runs in each of these seeds; default: the settings file's
+        params: settings file, relative to the checkout
     """
+    seeds = [opened.load(params, ()).seed] if seeds is None else seeds
     wanted = combinations(settings, seeds)
     for overrides in wanted:
         opened.load(params, tuple(overrides))

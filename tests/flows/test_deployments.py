@@ -1,0 +1,85 @@
+"""What can be started from Prefect's pages: every deployment is whole, and refuses what cannot run before it runs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import phases, preparation, sweep
+from refine.errors import DataError, SettingError
+from refine.settings import load
+
+
+@pytest.fixture(scope="module")
+def deployments(checkout: Path) -> list[dict]:
+    return yaml.safe_load((checkout / "flows" / "prefect.yaml").read_text())["deployments"]
+
+
+def test_every_deployment_runs_a_flow_that_takes_its_parameters(deployments, checkout):
+    assert len({one["name"] for one in deployments}) == len(deployments) == 10
+    for one in deployments:
+        file, _, name = one["entrypoint"].partition(":")
+        flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+        flow.validate_parameters(one.get("parameters", {}))
+        described = flow.parameters.properties
+        assert all(values.get("description") for values in described.values()), f"{name}: a parameter says nothing"
+
+
+def test_the_shipped_sweeps_have_settings_that_hold(deployments, checkout):
+    sweeps = [one["parameters"] for one in deployments if "sweep" in one["entrypoint"]]
+    assert {tuple(one["settings"]) for one in sweeps} == {
+        ("training.mid.objective.rollout_length",), ("training.mid.objective.positions",),
+        ("training.mid.objective.reward",), ("training.mid.objective.selection",),
+    }  # fmt: skip
+    for one in sweeps:
+        for overrides in sweep.combinations(one["settings"], [1]):
+            load(checkout / "params.yaml", tuple(overrides))
+
+
+def test_a_sweep_is_every_combination_in_every_seed():
+    found = sweep.combinations({"a.b": [1, 2], "a.c": ["x"]}, [7, 8])
+    assert found == [
+        ["a.b=1", 'a.c="x"', "seed=7"], ["a.b=1", 'a.c="x"', "seed=8"],
+        ["a.b=2", 'a.c="x"', "seed=7"], ["a.b=2", 'a.c="x"', "seed=8"],
+    ]  # fmt: skip
+    assert len(sweep.combinations({"a.b": [[1, 2], None]}, [1])) == 2
+    for settings, seeds in (({"a.b": []}, [1]), ({"a.b": 3}, [1]), ({"a.b": [1]}, [])):
+        with pytest.raises(SettingError, match="sweep"):
+            sweep.combinations(settings, seeds)
+
+
+@pytest.mark.parametrize(
+    ("phase", "arm", "model", "message"),
+    [
+        ("mid", "nested_sft", "folder", "phase mid has no arm 'nested_sft'"),
+        ("post", "nested_refin", "folder", "did you mean 'nested_refine'"),
+        ("mid", "sft", None, "phase mid starts from a model"),
+        ("start", None, "folder", "phase start trains a new model"),
+    ],
+)
+def test_a_phase_without_what_it_needs_is_refused(phase, arm, model, message):
+    with pytest.raises(SettingError, match=message):
+        phases.check_arm(phase, arm, model)
+    assert phases.check_arm("mid", "sft", "folder") == "sft" and phases.check_arm("start", None, None) == ""
+
+
+def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    other = load("params.yaml", ("documents.sequence_length=512",))
+    with pytest.raises(SettingError, match=r"section 'documents' is overridden.*dvc exp run"):
+        preparation.prepare("params.yaml", other)
+    with pytest.raises(DataError, match=r"no dvc\.yaml"):
+        preparation.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
+    monkeypatch.setenv("DVC_STAGE", "experiment")
+    preparation.prepare("params.yaml", other)  # DVC has prepared what it says
+
+
+def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    (workplace / "dvc.yaml").write_text("stages:\n  tokenizer: {cmd: 'false'}\n  experiment: {cmd: 'false'}\n")
+    with pytest.raises(DataError, match="the data stages failed: ") as error:
+        preparation.prepare("params.yaml", load("params.yaml"))
+    assert "\n" not in str(error.value)
