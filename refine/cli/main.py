@@ -22,6 +22,7 @@ VERBS = {
         "Print what the last experiment found and wrote, and how to look further.",
     ),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
+    "promote": ("refine.cli.promote:promote", "Make a version champion, if the rule in params.yaml allows it."),
     "up": ("refine.cli.services:up", "Start Prefect, MLflow and a worker on this machine."),
     "down": ("refine.cli.services:down", "Stop what `refine up` started."),
     "status": ("refine.cli.services:status", "Show the services and the runs that go on."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,4 +22,8 @@ class RegistrySettings(Section):
     metric: str = Field("val/loss", description="metric that picks the champion")
     goal: Literal["minimise", "maximise"] = Field(
         "minimise", description="whether less or more of the metric is better"
+    )
+    minimum_gain: float = Field(0.0, ge=0, description="`refine promote` asks for at least this gain in the metric")
+    guards: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="`refine promote` allows each of these metrics to get worse by at most this"
     )

@@ -1,0 +1,35 @@
+"""`refine promote`: move the alias `champion`, by the rule in params.yaml."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("version", metavar="VERSION")
+@click.option(
+    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
+)
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Make VERSION (a number or alias) champion where the rule under `registry` in the settings accepts it.
+
+    Why is written on the version, also where it is refused; then the exit code is 1.
+    """
+    from refine import settings
+    from refine.tracking.connection import connect
+    from refine.tracking.promotion import promote as decide
+
+    rule = settings.load(params, overrides).registry
+    verdict = decide(connect(), rule, version, dry_run)
+    would = "would be " if dry_run else ""
+    told = "champion" if verdict.accepted else "refused"
+    click.echo(f"{verdict.challenger.name} version {verdict.challenger.label}: {would}{told}")
+    for reason in verdict.reasons:
+        click.echo(f"  {reason}")
+    if not verdict.accepted:
+        sys.exit(1)
