@@ -1,25 +1,42 @@
 """Step 4 of METHOD.md: what a rollout is worth, against the text that really follows (arXiv 2602.16704, section 3).
 
 Shape legend: R places · n rollouts of a place · k tokens of a rollout · D hidden size.
+
+A reward is a function of hidden [R, n, k, D], the states after each sampled token; actual [R, k, D], the states after
+each token of the text; rollouts [R, n, k] and text [R, k], the tokens. It returns [R, n]. To add one, write the
+function, enter it in REWARDS and in `ObjectiveSettings.reward`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-KINDS = ("cosine", "binary", "hybrid")
+
+def cosine(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> Tensor:
+    """Mean over the tokens of cos(state of the rollout, state of the text); 1 if they are equal."""
+    return torch.cosine_similarity(hidden, actual[:, None], dim=-1).mean(-1)
+
+
+def binary(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> Tensor:
+    """Share of tokens that are the text's."""
+    return (rollouts == text[:, None]).to(hidden.dtype).mean(-1)
+
+
+def hybrid(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> Tensor:
+    """cosine + binary."""
+    return cosine(hidden, actual, rollouts, text) + binary(hidden, actual, rollouts, text)
+
+
+Reward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+REWARDS: dict[str, Reward] = {"cosine": cosine, "binary": binary, "hybrid": hybrid}
 
 
 @torch.no_grad()
 def rewards(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """Every kind of reward, [R, n] each, in at least float32.
-
-    hidden [R, n, k, D]: states after each sampled token; actual [R, k, D]: after each token of the text; rollouts
-    [R, n, k] and text [R, k]: the tokens. `cosine` = mean cos, `binary` = share of equal tokens, `hybrid` = their sum.
-    A rollout equal to the text scores 1, 1 and 2.
-    """
+    """Every kind of reward, [R, n] each, in at least float32."""
     precise = torch.promote_types(hidden.dtype, torch.float32)
-    cosine = torch.cosine_similarity(hidden.to(precise), actual.to(precise)[:, None], dim=-1).mean(-1)
-    binary = (rollouts == text[:, None]).to(precise).mean(-1)
-    return {"cosine": cosine, "binary": binary, "hybrid": cosine + binary}
+    states = hidden.to(precise), actual.to(precise)
+    return {kind: reward(*states, rollouts, text) for kind, reward in REWARDS.items()}

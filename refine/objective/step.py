@@ -21,7 +21,7 @@ from refine.objective.documents import Documents, Places, places_of
 from refine.objective.loss import policy_loss
 from refine.objective.positions import rollout_seeds, select, spans
 from refine.objective.result import StepResult
-from refine.objective.rewards import KINDS, rewards
+from refine.objective.rewards import REWARDS, rewards
 from refine.objective.rollouts import OneRead, Reader
 from refine.ops.token_statistics import TokenStatistics, token_statistics
 from refine.settings.objective import ObjectiveSettings
@@ -171,7 +171,7 @@ def _nothing(n: int, k: int, like: Tensor) -> Sampled:
     zeros = like.new_zeros((0, n, k), dtype=torch.promote_types(like.dtype, torch.float32))
     none = zeros[..., 0]
     tokens = torch.zeros((0, n, k), dtype=torch.int64, device=like.device)
-    return Sampled(tokens, zeros, zeros, dict.fromkeys(KINDS, none), none, zeros.sum())
+    return Sampled(tokens, zeros, zeros, dict.fromkeys(REWARDS, none), none, zeros.sum())
 
 
 def _check_seeds(seeds: Tensor, tokens: Tensor) -> None:

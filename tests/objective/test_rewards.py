@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from refine.objective.rewards import rewards
+from refine.objective.rewards import REWARDS, rewards
+from refine.settings.objective import ObjectiveSettings
 
 
 def test_rewards_are_the_plain_formulas():
@@ -38,3 +40,7 @@ def test_states_and_tokens_equal_to_the_text_score_one_one_and_two(dtype):
     assert torch.allclose(found["cosine"], torch.ones((), dtype=found["cosine"].dtype), atol=1e-6, rtol=0)
     assert (found["binary"] == 1).all()
     assert torch.allclose(found["hybrid"], torch.full((), 2, dtype=found["hybrid"].dtype), atol=1e-6, rtol=0)
+
+
+def test_every_reward_can_be_optimised():
+    assert set(get_args(ObjectiveSettings.model_fields["reward"].annotation)) == set(REWARDS)
