@@ -1,0 +1,28 @@
+"""A home of its own, and services on ports that are free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """$REFINE_HOME in tmp_path; no server is named."""
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def services(home):
+    """`refine up` on free ports; gives the addresses. Whatever happens, `refine down` at the end."""
+    from refine.services import supervision
+    from refine.services.prefect_api import free_port
+
+    try:
+        yield supervision.up(supervision.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+    finally:
+        supervision.down()

@@ -1,0 +1,49 @@
+"""A flow has an API to talk to: the one that is named, the one that runs, or one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from refine.errors import ServiceError
+from refine.services import prefect_api
+
+
+def test_a_server_of_its_own_answers_and_is_gone_afterwards(home):
+    with prefect_api.prefect_api() as url:
+        assert os.environ["PREFECT_API_URL"] == url
+        prefect_api.wait_until_ready(url)
+        assert prefect_api.answers(url)
+    assert not prefect_api.answers(url) and "PREFECT_API_URL" not in os.environ
+
+
+def test_a_named_server_that_does_not_answer_is_one_line(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
+    named = prefect_api.prefect_api()
+    with pytest.raises(ServiceError, match=r"Prefect server http://127\.0\.0\.1:9/api does not answer") as error, named:
+        pass
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_that_was_noted_and_is_gone_is_passed_over(home):
+    prefect_api.state_file().parent.mkdir(parents=True)
+    prefect_api.state_file().write_text(json.dumps({"prefect_api": "http://127.0.0.1:9/api"}))
+    assert prefect_api.running_server() is None
+
+
+def test_the_server_does_not_outlive_a_killed_flow(home):
+    code = (
+        "import time\nfrom refine.services import prefect_api\n"
+        "with prefect_api.prefect_api() as url:\n    print(url, flush=True)\n    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    (server,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs([server], timeout=10)[1]

@@ -1,0 +1,114 @@
+"""`refine up` starts all or nothing, keeps it running, and leaves nothing behind, whoever is killed."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import signal
+import socket
+import stat
+import time
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from refine.cli.main import cli
+from refine.errors import ServiceError
+from refine.services import supervision
+from refine.services.prefect_api import answers, running_server, state_file
+
+
+def wait_for(condition, seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def family() -> list[psutil.Process]:
+    """The supervisor and everything below it."""
+    pid = supervision.supervisor_pid()
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(home):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ServiceError, match=rf"port {port} is taken.*--prefect-port") as error:
+            supervision.up(supervision.Wanted(prefect_port=port))
+    assert "\n" not in str(error.value) and not supervision.supervisor_runs() and not state_file().exists()
+
+
+def test_a_home_that_cannot_be_written_to_is_named(monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", "/proc/home")
+    with pytest.raises(ServiceError, match=r"cannot write to /proc/home.*REFINE_HOME"):
+        supervision.up(supervision.Wanted())
+
+
+def test_passwords_with_signs_survive_the_configuration_and_stay_private(home):
+    url = 'postgresql+pg8000://me:50%25"off@db/mlflow'
+    wanted = supervision.Wanted(mlflow_database=url)
+    text = supervision.configuration(wanted, {"prefect": "p", "prefect_api": "http://a/api", "mlflow": "http://m"})
+    read = configparser.RawConfigParser()
+    read.read_string(text)
+    assert {f"program:{name}" for name in supervision.PROGRAMS} <= set(read.sections())
+    assert '50%%25\\"off' in read["program:mlflow"]["environment"] and url not in read["program:mlflow"]["command"]
+    supervision._write_private(home / "services" / "supervisord.conf", text)
+    assert stat.S_IMODE((home / "services" / "supervisord.conf").stat().st_mode) == 0o600
+
+
+def test_without_services_status_and_down_say_so(home):
+    status = CliRunner().invoke(cli, ["status"])
+    assert status.exit_code == 0 and "do not run" in status.output and "no run goes on" in status.output
+    assert CliRunner().invoke(cli, ["down"]).output == "nothing runs\n"
+
+
+def test_a_process_id_that_another_process_has_now_is_not_taken_for_the_supervisor(home):
+    (home / "services").mkdir()
+    (home / "services" / "supervisord.pid").write_text(str(os.getpid()))
+    assert supervision.supervisor_pid() is None and not supervision.down()
+
+
+@pytest.mark.slow
+def test_what_dies_comes_back_and_down_ends_all(services):
+    assert running_server() == services["prefect_api"] and answers(services["prefect_api"])
+    assert {one.name: one.state for one in supervision.programs()} == dict.fromkeys(supervision.PROGRAMS, "RUNNING")
+    everything = family()
+    assert len(everything) > 8
+    for name in ("prefect", "mlflow", "worker", "janitor"):
+        before = {one.name: one.pid for one in supervision.programs()}[name]
+        old = psutil.Process(before).children(recursive=True)
+        os.kill(before, signal.SIGKILL)
+        assert not psutil.wait_procs(old, timeout=10)[1], f"{name} left something behind"
+        assert wait_for(
+            lambda name=name, before=before: any(
+                one.name == name and one.state == "RUNNING" and one.pid != before for one in supervision.programs()
+            )
+        ), f"{name} did not come back"
+    assert wait_for(lambda: answers(services["prefect_api"]))
+    everything = family()
+    assert supervision.down()
+    assert not psutil.wait_procs(everything, timeout=10)[1] and not state_file().exists()
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_supervisor_that_is_killed(services):
+    everything = family()
+    os.kill(everything[0].pid, signal.SIGKILL)
+    assert not psutil.wait_procs(everything, timeout=15)[1]
+    assert running_server() is None and not supervision.programs() and not supervision.down()
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_come_up_takes_all_down_and_says_why(home, monkeypatch):
+    from refine.services.prefect_api import free_port
+
+    wanted = supervision.Wanted(free_port(), free_port(), mlflow_database="sqlite:////proc/none/mlflow.db")
+    with pytest.raises(ServiceError, match=r"mlflow ends at once: .*mlflow\.log"):
+        supervision.up(wanted)
+    assert not supervision.supervisor_runs() and not state_file().exists()
