@@ -179,8 +179,8 @@ def reading(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> 
             beside = [_median(measured, "it", other) for other in ("floor", "Llama")]
             peaks = [bytes_ / 2**20 for bytes_ in (_peak(name, width, tokens, threads), llama_peak)]
             lines.append(
-                f"| {name} | {tokens} | {1e3 * it:.0f} | {tokens / it:.0f} | {beside[0]:.2f} | {beside[1]:.2f} | {twin} | "
-                f"{peaks[0]:.0f} | {peaks[1]:.0f} |"
+                f"| {name} | {tokens} | {1e3 * it:.0f} | {tokens / it:.0f} | {beside[0]:.2f} | {beside[1]:.2f} "
+                f"| {twin} | {peaks[0]:.0f} | {peaks[1]:.0f} |"
             )
             print(lines[-1], flush=True)
     return lines

@@ -24,7 +24,7 @@ from refine.ops.triangular import inverse_unit_lower
 
 
 class ChunkedDeltaRule(torch.autograd.Function):
-    """q, k [M, C, K], v [M, C, V], beta and log decay since the chunk's start [M, C] (or None), state [G H, K, V] in
+    """q, k [M, C, K], v [M, C, V], beta and log decay [M, C] (or None), state [G H, K, V] in
     the order of the chunks (or None) -> o and u [M, C, V], state at the start of every chunk [M, K, V]."""
 
     @staticmethod
@@ -66,14 +66,29 @@ class ChunkedDeltaRule(torch.autograd.Function):
 
 
 class _Decay:
-    """The factors D, e, f of some chunks' log decay [m, C]; every method is the identity where that is None."""
+    """The factors D, e, f of some chunks' log decay [m, C]; every method is the identity where that is None.
+
+    Each exponent is a sum of its own, never the difference of two longer ones, which would lose the decay of a few
+    tokens in the rounding of many; and the gradient adds up only pairs of tokens with the decay between them.
+    """
 
     def __init__(self, decay: Tensor | None) -> None:
         self.decay = decay
         if decay is not None:
-            self._since = decay.exp()[..., None]
-            self._to_end = (decay[..., -1:] - decay).exp_()[..., None]
-            self._pairs = (decay[..., :, None] - decay[..., None, :]).clamp_(max=0).exp_()
+            size = decay.shape[-1]
+            self._since = decay.cumsum(-1).exp_()[..., None]
+            self._to_end = sum_after(decay).exp_()[..., None]
+            self._pairs = decay[..., None].expand(-1, -1, size).tril(-1).cumsum(-2).exp_()
+
+    @staticmethod
+    def gradient(pairs: Tensor, since: Tensor, to_end: Tensor, whole: Tensor) -> Tensor:
+        """Gradient of log decay [m, C] from those of log D [m, C, C], log e and log f [m, C], log e_C [m]."""
+        before = torch.zeros_like(pairs)  # [i, t]: over tokens j < t, whose pairs with token i >= t cross token t
+        torch.cumsum(pairs[..., :-1], -1, out=before[..., 1:])
+        crossing = before.tril_().sum(-2)
+        earlier = torch.zeros_like(to_end)
+        torch.cumsum(to_end[..., :-1], -1, out=earlier[..., 1:])
+        return crossing.add_(since).add_(sum_after(since)).add_(earlier).add_(whole[..., None])
 
     def pairs(self, x: Tensor) -> Tensor:
         """x [m, C, C] times D, in place."""
@@ -90,6 +105,13 @@ class _Decay:
     def whole(self, states: Tensor, rows: slice) -> Tensor:
         """states [rows, K, V] times e_C of chunks `rows`."""
         return states if self.decay is None else states * self._since[rows, -1:]
+
+
+def sum_after(x: Tensor) -> Tensor:
+    """x [..., C] -> the sum of what stands after each place."""
+    after = x.flip(-1).cumsum(-1).roll(1, -1)
+    after[..., 0] = 0
+    return after.flip(-1)
 
 
 def _interactions(k: Tensor, beta: Tensor, factors: _Decay) -> Tensor:
@@ -125,26 +147,32 @@ def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], 
     dq, dk, dv, dbeta, ddecay = to_fill
     factors = _Decay(decay)
     do = torch.zeros_like(u) if do is None else do * q.shape[-1] ** -0.5
-    dscores = factors.pairs(torch.bmm(do, u.mT).tril_())
-    du = torch.bmm(factors.pairs(torch.bmm(q, k.mT)).tril_().mT, do)
+    scores, dscores = factors.pairs(torch.bmm(q, k.mT)).tril_(), torch.bmm(do, u.mT).tril_()
+    dpairs = None if decay is None else dscores * scores
+    du = torch.bmm(scores.mT, do)
+    dscores = factors.pairs(dscores)
     ds = torch.bmm(factors.since(q).mT, do)
     du = du if du_tapped is None else du.add_(du_tapped)
     ds = ds if ds_tapped is None else ds.add_(ds_tapped)
     beta_k = k * beta[..., None]
     r, dends, before = _backward_steps(steps, chunks, heads, (k, beta_k, inverse), factors, du, ds, after)
     torch.mul(r, beta[..., None], out=dv)
-    dq.copy_(factors.since(torch.bmm(do, starts.mT))).baddbmm_(dscores, k)
-    da = factors.pairs(torch.bmm(r, u.mT).tril_(-1).neg_())
+    from_state = factors.since(torch.bmm(do, starts.mT))
+    dq.copy_(from_state).baddbmm_(dscores, k)
+    da = torch.bmm(r, u.mT).tril_(-1).neg_()
+    if dpairs is not None:
+        dpairs.addcmul_(da, _interactions(k, beta, factors))
+    da = factors.pairs(da)
     via_a = torch.bmm(da, k)
     dbeta.copy_((r * error).sum(-1)).add_((k * via_a).sum(-1))
     to_end = factors.to_end(torch.bmm(u, dends.mT))
     dk.copy_(to_end).baddbmm_(dscores.mT, q).baddbmm_(da.mT, beta_k)
-    other = via_a.sub_(factors.since(torch.bmm(r, starts.mT))).mul_(beta[..., None])
-    if decay is not None:
-        ddecay.copy_((q * dq).sum(-1)).add_((k * (other - dk)).sum(-1))
-        ended = (factors.whole(starts, slice(None)) * dends).sum((-1, -2))
-        ddecay[..., -1] += (k * to_end).sum((-1, -2)) + ended
-    dk.add_(other)
+    read_back = factors.since(torch.bmm(r, starts.mT)).mul_(beta[..., None])
+    if dpairs is not None:
+        since = (q * from_state).sum(-1) - (k * read_back).sum(-1)
+        whole = (factors.whole(starts, slice(None)) * dends).sum((-1, -2))
+        ddecay.copy_(factors.gradient(dpairs, since, (k * to_end).sum(-1), whole))
+    dk.add_(via_a.mul_(beta[..., None])).sub_(read_back)
     return before
 
 

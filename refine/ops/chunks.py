@@ -101,7 +101,7 @@ class Chunks:
         return self.layout.once(("groups", self.size, heads), build)
 
     def ends_all(self, taps: Taps) -> bool:
-        """Whether `taps` are the ends of all documents in order, each of them one full chunk (as in a step of decoding)."""
+        """Whether `taps` are the ends of all documents in order, each of them one full chunk (a step of decoding)."""
         single = self._even and self.total == self.layout.documents
         return single and taps.counts == self.layout.lengths and taps.documents == tuple(range(self.total))
 

@@ -56,7 +56,7 @@ def read(
     if v.shape[1] != q.shape[1]:
         q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
-    decay = None if log_decay is None else chunks.cut(log_decay).cumsum(-1)
+    decay = None if log_decay is None else chunks.cut(log_decay)
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
     heads, k_rows = k.shape[1], LaterRows(k)
@@ -68,7 +68,7 @@ def read(
 class ChunkStates:
     """States of a read: at the start of every chunk, and through k and u after any token of it.
 
-    k [X, H, C, K], u [X, H, C, V], decay [X, H, C] (log decay since the chunk's start, or None), starts [X, H, K, V].
+    k [X, H, C, K], u [X, H, C, V], log decay [X, H, C] (or None), starts [X, H, K, V].
     """
 
     sparse = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
@@ -79,24 +79,18 @@ class ChunkStates:
     def at(self, taps: Taps) -> Tensor:
         """[R, H, K, V]: the state at each tap, with gradient."""
         if self.chunks.ends_all(taps):
-            return self._ends()
+            return _after(self.k.whole, self.u.whole, self.decay, self.starts.whole)
         chunk, read = self.chunks.tapped(taps)
-        k, u, state = (x.pick(chunk) for x in (self.k, self.u, self.starts))
-        seen = torch.arange(self.chunks.size, device=read.device) < read[:, None]  # [R, C]
-        if self.decay is None:
-            weight = seen[:, None, :, None].to(k.dtype)
-        else:
-            decay = self.decay.index_select(0, chunk)  # [R, H, C]
-            now = decay.gather(2, (read - 1)[:, None, None].expand(-1, decay.shape[1], 1))  # [R, H, 1]
-            weight = (now - decay).masked_fill(~seen[:, None], -torch.inf).exp()[..., None]
-            state = state * now[..., None].exp()
-        return state + (k * weight).transpose(-1, -2) @ u
+        k, u, states = (x.pick(chunk) for x in (self.k, self.u, self.starts))
+        seen = (torch.arange(self.chunks.size, device=read.device) < read[:, None])[:, None]  # [R, 1, C]
+        decay = None if self.decay is None else self.decay.index_select(0, chunk) * seen
+        return _after(k * seen[..., None], u, decay, states)
 
-    def _ends(self) -> Tensor:
-        """[X, H, K, V]: the state after every chunk, all of which are full."""
-        k, states = self.k.whole, self.starts.whole
-        if self.decay is not None:
-            k = k * (self.decay[..., -1:] - self.decay).exp()[..., None]
-            states = states * self.decay[..., -1, None, None].exp()
-        after = torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, self.u.whole.flatten(0, 1))
-        return after.unflatten(0, (-1, k.shape[1]))
+
+def _after(k: Tensor, u: Tensor, decay: Tensor | None, states: Tensor) -> Tensor:
+    """[R, H, K, V]: states after all tokens of R chunks that start from `states`; k and decay are 0 where none is."""
+    if decay is not None:
+        since = decay.flip(-1).cumsum(-1).flip(-1)  # of each token and those after it
+        after = torch.nn.functional.pad(since[..., 1:], (0, 1))
+        k, states = k * after.exp()[..., None], states * since[..., :1, None].exp()
+    return torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, u.flatten(0, 1)).unflatten(0, (-1, k.shape[1]))
