@@ -249,17 +249,25 @@ def _wait(addresses: dict[str, str], pool: str, say: Callable[[str], None]) -> N
         "worker": f"{api}/work_pools/{pool}",  # the worker makes its pool where there is none
     }
     deadline = time.monotonic() + PATIENCE
+    first: dict[str, int] = {}
     while waiting:
         for name, url in list(waiting.items()):
             if _answers(url):
                 say(f"{name} answers at {addresses[name]}" if name in addresses else f"{name} waits for runs")
                 del waiting[name]
-        failed = [one.name for one in programs() if one.state in ("FATAL", "BACKOFF") and one.name in waiting]
+        failed = [one.name for one in programs() if one.name in waiting and _died(one, first)]
         if failed or time.monotonic() > deadline:
             name = (failed or list(waiting))[0]
-            how = "ends at once" if failed else f"does not answer after {PATIENCE:.0f} s"
+            how = "ends instead of answering" if failed else f"does not answer after {PATIENCE:.0f} s"
             raise ServiceError(f"{name} {how}: {_last_line(name)}; its log is {folder() / f'{name}.log'}")
         time.sleep(0.2)
+
+
+def _died(program: Program, first: dict[str, int]) -> bool:
+    """Whether a program ended, or has another process than the `first` one seen (it was started again)."""
+    if program.state in ("FATAL", "BACKOFF", "EXITED"):
+        return True
+    return bool(program.pid) and first.setdefault(program.name, program.pid) != program.pid
 
 
 def _answers(url: str) -> bool:

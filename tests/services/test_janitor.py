@@ -9,17 +9,10 @@ from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
 from refine.services.janitor import _running
 
+RUNS = [(Running(), True), (Cancelling(), True)]
+RUNS_NOT = [(Pending(), False), (Scheduled(), False), (Completed(), False), (None, False)]
 
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        (Running(), True),
-        (Cancelling(), True),
-        (Pending(), False),
-        (Scheduled(), False),
-        (Completed(), False),
-        (None, False),
-    ],  # fmt: skip
-)
+
+@pytest.mark.parametrize(("state", "expected"), RUNS + RUNS_NOT)
 def test_only_what_runs_can_have_died(state, expected):
     assert _running(SimpleNamespace(state=state)) is expected

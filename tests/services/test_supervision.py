@@ -109,6 +109,6 @@ def test_a_server_that_does_not_come_up_takes_all_down_and_says_why(home, monkey
     from refine.services.prefect_api import free_port
 
     wanted = supervision.Wanted(free_port(), free_port(), mlflow_database="sqlite:////proc/none/mlflow.db")
-    with pytest.raises(ServiceError, match=r"mlflow ends at once: .*mlflow\.log"):
+    with pytest.raises(ServiceError, match=r"mlflow ends instead of answering: .*mlflow\.log"):
         supervision.up(wanted)
     assert not supervision.supervisor_runs() and not state_file().exists()
