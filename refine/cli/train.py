@@ -112,6 +112,19 @@ def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], 
     _say(_reported(run, output), output, f"refine evaluate {output / 'model'}")
 
 
+@train.command()
+@click.option("--output", required=True, type=FOLDER, help="Folder of the rehearsal.")
+@click.option("--params", type=FOLDER, default=Path("params.yaml"), show_default=True, help="Settings file.")
+@click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
+    """Rehearse all phases of a settings file on a tiny random model and made-up text."""
+    from refine import settings
+    from refine.training.tiny import rehearse
+
+    rehearse(settings.load(params, overrides), output, click.echo)
+    click.echo(f"wrote {output}: every phase of {params} runs")
+
+
 def _launch(values: Settings) -> Callable[[], None]:
     """What to do once all is checked: go on as several processes, where training.processes asks for them."""
     from refine.training.launch import become

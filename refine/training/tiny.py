@@ -1,0 +1,123 @@
+"""A rehearsal: every phase and arm of an experiment's settings, on a tiny random model of the same kind and made-up
+text, so that a mistake is found on any machine before a GPU is booked.
+
+Kept are the model's type and options, the tokenizer, batch sizes, objectives, arms, precision and schedules; made small
+are widths, depth, lengths and the number of steps. One process trains, on what device there is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from refine.errors import SettingError
+from refine.settings import Settings
+from refine.settings.base import validated
+from refine.training.prepared import Prepared
+
+LENGTH = 192  # tokens of a sequence
+WIDTHS = {  # config.json fields, made small; only those that a config has, or that its type needs
+    "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16, "num_v_heads": 2, "num_attn_heads": 2,
+    "num_lact_heads": 2, "intermediate_size": 64, "lact_chunk_size": 32, "window_size": 32, "w0_w2_low_rank": 4,
+}  # fmt: skip
+WORDS = ["the", "sea", "and", "old", "wind", "sings", "of", "a", "king", "who", "came", "by", "night", "lost"]
+
+
+def shrunk(settings: Settings) -> Settings:
+    """`settings` with everything made small that costs time, validated anew. Raises SettingError without model.config:
+    the config.json fields say which model to rehearse."""
+    if settings.model.config is None:
+        raise SettingError("model.config is null: give the config.json fields of the checkpoint's model to rehearse it")
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    config = values["model"]["config"]
+    always = {"hidden_size", "num_hidden_layers", "intermediate_size"}
+    small = {name: size for name, size in WIDTHS.items() if name in config or name in always}
+    values["model"] = {"config": {**config, **small}}
+    values["documents"] |= {"sequence_length": LENGTH, "validation_sequences": 2}
+    training = values["training"]
+    training |= {"processes": 1, "sharding": "none"}
+    for phase in ("start", "mid", "post"):
+        if training[phase] is not None:
+            training[phase] |= {"steps": 2, "checkpoint_every": 10, "evaluate_every": 10, "warmup_steps": 0}
+            training[phase]["sequences_per_pass"] = 8
+    training["mid"]["length"] = None if training["mid"]["length"] is None else LENGTH
+    if training["post"] is not None:
+        training["post"]["length"] = None if training["post"]["length"] is None else LENGTH
+    return validated(Settings, values, "the rehearsal's settings")
+
+
+def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> None:
+    """Run start, mid, post and test-time training of `settings`, made small, into `output`; `say` each as it ends."""
+    small = shrunk(settings)
+    data, prompts = _stand_in(small, output / "prepared")
+    from refine.training.mid_training import mid_training
+    from refine.training.post_training import post_training
+    from refine.training.start_training import start_training
+
+    record = start_training(small, data, output / "start")
+    say(f"start: {record['parameters']:,} parameters")
+    start = str(output / "start" / "model")
+    for arm in small.training.mid.arms:
+        record = mid_training(small, arm, start, data, output / f"mid-{arm}")
+        say(f"mid {arm}: {record['steps']} steps, {record['tokens']:,} tokens")
+    model = str(output / f"mid-{small.training.mid.arms[-1]}" / "model")
+    if small.training.post is not None:
+        for trained in small.training.post.arms:
+            record = post_training(small, trained, model, data, [prompts], output / f"post-{trained}", [prompts])
+            say(f"post {trained}: {record['steps']} steps, {record['tokens']:,} tokens")
+    if small.training.test_time is not None:
+        _answer(small, model, data, prompts, say)
+
+
+def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: Callable[[str], None]) -> None:
+    """Answer two prompts in each arm of test-time training."""
+    from refine.data import tokenizer
+    from refine.data.prompts import load_prompts
+    from refine.evaluation.answers import answer
+    from refine.models import from_pretrained
+    from refine.training.test_time import TestTimeTrainer
+
+    test_time = settings.training.test_time
+    assert test_time is not None
+    model, pieces = from_pretrained(name), tokenizer.load(data.tokenizer)
+    for arm in test_time.arms:
+        adapter = None if arm == "none" else TestTimeTrainer(test_time, arm, settings.seed)
+        answers = answer(model, pieces, load_prompts(prompts)[:2], adapter=adapter)
+        say(f"test time {arm}: {len(answers)} prompts answered")
+
+
+def _stand_in(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
+    """Prepared data of made-up text: the settings' tokenizer (or a small trained one), sequences, and prompts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from refine.data import tokenizer
+    from refine.data.prompts import Prompt, write_prompts
+
+    chance = random.Random(settings.seed)
+    texts = [" ".join(chance.choices(WORDS, k=4 * LENGTH)) for _ in range(8)]
+    named = settings.tokenizer.path
+    pieces = tokenizer.train(texts, 300) if named is None else tokenizer.load(named, settings.tokenizer.revision)
+    pieces.save_pretrained(folder / "tokenizer")
+    (folder / "documents").mkdir(parents=True, exist_ok=True)
+    for split, part in (("train", texts[:6]), ("validation", texts[6:])):
+        rows = [pieces(text)["input_ids"][:LENGTH] for text in part]
+        table = {
+            "tokens": pa.array(rows, pa.list_(pa.int32())),
+            "document": [f"{split}-{number}" for number in range(len(rows))],
+            "offset": pa.array([0] * len(rows), pa.int64()),
+        }
+        pq.write_table(pa.table(table), folder / "documents" / f"{split}.parquet")
+    asked = [
+        Prompt(
+            f"{' '.join(text.split()[:40])} Where is number {number}? Answer:",
+            (f"house {number}",),
+            "factsqa",
+            LENGTH,
+            4,
+        )
+        for number, text in enumerate(texts)
+    ]
+    return Prepared(folder), write_prompts(asked, folder / "prompts.parquet")
