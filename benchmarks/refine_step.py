@@ -6,7 +6,8 @@ On a CPU: three models of 1-2M parameters with a vocabulary of 4096, float32. On
 1.3B DeltaNet and the 760M LaCT (random weights, bfloat16), with tokens/s and the kernels in use.
 
 Every ratio is the median over rounds of the ratio within a round, in which the steps follow each other, so that what
-else the machine does falls on both. Both steps are forward and backward over the same sequence with the same
+else the machine does falls on both. `--clock cpu` counts the process's own time instead of the wall's, for a machine
+that is busy with other work (use it with one thread: OMP_NUM_THREADS=1). Both steps are forward and backward over the same sequence with the same
 cross-entropy in pieces. T tokens · c positions · k tokens of a rollout · n rollouts a position.
 """
 
@@ -76,9 +77,9 @@ class Row:
 class Bench:
     """The steps of one model on one device, and how they are measured."""
 
-    def __init__(self, config: dict[str, Any], device: str, checkpointing: bool) -> None:
+    def __init__(self, config: dict[str, Any], device: str, checkpointing: bool, clock: str = "wall") -> None:
         torch.manual_seed(0)
-        self.device = torch.device(device)
+        self.device, self.now = torch.device(device), time.process_time if clock == "cpu" else time.perf_counter
         with self.device:
             model = from_config(config)
         self.model = model.to(torch.bfloat16 if device == "cuda" else torch.float32).train()
@@ -105,10 +106,10 @@ class Bench:
         """How long `step` takes, gradients cleared before."""
         self.model.zero_grad(set_to_none=True)
         self._wait()
-        start = time.perf_counter()
+        start = self.now()
         step()
         self._wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -209,7 +210,7 @@ def report(arguments: argparse.Namespace, rows: list[Row], twins: dict[str, floa
         "# A REFINE step beside a next-token step",
         "",
         f"`python benchmarks/refine_step.py` on {device} ({platform.machine()}), torch {torch.__version__}, "
-        f"{arguments.rounds} rounds, medians of ratios within a round.",
+        f"{arguments.clock} time, {arguments.rounds} rounds, medians of ratios within a round.",
         "",
         HEADER,
         *map(_line, rows),
@@ -263,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="wall time, or the process's own")
     parser.add_argument("--models", nargs="*", help="only these (default: all of the device)")
     parser.add_argument("--skip", nargs="*", default=[], choices=["twin", "growth"], help="parts to leave out")
     parser.add_argument("--gradient-checkpointing", action="store_true")
@@ -274,7 +276,7 @@ def main() -> None:
     for name, config in MODELS[arguments.device].items():
         if arguments.models and name not in arguments.models:
             continue
-        bench = Bench(config, arguments.device, arguments.gradient_checkpointing)
+        bench = Bench(config, arguments.device, arguments.gradient_checkpointing, arguments.clock)
         rows += compare(name, bench, arguments.rounds)
         notes.append(f"- {name}: {bench.parameters:,} parameters.")
         if "twin" not in arguments.skip and arguments.device == "cpu":
