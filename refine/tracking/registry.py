@@ -116,10 +116,23 @@ def register(
         name,
         source=f"models:/{logged.model_id}",
         run_id=run_id,
-        tags={**{n: str(v) for n, v in tags.items()}, **shown, **records},
+        tags={**_first(tags, (PHASE, ARM)), **shown, **{n: str(v) for n, v in tags.items()}, **records},
         model_id=logged.model_id,
+        description=_description(tags, shown),
     )
     return _version(client.get_model_version(name, made.version))
+
+
+def _first(tags: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """MLflow's page shows tags in the order they were given: what tells versions apart comes first."""
+    return {name: str(tags[name]) for name in names if name in tags}
+
+
+def _description(tags: Mapping[str, Any], shown: Mapping[str, str]) -> str:
+    """What a version is, in a sentence: phase, arm, experiment and the headline metrics."""
+    trained = f"{tags.get(PHASE, '')} {tags.get(ARM, '')}".strip()
+    scores = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return f"{trained} of experiment {tags.get(EXPERIMENT, '')}: {scores}"
 
 
 def versions(client: MlflowClient, name: str) -> list[Version]:

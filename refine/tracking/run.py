@@ -85,6 +85,7 @@ def open_run(
     parent: id of the run that it is nested in. params: settings, nested mappings become dotted names.
     """
     marks = {**(tags or {}), OWNER: json.dumps(owner()), ALIVE: str(int(time.time()))}
+    marks = {"mlflow.source.name": "refine", "mlflow.source.type": "JOB", **marks}
     if key is not None:
         marks[KEY] = key
     if parent is not None:

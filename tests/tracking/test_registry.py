@@ -46,6 +46,9 @@ def test_a_version_carries_model_metrics_settings_and_tags(client, make, model_f
     assert version.metrics == {"val/loss": 3.5, "val/accuracy": 0.3}
     assert version.settings["training.mid.steps"] == 30
     assert version.tags["val/loss"] == "3.5000" and version.label == "1 (refine)"
+    assert list(version.tags)[:2] == ["arm", "val/loss"], "what tells versions apart comes first on MLflow's page"
+    described = client.get_model_version("refine-sample", "1").description
+    assert described == "refine of experiment sample: val/loss 3.5000"
     folder = download(client, "models:/refine-sample/1")
     assert (folder / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
     logged = client.search_logged_models([client.get_experiment_by_name("sample").experiment_id])
