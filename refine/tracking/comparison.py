@@ -25,6 +25,7 @@ SHOWN = (
 )
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in the table
 COUNTS = {"loss": "sequences", "accuracy": "sequences", "score": "samples", "log_prob": "samples"}
+WIDE = 4  # versions that fit beside each other
 SMALLER_IS_BETTER = ("/loss",)
 
 
@@ -74,14 +75,20 @@ class Comparison:
         return lines
 
     def markdown(self) -> str:
-        """A Markdown table whose columns line up."""
-        head, *body = self.table()
-        widths = [max(len(line[n]) for line in (head, *body)) for n in range(len(head))]
-        rule = ["-" * width for width in widths]
-        return "\n".join(
-            "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
-            for line in (head, rule, *body)
-        )
+        """Markdown tables whose columns line up: one, or where it would be too wide, one a phase."""
+        phases = list(dict.fromkeys(version.phase for version in self.versions))
+        if len(self.versions) <= WIDE or len(phases) == 1:
+            return _aligned(self.table())
+        parts = [self._of([n for n, one in enumerate(self.versions) if one.phase == phase]) for phase in phases]
+        return "\n\n".join(_aligned(part.table()) for part in parts)
+
+    def _of(self, chosen: Sequence[int]) -> Comparison:
+        """The columns `chosen` alone; the best stays the best of all."""
+        rows = [Row(row.metric, row.samples, tuple(row.cells[n] for n in chosen)) for row in self.rows]
+        rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
+        differing = [(name, tuple(values[n] for n in chosen)) for name, values in self.differing]
+        told = [(name, values) for name, values in differing if len(set(values) - {"–"}) > 1]
+        return Comparison(tuple(self.versions[n] for n in chosen), tuple(rows), tuple(told))
 
     def csv(self) -> str:
         """Long form, for programs: metric, version, arm, value, low, high, samples, champion."""
@@ -96,6 +103,16 @@ class Comparison:
                      _plain(samples), str(version.is_champion).lower()]
                 )  # fmt: skip
         return text.getvalue()
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = lines
+    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
+        for line in (head, rule, *body)
+    )
 
 
 def compare(versions: Sequence[Version]) -> Comparison:

@@ -66,3 +66,14 @@ def test_markdown_lines_up_and_csv_is_long(tmp_path):
     assert [row["value"] for row in rows] == ["3.5", "3.45"]
     assert rows[1] == {"metric": "val/loss", "version": "2", "arm": "refine", "value": "3.45", "low": "3.4",
                        "high": "3.6", "samples": "32", "champion": "true"}  # fmt: skip
+
+
+def test_many_versions_stand_in_a_table_for_each_phase():
+    def of(number: int, phase: str, arm: str, loss: float) -> Version:
+        return Version("m", number, {"phase": phase, "arm": arm}, metrics={"val/loss": loss})
+
+    mid = [of(n, "mid", f"arm{n}", 3.0 + n) for n in (1, 2, 3)]
+    post = [of(n, "post", f"arm{n}", 3.0 + n) for n in (4, 5, 6)]
+    first, second = compare(mid + post).markdown().split("\n\n")
+    assert "1 (mid arm1)" in first and "6 (post arm6)" in second and "mid" not in second
+    assert "4.0000 *" in first and "*" not in second, "the best of a part was taken for the best of all"
