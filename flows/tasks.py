@@ -187,6 +187,7 @@ def register(experiment: Experiment, scored: Scored) -> Version:
             **experiment.tags(target.phase, target.arm),
             registry.EVALUATION: scored.scored_on,
             "refine.model_hash": model.model_hash,
+            registry.EVALUATION_RUN: scored.run_id,
             "refine.evaluation_folder": target.stage.folder,
         },
         headline=_headline(scored, settings.metric),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from refine.tracking.comparison import Comparison
+    from refine.tracking.differences import Difference
     from refine.tracking.registry import Version
 
 ALL = "all"
@@ -52,7 +53,9 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
     elif form == "csv":
         click.echo(found.csv(), nl=False)
     else:
-        _show(name, found, left_out)
+        from refine.tracking.differences import to_champion
+
+        _show(name, found, to_champion(client, chosen), left_out)
 
 
 def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:
@@ -86,7 +89,7 @@ def newest(versions: Sequence[Version]) -> list[Version]:
     return [one for one in versions if one.number == last[one.phase, one.arm] or one.is_champion]
 
 
-def _show(name: str, found: Comparison, left_out: int) -> None:
+def _show(name: str, found: Comparison, differences: Sequence[Difference], left_out: int) -> None:
     from rich.console import Console
 
     console = Console()
@@ -98,6 +101,9 @@ def _show(name: str, found: Comparison, left_out: int) -> None:
     console.print(f"[bold]{name}[/bold]")
     console.print(table)
     console.print("[dim]* best of the row; in brackets the 95 % interval[/dim]")
+    if differences:
+        console.print("\n[bold]difference to the champion[/bold], sample by sample")
+        console.print(_differences(found, differences))
     if left_out:
         console.print(f"[dim]{left_out} older versions are not shown: --versions all[/dim]")
     champion = next((one for one in found.versions if one.is_champion), None)
@@ -116,4 +122,19 @@ def _table(found: Comparison, intervals: bool) -> Table:
         table.add_column(title, justify="left" if n == 0 else "right", no_wrap=True, style=style)
     for n, line in enumerate(lines):
         table.add_row(*line, end_section=n == len(found.rows) - 1 and bool(found.differing))
+    return table
+
+
+def _differences(found: Comparison, differences: Sequence[Difference]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    others = [n for n, version in enumerate(found.versions) if not version.is_champion]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    for n in others:
+        table.add_column(found.headers()[n], justify="right", no_wrap=True)
+    for one in differences:
+        texts = one.texts()
+        table.add_row(one.metric, *(texts[n] for n in others))
     return table
