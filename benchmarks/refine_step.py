@@ -7,9 +7,8 @@ On a CPU: three models of 1-2M parameters with a vocabulary of 4096, float32. On
 
 Every ratio is the median over rounds of the ratio within a round, in which the steps follow each other, so that what
 else the machine does falls on both. `--clock cpu` counts the process's own time instead of the wall's, for a machine
-that is busy with other work (use it with one thread: OMP_NUM_THREADS=1).
-Both steps are forward and backward over the same sequence with the same
-cross-entropy in pieces. T tokens · c positions · k tokens of a rollout · n rollouts a position.
+that is busy with other work (use it with one thread: OMP_NUM_THREADS=1). Both steps are forward and backward over the
+same sequence with the same cross-entropy in pieces. T tokens · c positions · k tokens of a rollout · n rollouts.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def test_a_killed_training_goes_on_in_the_same_run_and_keeps_every_metric_once(e
     history = experiment.client.get_metric_history(done.run_id, "train/ntp_loss")
     assert run.info.status == "FINISHED"
     assert [(point.step, round(point.value, 1)) for point in history] == [(1, 3.9), (2, 3.8), (3, 3.7), (4, 3.6)]
-    assert run.data.tags["mlflow.parentRunId"] == experiment.parent and run.data.params["training.steps"] == "150"
+    assert run.data.tags["mlflow.parentRunId"] == experiment.parent
+    assert run.data.params["training.steps"] == str(experiment.settings.training.start.steps)
     assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(run.data.tags)
     assert calls() == ["start", "start"]
 
@@ -84,7 +85,8 @@ def test_a_version_carries_where_it_comes_from(experiment):
     (scored,) = tasks.evaluate.fn(experiment, [experiment.stages.evaluation(middle)], "refine")
     version = tasks.register.fn(experiment, scored)
     assert version.metrics["val/loss"] == 3.6 and version.metrics["val/reward/cosine/mean"] == 0.3
-    assert version.settings["objective.rollout_length"] == 5 and version.settings["training.steps"] == 30
+    assert version.settings["objective.rollout_length"] == 5
+    assert version.settings["training.steps"] == experiment.settings.training.mid.steps
     assert version.tags["arm"] == "refine" and version.tags["val/loss"] == "3.6000"
     assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(version.tags)
     curve = experiment.client.get_metric_history(middle.run_id, "val/loss")
