@@ -51,6 +51,11 @@ class ChunkedDeltaRule(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(ctx.chunks.layout.device.type, enabled=False):  # as in the forward pass
+            return ChunkedDeltaRule._gradients(ctx, *grads)
+
+    @staticmethod
+    def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, beta, decay, inverse, error, u, starts = ctx.saved_tensors
         chunks, heads = ctx.chunks, ctx.heads
         results = [torch.empty_like(x) if x is not None else None for x in (q, k, u, beta, decay)]

@@ -35,12 +35,14 @@ def token_by_token(
     rows, _, heads, width = q.shape
     s = q.new_zeros(rows, heads, width, v.shape[-1]) if state is None else state
     outputs, states = [], []
-    for t in range(q.shape[1]):
-        if log_decay is not None:
-            s = s * log_decay[:, t].exp()[..., None, None]
-        error = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], s)
-        s = s + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], s) / width**0.5)
+    # unbound, for indexing would answer every token with a gradient as long as the text
+    decays = [None] * q.shape[1] if log_decay is None else log_decay.unbind(1)
+    for q_t, k_t, v_t, beta_t, decay_t in zip(*(x.unbind(1) for x in (q, k, v, beta)), decays, strict=True):
+        if decay_t is not None:
+            s = s * decay_t.exp()[..., None, None]
+        error = v_t - torch.einsum("bhk,bhkv->bhv", k_t, s)
+        s = s + torch.einsum("bhk,bhv->bhkv", k_t, beta_t[..., None] * error)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q_t, s) / width**0.5)
         states.append(s)
     return torch.stack(outputs, 1), torch.stack(states, 1)
 

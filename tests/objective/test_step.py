@@ -117,6 +117,20 @@ def test_gradient_checkpointing_changes_nothing(model, draw_tokens, steps):
     steps.same_gradients(gradients, wanted, 1e-5)
 
 
+def test_the_backward_pass_gives_the_same_inside_the_autocast_region(model, draw_tokens):
+    gradients = []
+    for inside in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = next_sequence_step(model, draw_tokens(2, 149), SETTINGS, SEEDS[:2])
+            if inside:
+                result.loss.backward()
+        if not inside:
+            result.loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert float((gradients[1] - gradients[0]).norm()) < 0.02 * float(gradients[0].norm())
+
+
 def test_everything_but_the_loss_is_detached(model, draw_tokens):
     result = next_sequence_step(model, draw_tokens(2, 60), SETTINGS, SEEDS[:2])
     tensors = [*vars(result).values(), *result.rewards.values()]
