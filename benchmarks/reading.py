@@ -2,10 +2,11 @@
 
     python benchmarks/reading.py            # prints the tables; writes reading.md beside this file
 
-Reading: each model beside the token-by-token twin of its memory (DeltaNet and Gated DeltaNet, at the shorter length:
-the same model with the twin in the op's place), a transformers Llama of the same width, depth and MLP with SDPA, and
-the floor: nothing but the matrix products of its own projections and MLP, forward and backward. Decoding: bytes of the
-memory and time per token after contexts of several lengths, beside a Llama whose cache is filled to that length.
+Reading: each model beside the token-by-token twin of its memory (DeltaNet and Gated DeltaNet, at the shorter length;
+once the op alone against its twin, once the whole model with the twin in the op's place), a transformers Llama of the
+same width, depth and MLP with SDPA, and the floor: nothing but the matrix products of its own projections and MLP,
+forward and backward. Decoding: bytes of the memory and time per token after contexts of several lengths, beside a
+Llama whose cache is filled to that length.
 
 Every ratio is the median over rounds of the ratio within a round, in which the contenders follow each other, so that
 what else the machine does falls on all. Peak memory is that of a process of its own, less what it held before the read.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,10 +32,12 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from refine.models import FastWeightLanguageModel, from_config
 from refine.ops import delta_rule
+from refine.ops.layout import Layout
 
 VOCABULARY, LAYERS = 512, 4
 LENGTHS = (4096, 16384)
 CONTEXTS = (1024, 8192, 32768, 131072)
+DECODED = 512  # tokens written after each context, timed together
 PIECE = 4096  # a context is read in pieces of this many tokens: the memory is the same, the peak is not
 
 
@@ -114,6 +116,32 @@ def _twin() -> Any:
         delta_rule.read = fast
 
 
+def _op(name: str, width: int, tokens: int, fast: bool) -> Callable[[], None]:
+    """The delta rule alone on one layer's q, k, v, forward and backward: chunk by chunk, or its twin."""
+    config = _config(name, width)
+    key = config.get("head_dim", width // config["num_heads"])
+    value = int(key * config.get("expand_v", 1))
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(tokens, config["num_heads"], *shape, generator=generator)
+
+    q, k = (torch.nn.functional.normalize(normal(key), dim=-1).requires_grad_() for _ in range(2))
+    v, beta = normal(value).requires_grad_(), normal().sigmoid().requires_grad_()
+    decay = (-normal().abs()).requires_grad_() if name == "Gated DeltaNet" else None
+    upstream, layout = normal(value), Layout([tokens])
+
+    def run() -> None:
+        if fast:
+            o, _ = delta_rule.read(q, k, v, beta, decay, None, layout)
+        else:
+            rates = (beta[None], None if decay is None else decay[None])
+            o = delta_rule.token_by_token(q[None], k[None], v[None], *rates)[0][0]
+        o.backward(upstream)
+
+    return run
+
+
 def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
@@ -152,16 +180,22 @@ def _print_peak(name: str, width: int, tokens: int) -> None:
     """Print the growth of the largest resident size over one read, after a short one has loaded all code [bytes]."""
     model = _model(name, width)
     _reader(model, 128)()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _largest_resident_size()
     _reader(model, tokens)()
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(_largest_resident_size() - before)
+
+
+def _largest_resident_size() -> int:
+    """The most memory this process has held so far [bytes]. Linux's getrusage would count its parent's in, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def reading(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> list[str]:
     """The table of reads, a line for each model and length."""
     lines = [
-        "| model | T | ms | tokens/s | ÷ floor | ÷ Llama | twin ÷ it | peak MiB | Llama's peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | T | ms | tokens/s | ÷ floor | ÷ Llama | op: twin ÷ it | model: twin ÷ it | peak MiB | Llama's MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     llama = _model("Llama", width)
     for tokens in lengths:
@@ -170,11 +204,12 @@ def reading(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> 
             model = _model(name, width)
             contenders = {"it": _reader(model, tokens), "floor": _floor(model, tokens), "Llama": _reader(llama, tokens)}
             measured = _rounds(contenders, rounds)
-            twin = "–"
+            twin = "– | –"
             if name != "LaCT" and tokens == min(lengths):
                 with _twin():
                     slow = _seconds(_reader(model, tokens))
-                twin = f"{slow / _median(measured, 'it'):.0f}"
+                ops = _rounds({way: _op(name, width, tokens, way == "fast") for way in ("fast", "twin")}, rounds)
+                twin = f"{_median(ops, 'twin', 'fast'):.0f} | {slow / _median(measured, 'it'):.1f}"
             it = _median(measured, "it")
             beside = [_median(measured, "it", other) for other in ("floor", "Llama")]
             peaks = [bytes_ / 2**20 for bytes_ in (_peak(name, width, tokens, threads), llama_peak)]
@@ -197,28 +232,32 @@ def _after(model: FastWeightLanguageModel, tokens: int) -> Any:
 
 
 def _decoder(model: FastWeightLanguageModel, memory: Any) -> Callable[[], None]:
+    """DECODED tokens, one after the other: a whole chunk of LaCT, so that each pays its share of an update."""
     token = torch.ones(1, 1, dtype=torch.int64)
 
-    def step() -> None:
+    def run() -> None:
+        now = memory
         with torch.no_grad():
-            _ = model.read(token, memory).memory
+            for _ in range(DECODED):
+                now = model.read(token, now).memory
 
-    return step
+    return run
 
 
 def _llama_decoder(model: Any, tokens: int, width: int) -> tuple[Callable[[], None], int]:
-    """A decoding step of a Llama whose cache holds `tokens` tokens (random ones), and the bytes of that cache."""
+    """DECODED tokens of a Llama whose cache holds `tokens` (random) tokens, and the bytes of that cache."""
     cache, shape = DynamicCache(), (1, width // 64, tokens, 64)
     for layer in range(LAYERS):
         cache.update(torch.randn(shape), torch.randn(shape), layer)
     token = torch.ones(1, 1, dtype=torch.int64)
 
-    def step() -> None:
+    def run() -> None:
         with torch.no_grad():
-            model(token, past_key_values=cache, use_cache=True)
-        cache.crop(-1)
+            for _ in range(DECODED):
+                model(token, past_key_values=cache, use_cache=True)
+        cache.crop(-DECODED)
 
-    return step, LAYERS * 2 * 4 * tokens * width
+    return run, LAYERS * 2 * 4 * tokens * width
 
 
 def decoding(width: int, rounds: int, contexts: tuple[int, ...]) -> list[str]:
@@ -236,8 +275,8 @@ def decoding(width: int, rounds: int, contexts: tuple[int, ...]) -> list[str]:
                 memory = _after(model, tokens)
                 steps[str(tokens)], size = _decoder(model, memory), memory.nbytes
             cells.append(f"{size / 1024:.0f}")
-        measured = _rounds(steps, 10 * rounds)
-        times = [f"{1e3 * _median(measured, str(tokens)):.2f}" for tokens in contexts]
+        measured = _rounds(steps, rounds)
+        times = [f"{1e3 * _median(measured, str(tokens)) / DECODED:.2f}" for tokens in contexts]
         lines.append(f"| {name} | " + " | ".join(f"{size}, {ms}" for size, ms in zip(cells, times, strict=True)) + " |")
         print(lines[-1], flush=True)
     return lines
