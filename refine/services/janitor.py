@@ -45,7 +45,8 @@ def round_once() -> list[str]:
 
 
 def crash(flow_run: str) -> bool:
-    """Set a running flow run, and its running task runs, to Crashed; whether it was running."""
+    """Set the flow run and its task runs to Crashed, where they still count as running; whether any did. (A worker
+    that sees its flow die tells of the flow, and not of the tasks.)"""
     from uuid import UUID
 
     from prefect.client.orchestration import get_client
@@ -58,15 +59,14 @@ def crash(flow_run: str) -> bool:
             found = client.read_flow_run(UUID(flow_run))
         except ObjectNotFound:  # recorded by another server
             return False
-        if not _running(found):
-            return False
         state: Any = Crashed(message="its process is gone")
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[found.id]))
-        for task_run in client.read_task_runs(flow_run_filter=chosen):
-            if _running(task_run):
-                client.set_task_run_state(task_run.id, state, force=True)
-        client.set_flow_run_state(found.id, state, force=True)
-    return True
+        dead = [one for one in client.read_task_runs(flow_run_filter=chosen) if _running(one)]
+        for task_run in dead:
+            client.set_task_run_state(task_run.id, state, force=True)
+        if _running(found):
+            client.set_flow_run_state(found.id, state, force=True)
+    return bool(dead) or _running(found)
 
 
 def _running(run: Any) -> bool:

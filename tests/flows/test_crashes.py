@@ -1,0 +1,136 @@
+"""Deployed flows under SIGKILL: nothing survives, nothing stays Running, and a retry goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+TWO_MINUTES = 120.0
+SIGNS = {"worker": "worker start --pool", "flow": "-m prefect.engine", "child": "trainer.py train"}  # in command lines
+
+DEPLOYMENT = """
+name: test
+pull:
+  - prefect.deployments.steps.set_working_directory: {{directory: {folder}}}
+deployments:
+  - {{name: test, entrypoint: "deployed.py:refine_experiment", work_pool: {{name: gpu}}}}
+"""
+
+
+@pytest.fixture
+def deployed(plan, workplace, checkout, monkeypatch):
+    """Services, and the experiment deployed with scripted training; gives functions to start runs and look at them."""
+    from refine.services import supervision
+    from refine.services.prefect_api import free_port
+
+    (workplace / "deployed.py").write_text(
+        "import sys\n"
+        "from flows import tasks\n"
+        "from flows.pipeline import refine_experiment\n"
+        f"tasks.REFINE = (sys.executable, {str(workplace / 'trainer.py')!r})\n"
+        f"tasks.EVALUATE = (sys.executable, {str(workplace / 'evaluator.py')!r})\n"
+    )
+    (workplace / "prefect.yaml").write_text(DEPLOYMENT.format(folder=workplace))
+    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    try:
+        addresses = supervision.up(supervision.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        yield Deployed(workplace, addresses["prefect_api"])
+    finally:
+        supervision.down()
+
+
+class Deployed:
+    """The deployment, by Prefect's own command line and API."""
+
+    def __init__(self, folder: Path, api: str) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "home/services/prefect")}
+        self.prefect("--no-prompt", "deploy", "--all")
+
+    def prefect(self, *arguments: str) -> str:
+        command = [str(Path(sys.executable).parent / "prefect"), *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self) -> str:
+        said = self.prefect("deployment", "run", "refine-experiment/test")
+        return next(line.split("UUID:")[1].strip() for line in said.splitlines() if "UUID:" in line)
+
+    def states(self, run_id: str) -> tuple[str, list[str]]:
+        """State of the flow run, and of its task runs."""
+        code = (
+            "import sys\nfrom uuid import UUID\nfrom prefect.client.orchestration import get_client\n"
+            "from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId\n"
+            "with get_client(sync_client=True) as client:\n"
+            "    print(client.read_flow_run(UUID(sys.argv[1])).state.type.value)\n"
+            "    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(sys.argv[1])]))\n"
+            "    for one in client.read_task_runs(flow_run_filter=chosen):\n        print(one.state.type.value)\n"
+        )
+        asked = subprocess.run(
+            [sys.executable, "-c", code, run_id], env=self.environment, capture_output=True, text=True, check=True
+        )
+        flow, *tasks = asked.stdout.split()
+        return flow, tasks
+
+
+def wait_for(condition, seconds: float):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def processes(folder: Path) -> dict[str, psutil.Process]:
+    """The flow's process, its training child, and the worker, of the services in `folder`."""
+    from refine.services import supervision
+
+    below = psutil.Process(supervision.supervisor_pid()).children(recursive=True)
+    found = {}
+    for one in below:
+        line = " ".join(one.cmdline()) if one.is_running() and one.status() != psutil.STATUS_ZOMBIE else ""
+        for name, sign in (
+            ("worker", "worker start --pool"),
+            ("flow", "-m prefect.engine"),
+            ("child", "trainer.py train"),
+        ):
+            if sign in line and "refine.services.leash" not in line and " -c " not in line:
+                found[name] = one
+    return found
+
+
+@pytest.mark.parametrize("killed", [("flow",), ("worker", "flow", "child"), ("worker",)], ids="-".join)
+def test_what_is_killed_ends_is_told_and_goes_on(deployed, plan, calls, workplace, killed):
+    from refine.tracking.connection import connect
+
+    plan({"mid none": ["sleep"]})
+    run_id = deployed.start()
+    assert wait_for(lambda: calls()[-1:] == ["mid none"], 180), calls()
+    assert wait_for(lambda: {"flow", "child", "worker"} <= set(processes(workplace)), 20)
+    found = processes(workplace)
+    for name in killed:
+        os.kill(found[name].pid, signal.SIGKILL)
+    ended = [found["flow"], found["child"]]
+    assert not psutil.wait_procs(ended, timeout=15)[1], "a flow, or its training, outlived a death above it"
+    assert wait_for(lambda: deployed.states(run_id)[0] == "CRASHED", TWO_MINUTES), deployed.states(run_id)
+    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    assert wait_for(lambda: not client.search_runs(experiments, "attributes.status = 'RUNNING'"), TWO_MINUTES)
+    deployed.prefect("flow-run", "retry", run_id)
+    assert wait_for(lambda: deployed.states(run_id)[0] == "COMPLETED", 180), deployed.states(run_id)
+    assert calls() == ["start", "mid none", "mid none", "mid sft", "mid refine", "evaluation"], "something ran again"
+    assert "RUNNING" not in deployed.states(run_id)[1]
+    finished = client.search_runs(experiments, "attributes.status = 'FINISHED'")
+    assert len(finished) == 8, "a run was left, or made twice"
