@@ -5,8 +5,9 @@ the embedding or not; logits are hidden @ head.T.
 
 The [N, V] logits are never held at once. `token_statistics` serves the next-token loss: its weights are known before,
 so the gradients of hidden and head are formed while a piece's probabilities are there (three matrix products a piece,
-as few as with all logits kept), and backward only scales them. `token_log_probs` serves the policy loss, whose gradient
-is known only later: backward computes a piece's logits a second time. `..._by_logits` are the plain twins.
+as few as with all logits kept), and backward only scales them; where no gradient is wanted, one product a piece is all.
+`token_log_probs` serves the policy loss, whose gradient is known only later: backward computes a piece's logits a
+second time. `..._by_logits` are the plain twins.
 
 Under autocast the products run in its dtype, as `model.logits` does; softmax and sums are at least float32.
 """
@@ -43,6 +44,8 @@ def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor, weights: Ten
     if weights is None:
         weights = torch.full(shape, 1 / max(1, targets.numel()), device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
+    if not torch.is_grad_enabled():  # a Function would still be told that its inputs want gradients, and form them
+        flat, head = flat.detach(), head.detach()
     found = _NextToken.apply(flat, head, targets.reshape(-1), weights.reshape(-1), _compute_dtype(flat))
     return TokenStatistics(found[0], *(x.view(shape) for x in found[1:]))
 

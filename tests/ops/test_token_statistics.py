@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from refine.ops import token_statistics as ts
 
@@ -77,6 +78,28 @@ def test_only_the_gradients_that_are_asked_for_are_formed():
     assert not ts.token_statistics(hidden.detach(), head.detach(), targets, weights).loss.requires_grad
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return op(*args, **(kwargs or {}))
+
+
+def test_without_gradient_the_same_bits_come_from_one_product_a_piece(small_pieces):
+    hidden, head, targets, weights = inputs(397, 24, 101, torch.float32)
+    with Products() as with_gradient:
+        wanted = ts.token_statistics(hidden, head, targets, weights)
+    with torch.no_grad(), Products() as without:
+        found = ts.token_statistics(hidden, head, targets, weights)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert with_gradient.count == 3 * 4 and without.count == 4  # pieces of 128 tokens
+
+
 def test_a_retained_graph_gives_the_same_gradient_twice():
     hidden, head, targets, weights = inputs(60, 24, 101, torch.float32)
     loss = ts.token_statistics(hidden, head, targets, weights).loss
@@ -99,8 +122,6 @@ def test_autocast_multiplies_in_its_dtype_and_sums_in_float32():
 
 @pytest.mark.parametrize("function", [ts.token_statistics, ts.token_log_probs])
 def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(function, monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     monkeypatch.setitem(ts.PIECE_ELEMENTS, "cpu", 1)
     largest = 0
 
