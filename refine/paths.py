@@ -24,3 +24,18 @@ def runs() -> Path:
 def results() -> Path:
     """Tables, metrics and pictures of the experiment."""
     return Path("results")
+
+
+SHIPPED = Path(__file__).parent / "models" / "sample"
+
+
+def model(name: str | Path) -> Path:
+    """Where the model `name` lies, if it is a folder: "sample/delta_net" and its like come with the package."""
+    folder = Path(name)
+    prefix, _, kind = str(name).partition("/")
+    return SHIPPED / kind if prefix == "sample" and kind in shipped_models() and not folder.is_dir() else folder
+
+
+def shipped_models() -> list[str]:
+    """What comes with the package: "sample/" + name loads each."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))

@@ -16,6 +16,10 @@ VERBS = {
     "data": ("refine.cli.data:data", "Fetch the raw text and check it against data.dvc."),
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
+    "pretrain": (
+        "refine.cli.pretrain:pretrain",
+        "A small model from a settings file alone, as those that are shipped.",
+    ),
     "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
     "summary": (
         "refine.cli.summary:summary",

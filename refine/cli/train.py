@@ -12,7 +12,7 @@ import click
 from refine import paths
 
 if TYPE_CHECKING:
-    from refine.settings import Settings
+    from refine.settings import Recipe
 
 FOLDER = click.Path(path_type=Path)
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
@@ -50,7 +50,7 @@ def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, .
     from refine.training.start_training import start_training
 
     values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
     record = _reported(lambda: start_training(values, prepared, output, once_checked=once_checked), output)
     _say(record, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
 
@@ -70,7 +70,7 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
     from refine.training.prepared import Prepared
 
     values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
 
     def run() -> dict[str, Any]:
         return mid_training(values, arm, model, prepared, output, revision, once_checked=once_checked)
@@ -100,7 +100,7 @@ def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], 
     from refine.training.prepared import Prepared
 
     values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), _launch(values)
+    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
     if not prompts:
         prompts, validation = tuple(prepared.questions("train")), validation or tuple(prepared.questions("validation"))
 
@@ -125,7 +125,7 @@ def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"wrote {output}: every phase of {params} runs")
 
 
-def _launch(values: Settings) -> Callable[[], None]:
+def launch(values: Recipe) -> Callable[[], None]:
     """What to do once all is checked: go on as several processes, where training.processes asks for them."""
     from refine.training.launch import become
 

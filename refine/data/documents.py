@@ -2,7 +2,8 @@
 
 A document is cut into consecutive pieces of L - 1 tokens that share nothing, and each piece is read as prompts are:
 the bos first, then the piece. So a sequence is exactly L tokens of one document. The end of a document that does not
-fill a piece is dropped; a document that fills none is skipped and counted.
+fill a piece is dropped; a document that fills none is skipped and counted. With packing, training text loses nothing:
+those ends and short documents are laid whole, each with its bos, one after another into rows of at most L tokens.
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ from refine.settings.data import DocumentsSettings
 
 SPLITS = ("train", "validation", "second_domain")
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])
+PACKED = SCHEMA.append(pa.field("lengths", pa.list_(pa.int32())))
+OPEN_ROWS = 16  # filled at the same time, so that most pieces find a place that they fit
 AT_ONCE = 16  # documents tokenised together
 ROW_GROUP = 1024  # sequences written at a time
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """`tokens` [L] of document `document`; the piece begins `offset` tokens into the document."""
+    """`tokens` [L] of document `document`; the piece begins `offset` tokens into the document.
+
+    lengths: of a row in which several are packed (at most L tokens), the tokens of each; it goes by the first's name.
+    """
 
     tokens: list[int]
     document: str
     offset: int
+    lengths: list[int] | None = None
 
 
 @dataclass
@@ -64,18 +71,28 @@ def prepare(
     with folder_beside(folder) as beside:
         for split in SPLITS:
             cap = None if split == "train" else settings.validation_sequences
+            packing = settings.packing and split == "train"
             raw_file = data / f"{split}.parquet"
-            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, beside, going_on)
+            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, going_on)
             said(f"{split}: {describe(counts[split])}")
     return counts
 
 
 def _split(
-    path: Path, tokenizer: Any, length: int, cap: int | None, folder: Path, going_on: Callable[[str], None]
+    path: Path,
+    tokenizer: Any,
+    length: int,
+    cap: int | None,
+    packing: bool,
+    folder: Path,
+    going_on: Callable[[str], None],
 ) -> Counts:
     counts = Counts()
-    found = sequences(_watched(raw.documents(path), path.stem, counts, going_on), tokenizer, length, counts)
-    _write(found if cap is None else _evenly(list(found), cap), folder / path.name, counts)
+    found = sequences(_watched(raw.documents(path), path.stem, counts, going_on), tokenizer, length, counts, packing)
+    found = _packed(found, length) if packing else found
+    _write(
+        found if cap is None else _evenly(list(found), cap), folder / path.name, counts, PACKED if packing else SCHEMA
+    )
     if not counts.sequences:
         raise DataError(
             f"{path}: none of its {counts.documents} documents has the {length} tokens of a sequence; "
@@ -100,26 +117,55 @@ def describe(counts: Counts) -> str:
 
 
 def sequences(
-    documents: Iterable[tuple[str, str]], tokenizer: Any, length: int, counts: Counts | None = None
+    documents: Iterable[tuple[str, str]],
+    tokenizer: Any,
+    length: int,
+    counts: Counts | None = None,
+    short: bool = False,
 ) -> Iterator[Sequence]:
-    """Sequences of `length` tokens out of (id, text) pairs, in order; `counts` is kept up to date."""
+    """Sequences of `length` tokens out of (id, text) pairs, in order, and, with `short`, the shorter rest of each
+    document; `counts` is kept up to date."""
     counts = Counts() if counts is None else counts
     documents = iter(documents)
     while group := list(islice(documents, AT_ONCE)):
         # the backend's fast way leaves out character offsets, which take longer than the tokens
         encoded = tokenizer.backend_tokenizer.encode_batch_fast([text for _, text in group], add_special_tokens=False)
         for (name, _), encoding in zip(group, encoded, strict=True):
-            pieces = list(_pieces(name, encoding.ids, tokenizer.bos_token_id, length))
+            pieces = list(_pieces(name, encoding.ids, tokenizer.bos_token_id, length, short))
             counts.documents += 1
             counts.skipped += not pieces
             counts.available += len(pieces)
             yield from pieces
 
 
-def _pieces(document: str, tokens: list[int], bos: int, length: int) -> Iterator[Sequence]:
+def _pieces(document: str, tokens: list[int], bos: int, length: int, short: bool) -> Iterator[Sequence]:
     step = length - 1
-    for offset in range(0, len(tokens) - step + 1, step):
+    for offset in range(0, len(tokens) if short else len(tokens) - step + 1, step):
         yield Sequence([bos, *tokens[offset : offset + step]], document, offset)
+
+
+def _packed(found: Iterable[Sequence], length: int) -> Iterator[Sequence]:
+    """Rows of at most `length` tokens: each piece goes where it leaves the least room."""
+    rows: list[list[Sequence]] = []
+    for piece in found:
+        fitting = [row for row in rows if _filled(row) + len(piece.tokens) <= length]
+        if fitting:
+            max(fitting, key=_filled).append(piece)
+            continue
+        if len(rows) == OPEN_ROWS:
+            rows.sort(key=_filled)
+            yield _row(rows.pop())
+        rows.append([piece])
+    yield from map(_row, rows)
+
+
+def _filled(row: list[Sequence]) -> int:
+    return sum(len(piece.tokens) for piece in row)
+
+
+def _row(pieces: list[Sequence]) -> Sequence:
+    tokens = [token for piece in pieces for token in piece.tokens]
+    return Sequence(tokens, pieces[0].document, pieces[0].offset, [len(piece.tokens) for piece in pieces])
 
 
 def _evenly(found: list[Sequence], cap: int) -> list[Sequence]:
@@ -150,12 +196,12 @@ def _spread(items: list[Any], count: int) -> list[Any]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _write(found: Iterable[Sequence], path: Path, counts: Counts) -> None:
+def _write(found: Iterable[Sequence], path: Path, counts: Counts, schema: pa.Schema) -> None:
     found = iter(found)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(found, ROW_GROUP)):
-            rows = {name: [getattr(sequence, name) for sequence in group] for name in SCHEMA.names}
-            writer.write_table(pa.table(rows, schema=SCHEMA))
+            rows = {name: [getattr(sequence, name) for sequence in group] for name in schema.names}
+            writer.write_table(pa.table(rows, schema=schema))
             counts.sequences += len(group)
             counts.tokens += sum(len(sequence.tokens) for sequence in group)
 

@@ -19,7 +19,7 @@ from refine.data import version
 from refine.data.sources import Document, documents
 from refine.data.writing import folder_beside
 from refine.errors import DataError
-from refine.settings.data import DataSettings, PackageSource
+from refine.settings.data import DataSettings, ExercisesSource, PackageSource
 
 # Held-out splits come first: a text that they have is left out of the training text, not the other way round.
 SPLITS = ("validation", "second_domain", "train")
@@ -152,7 +152,8 @@ def _described(split: str, counts: Split) -> str:
 
 def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
     for source in getattr(settings, split):
-        held = _named_elsewhere(settings, split, source.texts) if isinstance(source, PackageSource) else ()
+        of_package = isinstance(source, PackageSource | ExercisesSource)
+        held = _named_elsewhere(settings, split, source.texts) if of_package else ()
         yield from documents(source, held)
 
 

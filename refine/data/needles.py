@@ -6,7 +6,8 @@ Form and wording are RULER's. What differs, and why:
 - a sample's draws depend on seed, task, length and its own number only, so that 50 samples begin the set of 500;
 - a distractor line never carries an asked key (RULER leaves that to chance);
 - sentences end where a regular expression says (RULER: nltk's punkt, which has to be downloaded);
-- the tokens to generate (RULER: 128) can be fewer, for lengths of a few hundred tokens.
+- the tokens to generate (RULER: 128) can be fewer, for lengths of a few hundred tokens;
+- half of all keys and values are for exercises alone (refine.data.reserved): a test has the other half.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from refine.data.fitting import largest_that_fits
 from refine.data.prompts import Prompt, write_prompts
+from refine.data.reserved import for_exercises
 from refine.errors import SettingError, nearest
 
 TEMPLATE = (
@@ -115,9 +117,9 @@ def make_needles(
         )
     made = []
     for number in range(samples):
-        sample = _Sample(kind, words, f"{seed}/{task}/{length}/{number}")
+        sample = Sample(kind, words, f"{seed}/{task}/{length}/{number}")
 
-        def measured(n: int, sample: _Sample = sample) -> int:
+        def measured(n: int, sample: Sample = sample) -> int:
             return len(tokenizer(sample.prompt(n))["input_ids"])
 
         size, tokens = largest_that_fits(measured, length - answer_tokens, sample.smallest)
@@ -133,22 +135,26 @@ def make_needles(
 
 
 @dataclass
-class _Sample:
-    """One sample's draws; `prompt(n)` is the sample with a haystack of n words (essay) or lines (noise, needles)."""
+class Sample:
+    """One sample's draws; `prompt(n)` is the sample with a haystack of n words (essay) or lines (noise, needles).
+
+    exercise: draw the keys and values that are kept for exercises, not those of the tests.
+    """
 
     kind: NeedleTask
     essay: Sequence[str]
     seed: str
-    _lines: list[str] = field(default_factory=list)
+    exercise: bool = False
+    _pairs: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         chance = random.Random(self.seed)
         self.keys: list[str] = []
         while len(self.keys) < self.kind.keys:
-            key = _draw(self.kind.key, chance)
+            key = self._draw(self.kind.key, chance)
             if key not in self.keys:
                 self.keys.append(key)
-        self.values = {key: [_draw(self.kind.value, chance) for _ in range(self.kind.values)] for key in self.keys}
+        self.values = {key: [self._draw(self.kind.value, chance) for _ in range(self.kind.values)] for key in self.keys}
         self.needles = [(key, value) for key in self.keys for value in self.values[key]]
         chance.shuffle(self.needles)
         self.queries = chance.sample(self.keys, self.kind.queries)
@@ -184,6 +190,11 @@ class _Sample:
         depth = dict(zip(self.needles, points, strict=True))
         return tuple(depth[key, value] for key in self.queries for value in self.values[key])
 
+    def told(self, n: int) -> list[tuple[str, str]]:
+        """(key, value) of every needle in a haystack of n, distractors included."""
+        lines = self._distractors(n) if self.kind.haystack == "needles" else []
+        return [*self.needles, *self._pairs[: len(lines)]]
+
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(type=self.kind.value, key=key, value=value)
 
@@ -207,13 +218,18 @@ class _Sample:
         """Lines before which the needles stand, drawn without replacement, rising."""
         return sorted(random.Random(f"{self.seed}/places").sample(range(n), len(self.needles)))
 
+    def _draw(self, kind: str, chance: random.Random) -> str:
+        while for_exercises(drawn := _draw(kind, chance)) is not self.exercise:
+            continue
+        return drawn
+
     def _distractors(self, n: int) -> list[str]:
-        while len(self._lines) < n:
-            key = _draw(self.kind.key, self._chance_of_lines)
-            value = _draw(self.kind.value, self._chance_of_lines)
+        while len(self._pairs) < n:
+            key = self._draw(self.kind.key, self._chance_of_lines)
+            value = self._draw(self.kind.value, self._chance_of_lines)
             if key not in self.values:
-                self._lines.append(self._needle(key, value))
-        return self._lines[:n]
+                self._pairs.append((key, value))
+        return [self._needle(key, value) for key, value in self._pairs[:n]]
 
 
 def _draw(kind: str, chance: random.Random) -> str:

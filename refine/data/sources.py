@@ -1,4 +1,5 @@
-"""Raw documents from the sources that params.yaml names, in one schema: packages, Hugging Face data sets, parquet.
+"""Raw documents from the sources that params.yaml names, in one schema: packages, exercises, Hugging Face data sets,
+parquet.
 
 Everything is streamed: a source gives its documents one by one, and only as many as are asked for.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from refine.data import hub
 from refine.errors import DataError, SettingError, nearest
-from refine.settings.data import HubSource, PackageSource, ParquetSource, Source
+from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class Document:
 def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
     """The documents of a source, in the source's order.
 
-    held: works of a package's texts that other splits name; a source without `works` leaves them to those. Raises
+    held: works of a package's texts that other splits name; a source without `works`, and exercises, leave them to
+    those. Raises
     DataError or ServiceError: nothing there, no such column, no document long enough, a hub or S3 that does not answer.
     """
     if isinstance(source, PackageSource):
         return _package(source, frozenset(held))
+    if isinstance(source, ExercisesSource):
+        return _exercises(source, frozenset(held))
     return _hub(source) if isinstance(source, HubSource) else _parquet(source)
 
 
@@ -50,6 +54,15 @@ def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
     for name in source.works or [name for name in works if name not in held]:
         work = works[name]
         yield Document(f"{source.texts}/{name}", origin, name, work.title, work.text)
+
+
+def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[Document]:
+    from refine.data import packages
+    from refine.data.exercises import exercises
+
+    texts = [work.text for work in packages.works(source.texts) if work.work not in held]
+    for name, text in exercises(texts, source.documents, source.seed, source.facts_share):
+        yield Document(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
 
 
 def _parquet(source: ParquetSource) -> Iterator[Document]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from refine import paths
 from refine.data import hub, raw
 from refine.data.writing import folder_beside
 from refine.errors import DataError
@@ -20,8 +21,10 @@ BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 MISTRAL_V1 = "mistral_v1"
 
 
-def train(texts: Iterable[str], vocabulary: int) -> Any:
+def train(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
     """A byte-level BPE with `vocabulary` pieces: <s> is 0, </s> is 1, the 256 bytes follow, then the merges.
+
+    single_digits: each digit is a piece, so that numbers are read, and recalled, digit by digit.
 
     The same texts in the same order give the same tokenizer. Bytes are the base, so there is no unknown piece. Raises
     DataError if the texts do not have as many pieces.
@@ -29,7 +32,9 @@ def train(texts: Iterable[str], vocabulary: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, of_bytes]) if digits else of_bytes
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -100,7 +105,8 @@ def _merges(names: list[str], ids: dict[str, int], scores: list[float]) -> list[
 
 
 def load(place: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of a folder, of a hub model (from the hub's cache if the hub does not answer), or "mistral_v1".
+    """The tokenizer of a folder, of a model that comes with the package, of a hub model (from the hub's cache if the
+    hub does not answer), or "mistral_v1".
 
     Raises DataError: no tokenizer there, or not a fast one; ServiceError: the hub cannot be reached.
     """
@@ -108,7 +114,8 @@ def load(place: str | Path, revision: str | None = None) -> Any:
         return mistral_v1()
     from transformers import AutoTokenizer
 
-    local = Path(place).is_dir()
+    place = paths.model(place)
+    local = place.is_dir()
     refused = None if local else hub.obstacle("tokenizer", str(place), revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -129,7 +136,7 @@ def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) ->
     if settings.path is not None:
         tokenizer = load(settings.path, settings.revision)
     else:
-        tokenizer = train(raw.texts(train_documents), settings.vocabulary)
+        tokenizer = train(raw.texts(train_documents), settings.vocabulary, settings.single_digits)
     with folder_beside(folder) as beside:
         tokenizer.save_pretrained(beside)
     return tokenizer

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refine import paths
 from refine.data.prompts import Prompt
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import ModelError
@@ -87,7 +88,7 @@ def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) 
     import refine.models  # noqa: F401 - makes the model types known
 
     try:
-        config = AutoConfig.from_pretrained(str(model), revision=revision)
+        config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision)
     except (OSError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())[:160]
         raise ModelError(f"{model}: neither a checkpoint folder nor a hub name that answers ({said})") from None

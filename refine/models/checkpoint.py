@@ -10,18 +10,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from refine.errors import ModelError
+from refine import paths
+from refine.errors import ModelError, nearest
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `name` itself, or a download (or the cached one) of the hub repository of that name.
+    """The folder of a model: `name` itself, the one that comes with the package (sample/delta_net), or a download (or
+    the cached one) of the hub repository of that name.
 
     Raises ModelError: neither a folder nor a hub name, or the hub cannot be reached or does not have it.
     """
-    folder = Path(name)
+    folder = paths.model(name)
     return folder if folder.is_dir() else _from_hub(str(name), revision)
 
 
@@ -30,6 +32,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     at = f" at revision {revision}" if revision else ""
+    if name.startswith("sample/"):
+        there = ", ".join(f"sample/{kind}" for kind in paths.shipped_models())
+        raise ModelError(
+            f"{name}: no such model comes with the package{nearest(name, there.split(', '))}; it has {there}"
+        )
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: no such model folder; expected a folder with config.json, or a hub name owner/name")
     try:

@@ -87,7 +87,8 @@ def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
 def from_pretrained(
     name: str | Path, revision: str | None = None, dtype: torch.dtype | str = "auto"
 ) -> FastWeightLanguageModel:
-    """The model saved in a folder, or under a hub name at `revision`; `dtype`: "auto" keeps the weights' own.
+    """The model saved in a folder, one that comes with the package ("sample/delta_net", "sample/lact"), or one under a
+    hub name at `revision`; `dtype`: "auto" keeps the weights' own.
 
     Raises ModelError: nothing there, hub not reachable, weights missing, superfluous, damaged, of another shape or not
     finite, a config that is not implemented.

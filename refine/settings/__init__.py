@@ -19,21 +19,27 @@ from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.prompts import NeedlesSettings, QuestionsSettings
-from refine.settings.training import TrainingSettings
+from refine.settings.training import StartTraining, TrainingSettings
 
-__all__ = ["ObjectiveSettings", "Section", "Settings", "load", "validated"]
+__all__ = ["ObjectiveSettings", "Recipe", "Section", "Settings", "load", "load_recipe", "validated"]
 
 
-class Settings(Section):
-    """Everything in params.yaml."""
+class Recipe(Section):
+    """What a model is pretrained from and how (`refine pretrain`)."""
 
     seed: int = Field(ge=0, description="seed of the whole run; every draw derives from it")
     data: DataSettings
     tokenizer: TokenizerSettings
     documents: DocumentsSettings
+    model: ModelSettings
+    training: StartTraining
+
+
+class Settings(Recipe):
+    """Everything in params.yaml."""
+
     needles: NeedlesSettings
     questions: QuestionsSettings
-    model: ModelSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
     registry: RegistrySettings
@@ -44,7 +50,15 @@ def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> S
 
     Raises SettingError: file missing or no YAML, unknown name, value out of range, contradiction.
     """
-    path = Path(path)
+    return validated(Settings, _values(Path(path), overrides), str(path))
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The settings of a pretraining, as `load` gives those of an experiment; raises as that does."""
+    return validated(Recipe, _values(Path(path), overrides), str(path))
+
+
+def _values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,7 +71,7 @@ def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> S
         raise SettingError(f"{path}: expected sections with settings, found {type(values).__name__}")
     for override in overrides:
         _override(values, override)
-    return validated(Settings, values, str(path))
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -19,6 +19,17 @@ class PackageSource(Section):
     )
 
 
+class ExercisesSource(Section):
+    """Recall exercises around a package's texts: needles and questions about invented people, answers included, none
+    of whose keys, values and names any test has."""
+
+    kind: Literal["exercises"] = "exercises"
+    texts: Literal["plays", "bible", "milton"] = Field(description="the text they are hidden in, less held-out works")
+    documents: int = Field(ge=1, description="how many exercises")
+    facts_share: float = Field(0.5, ge=0, le=1, description="share of questions about people; the rest are needles")
+    seed: int = Field(1, ge=0, description="seed of their draws")
+
+
 class _TextColumn(Section):
     """What sources that are tables of documents have in common."""
 
@@ -51,7 +62,7 @@ class ParquetSource(_TextColumn):
     documents: int | None = Field(None, ge=1, description="how many documents to take; null takes all")
 
 
-Source = Annotated[PackageSource | HubSource | ParquetSource, Field(discriminator="kind")]
+Source = Annotated[PackageSource | ExercisesSource | HubSource | ParquetSource, Field(discriminator="kind")]
 
 
 class DataSettings(Section):
@@ -70,12 +81,16 @@ class TokenizerSettings(Section):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub tokenizer")
     vocabulary: int = Field(4096, ge=300, description="pieces of a trained BPE")
+    single_digits: bool = Field(False, description="a trained BPE never joins digits: numbers are read digit by digit")
 
 
 class DocumentsSettings(Section):
     """Token sequences of a set length; nothing crosses a split."""
 
     sequence_length: int = Field(1024, ge=2, description="tokens per sequence")
+    packing: bool = Field(
+        False, description="lay shorter training documents whole into rows of sequence_length; false leaves them out"
+    )
     validation_sequences: int | None = Field(
         None, ge=1, description="sequences kept per validation split, spread evenly over its documents; null keeps all"
     )

@@ -141,8 +141,8 @@ class TestTimeSettings(_Arms):
     )
 
 
-class TrainingSettings(Section):
-    """One section for each phase."""
+class StartTraining(Section):
+    """How a new model is trained, and on how many processes."""
 
     processes: int = Field(
         1,
@@ -154,6 +154,11 @@ class TrainingSettings(Section):
         description="none: each process holds the model (DDP); full: they share out weights and optimizer (FSDP)",
     )
     start: StartSettings
+
+
+class TrainingSettings(StartTraining):
+    """One section for each phase."""
+
     mid: MidSettings
     post: PostSettings | None = Field(None, description="post-training; null where the experiment has none")
     test_time: TestTimeSettings | None = Field(None, description="test-time training; null where there is none")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refine import paths
 from refine.errors import DataError, ModelError
 from refine.identity import hash_of_files
 
@@ -58,7 +59,7 @@ class Prepared:
 def check_model(name: str, data: Prepared) -> None:
     """Raises ModelError where the model folder `name` has another vocabulary than `data`'s tokenizer. A hub name is
     checked once it is downloaded."""
-    folder = Path(name)
+    folder = paths.model(name)
     if not folder.is_dir():
         return
     try:
@@ -92,7 +93,7 @@ def _pieces(tokenizer: Path) -> dict[str, int]:
 
 def model_identity(name: str, revision: str | None) -> dict[str, str]:
     """Hash of a checkpoint folder's config and weights, or a hub name with its revision."""
-    folder = Path(name)
+    folder = paths.model(name)
     if folder.is_dir():
         weights = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
         return {"model_hash": hash_of_files(*weights)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import SettingError
-from refine.settings import Settings
+from refine.settings import Recipe
 from refine.settings.objective import ObjectiveSettings
 from refine.training import output as folder
 from refine.training.prepared import Prepared
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
 
-def identity(settings: Settings, data: Prepared) -> dict[str, Any]:
+def identity(settings: Recipe, data: Prepared) -> dict[str, Any]:
     """What the starting model is made from (JSON values). Raises SettingError: no config for a new model."""
     if not settings.model.config:
         raise SettingError("model.config is empty: give the new model's config.json fields, or train from a checkpoint "
@@ -33,7 +33,7 @@ def identity(settings: Settings, data: Prepared) -> dict[str, Any]:
 
 
 def start_training(
-    settings: Settings,
+    settings: Recipe,
     data: Prepared,
     output: Path,
     callbacks: Sequence[TrainerCallback] = (),

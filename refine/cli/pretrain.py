@@ -1,0 +1,28 @@
+"""`refine pretrain`: a small model from a settings file alone; how the models that come with the package were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--params", required=True, type=Path, help="Settings file; refine/settings/recipes/*.yaml.")
+@click.option("--output", required=True, type=Path, help="Folder of the text, the run and the model.")
+@click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
+    """Text, tokenizer and next-token training of a new model; started again, it resumes. The model, in bf16, goes to
+    OUTPUT/model."""
+    from refine import settings
+    from refine.cli.train import launch
+    from refine.training.pretraining import pretrain as train
+    from refine.training.process import die_with_parent
+
+    die_with_parent()
+    values = settings.load_recipe(params, overrides)
+    record = train(values, output, launch(values), lambda line: click.echo(line, err=True))
+    click.echo(
+        f"{output / 'model'}: {record['parameters']:,} parameters, {record['tokens']:,} tokens in "
+        f"{record['seconds'] / 60:.1f} min, validation loss {record['metrics']['val/loss']:.3f}"
+    )

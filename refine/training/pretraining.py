@@ -1,0 +1,100 @@
+"""A small model from nothing but a settings file: text, tokenizer, packed sequences, next-token training, and a folder
+to ship. It is how the models that come with the package were made.
+
+OUTPUT/data/      raw documents of the settings' sources        OUTPUT/prepared/  tokenizer and sequences
+OUTPUT/training/  the run: checkpoints, metrics, record         OUTPUT/model/     bf16 weights, tokenizer, training.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from refine.data import documents, fetch, tokenizer
+from refine.data.writing import folder_beside
+from refine.identity import hash_of
+from refine.settings import Recipe
+from refine.training import output as run_folder
+from refine.training.callbacks import SERIES
+from refine.training.prepared import Prepared
+from refine.training.start_training import start_training
+
+RECORD = "training.json"
+POINTS = 200  # of the loss curve that is kept
+
+
+def pretrain(
+    settings: Recipe,
+    output: Path,
+    once_checked: Callable[[], None] | None = None,
+    said: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a new model of `settings` (data, tokenizer, documents, model.config, training.start) into `output`.
+
+    Called again it goes on from the last checkpoint, and a finished one is not touched; returns the record that is in
+    OUTPUT/model/training.json. `once_checked`: as of `start_training`.
+    Raises TrainingError: the folder is another run's; DataError: a source fails; SettingError: no model.config.
+    """
+    data = _prepared(settings, output, said)
+    record = start_training(settings, data, output / "training", once_checked=once_checked)
+    exported = output / "model"
+    made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": record["identity_hash"]}
+    known = exported / RECORD
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["made_from"] == made_from:
+        return json.loads(known.read_text(encoding="utf-8"))
+    return _export(record, output / "training", exported, made_from)
+
+
+def _prepared(settings: Recipe, output: Path, said: Callable[[str], None]) -> Prepared:
+    """Text, tokenizer and sequences: made where they are not there, for these very settings."""
+    wanted = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "tokenizer", "documents")}
+    prepared, file = Prepared(output / "prepared"), output / "prepared.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(wanted)):
+        return prepared
+    output.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    with folder_beside(output / "data") as beside:
+        fetch.write_splits(settings.data, beside, said)
+    made = tokenizer.prepare(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
+    said(f"tokenizer: {len(made)} pieces")
+    documents.prepare(settings.documents, output / "data", made, prepared.folder / "documents", said)
+    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    return prepared
+
+
+def _export(record: dict[str, Any], run: Path, folder: Path, made_from: dict[str, str]) -> dict[str, Any]:
+    """The trained model in bf16 with its tokenizer and how it was trained."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from refine.models import from_pretrained
+
+    rows = [json.loads(line) for line in (run / SERIES).read_text(encoding="utf-8").splitlines()]
+    told = {
+        "made_from": made_from,
+        **{name: record[name] for name in ("seed", "parameters", "steps", "tokens", "seconds", "settings", "data")},
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
+        "metrics": record["metrics"],
+        "curve": _curve([row for row in rows if "train/ntp_loss" in row]),
+        "validation": [{"step": row["step"], "loss": round(row["val/loss"], 4)} for row in rows if "val/loss" in row],
+    }
+    with folder_beside(folder) as beside:
+        from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
+        AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
+        (beside / RECORD).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return told
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Next-token loss [nats per token] over the tokens trained: at most POINTS means of as many steps each."""
+    each = -(-len(rows) // POINTS)
+    tokens, found = 0.0, []
+    for first in range(0, len(rows), each):
+        group = rows[first : first + each]
+        tokens += sum(row["train/tokens"] for row in group)
+        loss = sum(row["train/ntp_loss"] for row in group) / len(group)
+        found.append({"step": group[-1]["step"], "tokens": round(tokens), "loss": round(loss, 4)})
+    return found
