@@ -20,23 +20,29 @@ NEEDLES = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multikey_2
 ASK = "\n\nQuestion: {query}\nAnswer: {answer}"
 # From the smallest to the largest size, each doubling as likely as the next: most texts are short.
 SIZES = {"essay": (20, 500), "noise": (2, 36), "needles": (2, 16)}  # of haystacks: words, or lines
-TIMES = 3  # that a recital tells what it has to tell
 PEOPLE = (1, 5)
 PASSAGES = (1, 6)  # one more than there are beside the people's
+RECITED = {"needles": (1, 8), "people": (1, 3), "text": (8, 80)}  # needles beside the first, people, words
+TIMES = 3  # that a recital tells what it has to tell
 
 
-def exercises(texts: Sequence[str], count: int, seed: int, facts_share: float = 0.5) -> Iterator[tuple[str, str]]:
-    """`count` pairs (id, text); number i depends on `texts`, `seed` and i alone.
+def exercises(
+    texts: Sequence[str], count: int, seed: int, facts_share: float = 0.35, recitals_share: float = 0.3
+) -> Iterator[tuple[str, str]]:
+    """`count` pairs (id, text); number i depends on the arguments and i alone.
 
     texts: the training text, which fills haystacks and gives the other passages. facts_share: share of questions about
-    people; the rest are needles.
+    people; recitals_share: of texts that are nearly all recall; the rest are needles.
     """
     words = [text.split() for text in texts]
     passages = cut_passages(texts)
     for number in range(count):
         chance = random.Random(f"{seed}/exercise/{number}")
-        if chance.random() < facts_share:
+        drawn = chance.random()
+        if drawn < facts_share:
             yield f"facts/{number}", _facts(chance, passages, seed)
+        elif drawn < facts_share + recitals_share:
+            yield f"recital/{number}", _recital(chance, words, f"{seed}/{number}", seed)
         else:
             task = chance.choice(NEEDLES)
             yield f"{task}/{number}", _needles(chance, task, words, f"{seed}/{number}")
@@ -67,30 +73,19 @@ def _facts(chance: random.Random, passages: Sequence[str], seed: int) -> str:
     return f"{TEMPLATE.format(context=context, query=query)} {answer}{more}\n\n{again}"
 
 
-def recitals(texts: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """`count` pairs (id, text): a few needles, a person or two, or a piece of text, told over and over.
-
-    Nearly all of such a text is recall, which is what recall is learned from first.
-    """
-    words = [text.split() for text in texts]
-    for number in range(count):
-        chance = random.Random(f"{seed}/recital/{number}")
-        kind = chance.choice(("needles", "people", "text"))
-        if kind == "needles":
-            sample = Sample(TASKS["niah_multikey_2"], (), f"{seed}/recital/{number}", exercise=True)
-            told = [
-                NEEDLE.format(type="numbers", key=key, value=value)
-                for key, value in sample.told(_between(chance, 1, 8))
-            ]
-            told, between = told[1:] or told, "\n"
-        elif kind == "people":
-            known = range(_between(chance, 1, 3))
-            told = [person(chance.randrange(people(seed, True)), seed, True).passage for _ in known]
-            between = "\n\n"
-        else:
-            told, between = [" ".join(_piece(chance, words, _between(chance, 8, 80)))], "\n"
-        again = [one for _ in range(TIMES) for one in chance.sample(told, len(told))]
-        yield f"recital/{number}", between.join(again)
+def _recital(chance: random.Random, texts: Sequence[Sequence[str]], name: str, seed: int) -> str:
+    """A few needles, a person or two, or a piece of text, told over and over: what recall is learned from first."""
+    kind = chance.choice(("needles", "people", "text"))
+    if kind == "needles":
+        sample = Sample(TASKS["niah_multikey_2"], (), name, exercise=True)
+        pairs = sample.told(_between(chance, *RECITED["needles"]))
+        told = [NEEDLE.format(type="numbers", key=key, value=value) for key, value in pairs]
+    elif kind == "people":
+        known = range(_between(chance, *RECITED["people"]))
+        told = [person(chance.randrange(people(seed, True)), seed, True).passage for _ in known]
+    else:
+        told = [" ".join(_piece(chance, texts, _between(chance, *RECITED["text"])))]
+    return "\n".join(one for _ in range(TIMES) for one in chance.sample(told, len(told)))
 
 
 def _piece(chance: random.Random, texts: Sequence[Sequence[str]], size: int) -> Sequence[str]:

@@ -61,7 +61,7 @@ def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[Docume
     from refine.data.exercises import exercises
 
     texts = [work.text for work in packages.works(source.texts) if work.work not in held]
-    for name, text in exercises(texts, source.documents, source.seed, source.facts_share):
+    for name, text in exercises(texts, source.documents, source.seed, source.facts_share, source.recitals_share):
         yield Document(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refine.errors import SettingError
 from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
 from refine.ops import delta_rule, fla, short_convolution
@@ -208,3 +209,21 @@ class SparseDeltaTrace(Trace):
                 rows[g, number] = len(places)
                 places.append(chunks.offset[j] + chunks.rank[g])
         return rows, chunks.layout.tensor(places)
+
+
+@torch.no_grad()
+def shift_keys(model: nn.Module) -> None:
+    """Set a new model's short convolutions: keys become those of the token before, q and v stay those of the token.
+
+    What is written then is "after that came this", and what is read "what came after this?": recall, which a model of
+    random convolutions has to find first (the shift of H3, arXiv 2212.14052, section 3.2). Raises SettingError: a model
+    without short convolutions.
+    """
+    mixers = [module for module in model.modules() if isinstance(getattr(module, "k_conv1d", None), ShortConvolution)]
+    if not mixers:
+        raise SettingError("model.shifted_keys: this model has no short convolutions that could shift its keys")
+    for mixer in mixers:
+        for name, tap in (("q_conv1d", -1), ("k_conv1d", -2), ("v_conv1d", -1)):
+            weight = getattr(mixer, name).weight
+            weight.zero_()
+            weight[..., tap] = 1.0

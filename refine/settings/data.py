@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from refine.settings.base import Section
 
@@ -26,8 +26,17 @@ class ExercisesSource(Section):
     kind: Literal["exercises"] = "exercises"
     texts: Literal["plays", "bible", "milton"] = Field(description="the text they are hidden in, less held-out works")
     documents: int = Field(ge=1, description="how many exercises")
-    facts_share: float = Field(0.5, ge=0, le=1, description="share of questions about people; the rest are needles")
+    facts_share: float = Field(0.35, ge=0, le=1, description="share of questions about people")
+    recitals_share: float = Field(
+        0.3, ge=0, le=1, description="share of texts told over and over, nearly all recall; the rest are needles"
+    )
     seed: int = Field(1, ge=0, description="seed of their draws")
+
+    @model_validator(mode="after")
+    def _shares(self) -> ExercisesSource:
+        if self.facts_share + self.recitals_share > 1:
+            raise ValueError(f"facts_share {self.facts_share} and recitals_share {self.recitals_share} exceed 1")
+        return self
 
 
 class _TextColumn(Section):

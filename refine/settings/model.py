@@ -20,6 +20,12 @@ class ModelSettings(Section):
         None, description="config.json fields of the new model (vocab_size comes from the tokenizer)"
     )
 
+    shifted_keys: bool = Field(
+        False,
+        description="of a new DeltaNet or Gated DeltaNet, keys begin as the token before, queries and values as the "
+        "token itself: it learns to recall within a million tokens",
+    )
+
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
         if self.checkpoint is None and not self.config:

@@ -28,6 +28,7 @@ def identity(settings: Recipe, data: Prepared) -> dict[str, Any]:
         "seed": settings.seed,
         "settings": settings.training.start.model_dump(mode="json"),
         "model": {**settings.model.config, "vocab_size": data.vocabulary()},
+        **({"shifted_keys": True} if settings.model.shifted_keys else {}),
         "data": data.identity(),
     }
 
@@ -67,10 +68,14 @@ def _new_model(record: dict[str, Any]) -> PreTrainedModel:
     import torch
 
     from refine.models import from_config
+    from refine.models.delta_mixer import shift_keys
     from refine.training.order import derived_seed
 
     torch.manual_seed(derived_seed("model", record["seed"]))
-    return from_config(record["model"])
+    model = from_config(record["model"])
+    if record.get("shifted_keys"):
+        shift_keys(model)
+    return model
 
 
 def data_inputs(data: Prepared, model: Any) -> Any:
