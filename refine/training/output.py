@@ -3,6 +3,7 @@
 OUTPUT/identity.json  settings and hashes of the inputs; a run with others never goes on from what lies here
 OUTPUT/checkpoint-N/  state after step N        OUTPUT/metrics.jsonl  every logged row
 OUTPUT/model/         the final model           OUTPUT/result.json    the record, written last
+OUTPUT/reward_histograms.{csv,png}  how the rewards of held-out rollouts were spread, validation by validation
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from refine.errors import SettingError, TrainingError
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
+HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 
 
 def finished(output: Path) -> dict[str, Any] | None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
-from transformers.utils.logging import disable_progress_bar
 
 from refine.identity import hash_of
+from refine.models.progress_bars import no_progress_bars
 from refine.training import checkpoints, output
 from refine.training.arguments import RefineArguments
 from refine.training.callbacks import Progress, Series
+from refine.training.histograms import RewardHistograms
 from refine.training.trainer import RefineTrainer
 from refine.training.wrapped import gathered
 
@@ -32,6 +33,7 @@ class Inputs:
     tokenizer: Any
 
 
+@no_progress_bars()
 def run(
     title: str,
     inputs: Inputs,
@@ -51,7 +53,6 @@ def run(
     output.check(folder, identity)
     if (record := output.finished(folder)) is not None:
         return record
-    disable_progress_bar()
     model = _built(inputs, folder)
     with output.locked(folder) if arguments.should_save else contextlib.nullcontext():
         # What process 0 finds holds for all: another run may have finished while it waited for the lock.
@@ -67,7 +68,13 @@ def run(
             train_dataset=inputs.train,
             eval_dataset=inputs.validation,
             processing_class=inputs.tokenizer,
-            callbacks=[Series(folder), Progress(title), *_patience(early_stop_after), *callbacks],
+            callbacks=[
+                Series(folder),
+                RewardHistograms(folder),
+                Progress(title),
+                *_patience(early_stop_after),
+                *callbacks,
+            ],
         )
         if arguments.max_steps == 0:
             _only_validate(trainer)
@@ -109,7 +116,9 @@ def _outcome(trainer: RefineTrainer) -> dict[str, Any]:
     rows, state = trainer.state.log_history, trainer.state
     kept = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else None
     of_model = [row for row in rows if kept is None or row["step"] <= kept]
-    last = {name: value for row in of_model for name, value in row.items() if "/" in name}
+    last = {
+        name: value for row in of_model for name, value in row.items() if "/" in name and not isinstance(value, list)
+    }
     return {
         "steps": state.global_step,
         "tokens": round(sum(row.get("train/tokens", 0) for row in rows)),

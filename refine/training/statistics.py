@@ -15,6 +15,7 @@ from torch import Tensor
 from refine.objective.positions import spans
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
+from refine.training import histograms
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -139,6 +140,14 @@ class StepStatistics:
                     shape = _shape(self.values[name], QUANTILES if name == f"reward/{quantiles_of}" else ())
                     found.update({f"{name}/{key}": value for key, value in shape.items()})
         return found
+
+    def histograms(self) -> dict[str, list[int]]:
+        """How the rewards of each kind are spread over the bins of `refine.training.histograms`."""
+        return {
+            f"{name}{histograms.SUFFIX}": histograms.counts(torch.cat(values), name.removeprefix("reward/"))
+            for name, values in sorted(self.values.items())
+            if name.startswith("reward/")
+        }
 
 
 def _shape(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]:

@@ -77,11 +77,13 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
     from refine.data.prompts import load_prompts
     from refine.evaluation.answers import answer
     from refine.models import from_pretrained
+    from refine.models.progress_bars import no_progress_bars
     from refine.training.test_time import TestTimeTrainer
 
     test_time = settings.training.test_time
     assert test_time is not None
-    model, pieces = from_pretrained(name), tokenizer.load(data.tokenizer)
+    with no_progress_bars():
+        model, pieces = from_pretrained(name), tokenizer.load(data.tokenizer)
     for arm in test_time.arms:
         adapter = None if arm == "none" else TestTimeTrainer(test_time, arm, settings.seed)
         answers = answer(model, pieces, load_prompts(prompts)[:2], adapter=adapter)

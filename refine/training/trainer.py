@@ -258,7 +258,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         """Next-token loss and accuracy, and the rewards of rollouts, on held-out sequences.
 
         `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. Logged as
-        `val/...`; returned under Trainer's names (`eval_loss`, ...), which `metric_for_best_model` goes by.
+        `val/...`, with histograms of the rewards; the numbers are returned under Trainer's names (`eval_loss`, ...),
+        which `metric_for_best_model` goes by.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
@@ -270,7 +271,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             found = validate(self, rows, name)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
-            metrics.update({prefix + key: value for key, value in found.items()})
+            metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

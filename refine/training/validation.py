@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, float]:
-    """Metrics of `rows`: loss, accuracy, entropy, and each reward of rollouts at positions chosen as in training; of
-    prompts with answers also the loss and accuracy of the answers.
+def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, Any]:
+    """Metrics of `rows`: loss, accuracy, entropy, and each reward of rollouts at positions chosen as in training, also
+    as a histogram (a list of counts); of prompts with answers also the loss and accuracy of the answers.
 
     Draws depend on the run's seed, `name` and the row, so they are the same at every step and in every arm. Rows are
     dealt to the processes in turn; each counts once. Leaves the model in the mode it was in.
@@ -33,7 +33,8 @@ def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, fl
         _statistics(trainer, rows, name, kind) for kind in (("prompts", "answers") if rows.exchanges else ("tokens",))
     ]
     model.train(training)
-    found = StepStatistics.merged(parts).metrics(quantiles_of=trainer.objective.reward)
+    merged = StepStatistics.merged(parts)
+    found: dict[str, Any] = merged.metrics(quantiles_of=trainer.objective.reward) | merged.histograms()
     return {_NAMES.get(name, name): value for name, value in found.items() if name not in _OF_TRAINING}
 
 

@@ -71,19 +71,28 @@ class StopAt:
         return type("StopAt", (TrainerCallback,), {event: stop})()
 
 
-def test_a_run_leaves_model_tokenizer_record_and_series(mid, tmp_path, series):
+def test_a_run_leaves_model_tokenizer_record_and_series(mid, tmp_path, series, capfd):
+    from transformers.utils import logging
+
     record = mid("run")
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled(), "bars of the user's own are off"
     output = tmp_path / "run"
     assert record == json.loads((output / "result.json").read_text())
     assert record["steps"] == 6 and record["tokens"] == 6 * 4 * 48 and record["arm"] == "refine" and record["seed"] == 1
     assert {"val/loss", "val/accuracy", "val/reward/cosine/mean", "train/reward/cosine/std"} <= set(record["metrics"])
     assert checkpoints.is_whole(output / "model") and (output / "model" / "tokenizer.json").is_file()
     assert not list(output.rglob("training_args.bin"))
+    assert (output / "reward_histograms.csv").read_text().count("\nval,cosine,") == 40 * 3, (
+        "a line a bin and validation"
+    )
+    assert (output / "reward_histograms.png").is_file()
     assert [row["step"] for row in series(output)] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
 
     from refine.models import from_pretrained
 
     assert from_pretrained(output / "model").config.vocab_size == 64
+    assert "Loading weights" in capfd.readouterr().err
 
 
 def test_arms_differ_in_the_loss_alone(mid):
