@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric. samples: what its scores are means over, as a text (one number, or one for each version)."""
+    """A metric. samples: what its scores are means over, as a text (one number, or each that some version has)."""
 
     metric: str
     samples: str
@@ -154,10 +154,8 @@ def _row(metric: str, versions: Sequence[Version]) -> Row:
         )
         for version, value in zip(versions, values, strict=True)
     )
-    counts = [_samples(version, metric) for version in versions]
-    known = {count for count in counts if count is not None}
-    samples = _plain(known.pop()) if len(known) == 1 else " / ".join(_plain(count) or "–" for count in counts)
-    return Row(metric, samples if any(count is not None for count in counts) else "", cells)
+    counts = dict.fromkeys(_samples(version, metric) for version in versions)
+    return Row(metric, " / ".join(_plain(count) for count in counts if count is not None), cells)
 
 
 def _samples(version: Version, metric: str) -> float | None:

@@ -48,8 +48,10 @@ def test_what_a_version_lacks_or_is_no_number_is_never_the_best():
     assert not any(cell.best for cell in row.cells)
 
 
-def test_counts_that_differ_are_all_shown():
-    assert compare([version(1, "a"), version(2, "b", val__sequences=16.0)]).rows[0].samples == "32 / 16"
+def test_counts_that_differ_are_all_shown_each_once():
+    counts = [32.0, 32.0, 16.0, 32.0, 16.0]
+    found = compare([version(n, "a", val__sequences=count) for n, count in enumerate(counts)])
+    assert found.rows[0].samples == "32 / 16"
 
 
 def test_only_settings_that_differ_are_told():
