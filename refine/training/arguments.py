@@ -14,6 +14,13 @@ from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PhaseSettings
 
+SHARDED: dict[str, Any] = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_layer_cls_to_wrap": ["Block"],
+    "state_dict_type": "FULL_STATE_DICT",
+}
+
 
 @dataclass
 class RefineArguments(TrainingArguments):
@@ -116,13 +123,7 @@ def _sharded() -> dict[str, Any]:
     """FSDP2 over the model's blocks; checkpoints hold whole tensors, so that any number of processes resumes them."""
     if not torch.cuda.is_available():
         raise SettingError("training.sharding is 'full', but there is no GPU to share the model out to: use 'none'")
-    config = {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": ["Block"],
-        "state_dict_type": "FULL_STATE_DICT",
-    }
-    return {"fsdp": True, "fsdp_config": config}
+    return {"fsdp": True, "fsdp_config": dict(SHARDED)}
 
 
 def _has(name: str) -> bool:

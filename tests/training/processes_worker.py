@@ -1,7 +1,8 @@
 """Run by torchrun in test_processes.py: one process of a training run with several.
 
-python processes_worker.py OUTPUT (ddp | crash | fsdp): trains the tiny model in OUTPUT; `crash` ends all processes
-after step 3; `fsdp` compares the gradient under FSDP2 with that of one process, and writes the difference to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [crash]: trains the tiny model in OUTPUT, held whole by each
+process or shared out; `crash` ends all processes after step 3. `fsdp` compares the gradient under FSDP2 with that of
+one process, and writes the difference to OUTPUT.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ def model() -> Any:
     return from_config({**CONFIG, "vocab_size": 64})
 
 
-def train(output: Path, crash: bool = False) -> Any:
+def pretend_accelerators() -> None:
+    """Make accelerate share the model out over processes on the CPU. It does so only where its distributed type is one
+    of accelerators; of MULTI_CPU it ignores the FSDP plugin without a word, and Trainer goes on with DDP."""
+    from accelerate.state import DistributedType, PartialState
+
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
     """Six steps of five rows, in passes of two: with two processes a pass has uneven shares and stand-ins."""
     from transformers import TrainerCallback
 
-    from refine.training.arguments import RefineArguments
+    from refine.training.arguments import SHARDED, RefineArguments
     from refine.training.trainer import RefineTrainer
 
     class Crash(TrainerCallback):
@@ -51,16 +60,21 @@ def train(output: Path, crash: bool = False) -> Any:
             if state.global_step == 3:
                 os._exit(7)
 
-    several = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
+    several: dict[str, Any] = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
+    if sharded:
+        several |= {"fsdp": True, "fsdp_config": dict(SHARDED)}
     args = RefineArguments(
         output_dir=str(output), max_steps=6, sequences_per_step=5, per_device_train_batch_size=2, objective=OBJECTIVE,
         learning_rate=1e-3, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
         per_device_eval_batch_size=2, **several,
     )  # fmt: skip
+    if sharded:
+        pretend_accelerators()
     trainer = RefineTrainer(
         model(), args, train_dataset=rows(), eval_dataset=rows()[:5], callbacks=[Crash()] if crash else []
     )
     trainer.train(resume_from_checkpoint=True)
+    assert not sharded or trainer.accelerator.is_fsdp2
     metrics = trainer.evaluate()
     trainer.save_whole(output / "model")
     if trainer.args.should_save:
@@ -111,6 +125,6 @@ if __name__ == "__main__":
     if sys.argv[2] == "fsdp":
         fsdp(Path(sys.argv[1]))
     else:
-        train(Path(sys.argv[1]), crash=sys.argv[2] == "crash")
+        train(Path(sys.argv[1]), sharded=sys.argv[2] == "sharded", crash=sys.argv[-1] == "crash")
         if dist.is_initialized():
             dist.destroy_process_group()

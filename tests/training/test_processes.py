@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 WORKER = Path(__file__).parent / "processes_worker.py"
 
 
-def together(output: Path, mode: str) -> int:
+def together(output: Path, *mode: str) -> int:
     """Two processes on this machine; the exit code of torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*torchrun, str(WORKER), str(output), mode], capture_output=True, timeout=300).returncode
+    return subprocess.run([*torchrun, str(WORKER), str(output), *mode], capture_output=True, timeout=300).returncode
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,12 @@ def alone(tmp_path_factory) -> Path:
     return output
 
 
-def test_two_processes_give_the_single_process_result_with_the_same_draws_and_resume(alone, tmp_path):
+@pytest.mark.parametrize("mode", ["ddp", "sharded"])
+def test_two_processes_give_the_single_process_result_with_the_same_draws_and_resume(alone, tmp_path, mode):
     """The run crashes after step 3, and its second half goes on from step 2: resume is part of what is compared."""
-    assert together(tmp_path / "two", "crash") != 0
+    assert together(tmp_path / "two", mode, "crash") != 0
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint-2"]
-    assert together(tmp_path / "two", "ddp") == 0
+    assert together(tmp_path / "two", mode) == 0
     one, two = (json.loads((path / "found.json").read_text()) for path in (alone, tmp_path / "two"))
     assert len(one["history"]) == len(two["history"]) == 6
     for left, right in zip(one["history"], two["history"], strict=True):
