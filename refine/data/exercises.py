@@ -22,8 +22,8 @@ ASK = "\n\nQuestion: {query}\nAnswer: {answer}"
 SIZES = {"essay": (20, 500), "noise": (2, 36), "needles": (2, 16)}  # of haystacks: words, or lines
 PEOPLE = (1, 5)
 PASSAGES = (1, 6)  # one more than there are beside the people's
-RECITED = {"needles": (1, 8), "people": (1, 3), "text": (8, 80)}  # needles beside the first, people, words
-TIMES = 3  # that a recital tells what it has to tell
+RECITED = {"needles": (1, 4), "people": (1, 2), "text": (6, 40)}  # needles beside the first, people, words
+TIMES = 5  # that a recital tells what it has to tell
 
 
 def exercises(

@@ -14,18 +14,25 @@ from pydantic import Field
 
 from refine.errors import SettingError, nearest
 from refine.settings.base import Section, validated
-from refine.settings.data import DataSettings, DocumentsSettings, TokenizerSettings
+from refine.settings.data import DataSettings, DocumentsSettings, Source, TokenizerSettings
 from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.prompts import NeedlesSettings, QuestionsSettings
-from refine.settings.training import StartTraining, TrainingSettings
+from refine.settings.training import StartSettings, StartTraining, TrainingSettings
 
-__all__ = ["ObjectiveSettings", "Recipe", "Section", "Settings", "load", "load_recipe", "validated"]
+__all__ = ["Drill", "ObjectiveSettings", "Recipe", "Section", "Settings", "Start", "load", "load_recipe", "validated"]
 
 
-class Recipe(Section):
-    """What a model is pretrained from and how (`refine pretrain`)."""
+class Drill(Section):
+    """What a pretraining begins with: text that is nearly all recall, until the model recalls."""
+
+    train: tuple[Source, ...] = Field(min_length=1, description="text of the drill")
+    start: StartSettings = Field(description="its training, as training.start")
+
+
+class Start(Section):
+    """What a model is trained from and how."""
 
     seed: int = Field(ge=0, description="seed of the whole run; every draw derives from it")
     data: DataSettings
@@ -35,7 +42,13 @@ class Recipe(Section):
     training: StartTraining
 
 
-class Settings(Recipe):
+class Recipe(Start):
+    """A pretraining (`refine pretrain`)."""
+
+    drill: Drill | None = Field(None, description="a first training on text that is nearly all recall; null: none")
+
+
+class Settings(Start):
     """Everything in params.yaml."""
 
     needles: NeedlesSettings

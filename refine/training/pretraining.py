@@ -3,6 +3,7 @@ to ship. It is how the models that come with the package were made.
 
 OUTPUT/data/      raw documents of the settings' sources        OUTPUT/prepared/  tokenizer and sequences
 OUTPUT/training/  the run: checkpoints, metrics, record         OUTPUT/model/     bf16 weights, tokenizer, training.json
+OUTPUT/drill/     the same of the drill that the training begins with, where the settings have one
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from refine.data import documents, fetch, tokenizer
 from refine.data.writing import folder_beside
 from refine.identity import hash_of
-from refine.settings import Recipe
+from refine.settings import Drill, Recipe
 from refine.training import output as run_folder
 from refine.training.callbacks import SERIES
 from refine.training.prepared import Prepared
@@ -39,13 +40,24 @@ def pretrain(
     Raises TrainingError: the folder is another run's; DataError: a source fails; SettingError: no model.config.
     """
     data = _prepared(settings, output, said)
-    record = start_training(settings, data, output / "training", once_checked=once_checked)
+    first = None if settings.drill is None else _drilled(settings, settings.drill, data, output / "drill", said)
+    record = start_training(settings, data, output / "training", once_checked=once_checked, model=first)
     exported = output / "model"
     made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": record["identity_hash"]}
     known = exported / RECORD
     if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["made_from"] == made_from:
         return json.loads(known.read_text(encoding="utf-8"))
-    return _export(record, output / "training", exported, made_from)
+    return _export(record, output, made_from)
+
+
+def _drilled(settings: Recipe, drill: Drill, data: Prepared, output: Path, said: Callable[[str], None]) -> Path:
+    """The model after the drill: the same tokenizer and validation text, other training text."""
+    training = settings.training.model_copy(update={"start": drill.start})
+    text = settings.data.model_copy(update={"train": drill.train})
+    tokenizer = settings.tokenizer.model_copy(update={"path": str(data.tokenizer), "revision": None})
+    of_drill = settings.model_copy(update={"data": text, "tokenizer": tokenizer, "training": training})
+    start_training(of_drill, _prepared(of_drill, output, said), output / "training")
+    return output / "training" / run_folder.MODEL
 
 
 def _prepared(settings: Recipe, output: Path, said: Callable[[str], None]) -> Prepared:
@@ -65,23 +77,26 @@ def _prepared(settings: Recipe, output: Path, said: Callable[[str], None]) -> Pr
     return prepared
 
 
-def _export(record: dict[str, Any], run: Path, folder: Path, made_from: dict[str, str]) -> dict[str, Any]:
-    """The trained model in bf16 with its tokenizer and how it was trained."""
+def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> dict[str, Any]:
+    """The trained model in bf16 with its tokenizer and how it was trained: the whole of it, drill included."""
     import torch
     from transformers import AutoTokenizer
 
     from refine.models import from_pretrained
 
-    rows = [json.loads(line) for line in (run / SERIES).read_text(encoding="utf-8").splitlines()]
+    runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
+    records = [run_folder.finished(run) or {} for run in runs]
+    rows = [json.loads(line) for run in runs for line in (run / SERIES).read_text(encoding="utf-8").splitlines()]
     told = {
         "made_from": made_from,
-        **{name: record[name] for name in ("seed", "parameters", "steps", "tokens", "seconds", "settings", "data")},
+        **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},
+        **{name: record[name] for name in ("seed", "parameters", "settings", "data", "metrics")},
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
-        "metrics": record["metrics"],
         "curve": _curve([row for row in rows if "train/ntp_loss" in row]),
         "validation": [{"step": row["step"], "loss": round(row["val/loss"], 4)} for row in rows if "val/loss" in row],
     }
-    with folder_beside(folder) as beside:
+    run = output / "training"
+    with folder_beside(output / "model") as beside:
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
         AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
         (beside / RECORD).write_text(json.dumps(told, indent=1), encoding="utf-8")
@@ -89,12 +104,13 @@ def _export(record: dict[str, Any], run: Path, folder: Path, made_from: dict[str
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Next-token loss [nats per token] over the tokens trained: at most POINTS means of as many steps each."""
+    """Next-token loss [nats per token] over the tokens trained: at most POINTS means of as many steps each; steps are
+    counted through drill and training."""
     each = -(-len(rows) // POINTS)
     tokens, found = 0.0, []
     for first in range(0, len(rows), each):
         group = rows[first : first + each]
         tokens += sum(row["train/tokens"] for row in group)
         loss = sum(row["train/ntp_loss"] for row in group) / len(group)
-        found.append({"step": group[-1]["step"], "tokens": round(tokens), "loss": round(loss, 4)})
+        found.append({"step": first + len(group), "tokens": round(tokens), "loss": round(loss, 4)})
     return found

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import SettingError
-from refine.settings import Recipe
+from refine.settings import Start
 from refine.settings.objective import ObjectiveSettings
 from refine.training import output as folder
-from refine.training.prepared import Prepared
+from refine.training.prepared import Prepared, model_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
 
-def identity(settings: Recipe, data: Prepared) -> dict[str, Any]:
-    """What the starting model is made from (JSON values). Raises SettingError: no config for a new model."""
+def identity(settings: Start, data: Prepared, model: Path | None = None) -> dict[str, Any]:
+    """What the starting model is made from (JSON values): a new model, or the one in folder `model`.
+
+    Raises SettingError: no config for a new model.
+    """
     if not settings.model.config:
         raise SettingError("model.config is empty: give the new model's config.json fields, or train from a checkpoint "
                            "with `refine train mid`")  # fmt: skip
@@ -29,23 +32,26 @@ def identity(settings: Recipe, data: Prepared) -> dict[str, Any]:
         "settings": settings.training.start.model_dump(mode="json"),
         "model": {**settings.model.config, "vocab_size": data.vocabulary()},
         **({"shifted_keys": True} if settings.model.shifted_keys else {}),
+        **({} if model is None else {"start": model_identity(str(model), None)}),
         "data": data.identity(),
     }
 
 
 def start_training(
-    settings: Recipe,
+    settings: Start,
     data: Prepared,
     output: Path,
     callbacks: Sequence[TrainerCallback] = (),
     once_checked: Callable[[], None] | None = None,
+    model: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a new model of `settings.model.config` into `output` (see `refine.training.phase.run`).
+    """Train a new model of `settings.model.config`, or go on with that of folder `model`, into `output` (see
+    `refine.training.phase.run`).
 
     `once_checked` is called when settings, data and output fit, before anything heavy is imported.
     """
     data.check("train", "validation")
-    record = identity(settings, data)
+    record = identity(settings, data, model)
     folder.check(output, record)
     if once_checked is not None:
         once_checked()
@@ -60,7 +66,10 @@ def start_training(
         sharding=settings.training.sharding,
         validation_rollouts=False,
     )
-    inputs, patience = data_inputs(data, lambda: _new_model(record)), settings.training.start.early_stop_after
+    inputs, patience = (
+        data_inputs(data, lambda: _new_model(record) if model is None else _loaded(model)),
+        settings.training.start.early_stop_after,
+    )
     return run("start", inputs, arguments, record, output, callbacks, patience)
 
 
@@ -76,6 +85,14 @@ def _new_model(record: dict[str, Any]) -> PreTrainedModel:
     if record.get("shifted_keys"):
         shift_keys(model)
     return model
+
+
+def _loaded(folder: Path) -> PreTrainedModel:
+    import torch
+
+    from refine.models import from_pretrained
+
+    return from_pretrained(folder, dtype=torch.float32)
 
 
 def data_inputs(data: Prepared, model: Any) -> Any:
