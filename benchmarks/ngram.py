@@ -1,4 +1,4 @@
-"""An n-gram model to hold the small models against: interpolated Kneser-Ney with one discount per order, over tokens."""
+"""An n-gram model to hold the small models against: interpolated Kneser-Ney, a discount for each order, over tokens."""
 
 from __future__ import annotations
 

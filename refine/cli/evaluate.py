@@ -100,7 +100,7 @@ def evaluate(
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.harness import check_harness
 
-    _quiet()
+    quiet()
     output = options["output"] or paths.results() / "evaluation" / _folder_name(model, options["test_time"])
     adapter = _adapter(options)
     with fetched(model) as folder:
@@ -155,7 +155,7 @@ def _adapter(options: dict[str, Any]) -> Any:
     return TestTimeTrainer(values.training.test_time, options["test_time"], values.seed)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No progress bars and warnings of transformers beside our own lines."""
     from transformers.utils import logging
 

@@ -13,6 +13,7 @@ from refine.errors import RefineError
 
 # verb: (module:object, the line shown by --help)
 VERBS = {
+    "demo": ("refine.cli.demo:demo", "One needle, three answers: what REFINE does, in under a minute."),
     "data": ("refine.cli.data:data", "Fetch the raw text and check it against data.dvc."),
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),

@@ -1,4 +1,4 @@
-"""`refine report`: an experiment's evaluations as the paper's tables, from MLflow."""
+"""`refine report`: an experiment's evaluations as the paper's tables, from MLflow or from a folder."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from refine import paths
 
 @click.command()
 @click.option("--experiment", help="MLflow experiment (default: registry.model_name of the settings).")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Take FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report (default: results/report).")
 @click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
 )
-def report(experiment: str | None, output: Path | None, params: Path) -> None:
+def report(experiment: str | None, folder: Path | None, output: Path | None, params: Path) -> None:
     """Lay an experiment's results out as the paper's tables: Markdown, CSV and a figure.
 
     Phases and arms down, tasks across, with 95 % intervals, the best in bold, and each arm's difference to the SFT arm
     of its phase, sample by sample.
     """
     from refine import settings
-    from refine.evaluation.report import tables
+    from refine.evaluation.report import find_in_folder, tables
     from refine.evaluation.report_files import as_markdown, write_report
     from refine.tracking.connection import connect
     from refine.tracking.evaluations import find_evaluations
 
-    experiment = experiment or settings.load(params).registry.model_name
-    made = tables(find_evaluations(connect(), experiment))
-    title = f"Experiment {experiment}"
+    if folder is not None and experiment is not None:
+        raise click.UsageError("--folder and --experiment: give one of them")
+    if folder is not None:
+        made, title = tables(find_in_folder(folder)), f"Experiment {folder.name}"
+    else:
+        experiment = experiment or settings.load(params).registry.model_name
+        made, title = tables(find_evaluations(connect(), experiment)), f"Experiment {experiment}"
     files = write_report(made, output or paths.results() / "report", title)
     click.echo(as_markdown(made, title))
     click.echo(f"written: {', '.join(map(str, files))}")

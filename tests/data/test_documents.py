@@ -147,3 +147,37 @@ def test_an_unwritable_place_is_one_line(raw, small_tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
         documents.prepare(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "file" / "out")
+
+
+def test_packing_keeps_every_token_of_the_training_text_in_rows_that_name_their_documents_lengths(
+    raw, small_tokenizer, tmp_path
+):
+    texts = {f"d{n}": TEXT * (1 + n % 4) for n in range(30)} | {"long": TEXT * 20}
+    data = raw(train=texts, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
+    settings = DocumentsSettings(sequence_length=100, packing=True)
+    counts = documents.prepare(settings, data, small_tokenizer, tmp_path / "prepared")
+    rows = pq.read_table(tmp_path / "prepared" / "train.parquet").to_pylist()
+    assert all(sum(row["lengths"]) == len(row["tokens"]) <= 100 for row in rows)
+    pieces = []
+    for row in rows:
+        starts = [sum(row["lengths"][:n]) for n in range(len(row["lengths"]))]
+        assert all(row["tokens"][start] == small_tokenizer.bos_token_id for start in starts)
+        pieces += [row["tokens"][a + 1 : a + n] for a, n in zip(starts, row["lengths"], strict=True)]
+    expected = [small_tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts.values()]
+    cut = [tokens[first : first + 99] for tokens in expected for first in range(0, len(tokens), 99)]
+    assert sorted(pieces) == sorted(cut)
+    assert counts["train"].skipped == 0
+    assert sum(len(row["tokens"]) for row in rows) > 0.75 * 100 * len(rows), "rows are well filled"
+    assert "lengths" not in pq.read_table(tmp_path / "prepared" / "validation.parquet").column_names
+
+
+def test_the_trainer_reads_packed_rows_as_separate_documents(raw, small_tokenizer, tmp_path):
+    from refine.training.sequences import sequences_of
+
+    data = raw(train={f"d{n}": TEXT for n in range(9)}, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
+    settings = DocumentsSettings(sequence_length=100, packing=True)
+    documents.prepare(settings, data, small_tokenizer, tmp_path / "prepared")
+    rows = sequences_of(documents.load(tmp_path / "prepared" / "train.parquet"))
+    size = len(small_tokenizer(TEXT)["input_ids"])
+    assert sum(len(rows[n].lengths) for n in range(len(rows))) == 9
+    assert {length for n in range(len(rows)) for length in rows[n].lengths} == {size}

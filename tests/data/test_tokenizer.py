@@ -134,3 +134,11 @@ def test_training_text_that_is_missing_or_has_no_text_column_is_named(parquet, t
         tokenizer.prepare(TokenizerSettings(), tmp_path / "train.parquet", tmp_path / "out")
     with pytest.raises(DataError, match="no column 'text'; it has id, body"):
         tokenizer.prepare(TokenizerSettings(), parquet("train", id=["a"], body=["b"]), tmp_path / "out")
+
+
+def test_single_digits_are_never_joined_and_nothing_is_lost():
+    made = tokenizer.train(["The year 1600 and 1601, 1602, 1600 again. " * 50], 270, single_digits=True)
+    pieces = made.tokenize("in 1600.")
+    assert [piece for piece in pieces if any(map(str.isdigit, piece))] == ["1", "6", "0", "0"]
+    for text in ODD:
+        assert made.decode(made(text, add_special_tokens=False)["input_ids"]) == text
