@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -22,10 +22,15 @@ from flows.slots import device_slots, stage_lock
 from flows.voice import relay, say
 from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.tracking import registry
+from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.metrics import Relay
 from refine.tracking.registry import Version
 from refine.tracking.run import find_run, open_run
+from refine.training import output
 from refine.training.process import ProcessFailed, run_in_own_process
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
@@ -90,8 +95,17 @@ def _train(experiment: Experiment, stage: Stage, model: str | None, done: Traine
         if done is None:
             raise TrainingError(f"{stage.title}: ended without a result in {stage.folder}")
         run.metrics({"train/total_seconds": done.seconds, "train/total_tokens": done.tokens}, step=done.steps)
+        _keep_files(experiment.client, run.run_id, Path(stage.folder))
         run.tag({"refine.model": done.model, "refine.model_hash": done.model_hash})
     return replace(done, run_id=run.run_id)
+
+
+def _keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """The reward histograms and the kept checkpoints of a stage, in its MLflow run."""
+    for name in (output.HISTOGRAM_TABLE, output.HISTOGRAM_PICTURE):
+        if (folder / name).exists():
+            client.log_artifact(run_id, str(folder / name))
+    log_checkpoints(client, run_id, folder)
 
 
 def train_command(experiment: Experiment, stage: Stage, model: str | None) -> list[str]:

@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
 from refine.errors import ServiceError
+from refine.tracking import unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which pages MLflow shows: charts of training runs
 PATIENCE = 5.0  # seconds that a server has to answer before work starts
 # Set before mlflow is imported. A request that fails is tried again for about half a minute, not for many minutes.
@@ -49,7 +53,7 @@ def without_password(uri: str) -> str:
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """A client of `uri` (default: `tracking_uri()`), known to answer.
+    """A client of `uri` (default: `tracking_uri()`), known to answer; what it had not taken earlier is delivered.
 
     Raises ServiceError: the server does not answer, refuses, or the database cannot be written to.
     """
@@ -62,6 +66,7 @@ def connect(uri: str | None = None) -> MlflowClient:
         client.search_experiments(max_results=1)
     except Exception as error:  # whatever the store, the driver or the server makes of it
         raise ServiceError(f"MLflow at {without_password(uri)} cannot be used: {_reason(error)}{_advice()}") from None
+    unsent.deliver(client)
     return client
 
 
@@ -99,6 +104,19 @@ def writable(folder: Path) -> None:
         raise ServiceError(
             f"cannot write to {folder}: {error.strerror}; set REFINE_HOME to a folder that can be written to"
         ) from None
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """None of MLflow's ("Downloading artifacts") in this block, unless the user asked for them."""
+    named = BARS not in os.environ
+    if named:
+        os.environ[BARS] = "false"
+    try:
+        yield
+    finally:
+        if named:
+            os.environ.pop(BARS, None)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from refine.evaluation.intervals import Estimate, mean_difference
 from refine.evaluation.record import FILE, Evaluation
+from refine.tracking.connection import no_progress_bars
 from refine.tracking.registry import EVALUATION_RUN, Version
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ..
     run_id = version.tags.get(EVALUATION_RUN)
     if not run_id:
         return {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, no_progress_bars():
         try:
             evaluation = Evaluation.load(client.download_artifacts(run_id, FILE, folder))
         except (MlflowException, OSError):

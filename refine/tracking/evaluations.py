@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import ServiceError, nearest
 from refine.evaluation.record import FILE, Evaluation
 from refine.evaluation.report import Evaluated
+from refine.tracking.connection import no_progress_bars
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +56,6 @@ def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
     phase = tags.get(PHASE, "")
     if phase == "evaluation":  # of a model as training left it; test-time arms are phases of their own
         phase = client.get_run(tags[TRAINED_BY]).data.tags.get(PHASE, phase)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, no_progress_bars():
         evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, FILE, folder))
     return Evaluated(phase, tags.get(ARM, ""), int(tags.get(SEED, 0)), evaluation)

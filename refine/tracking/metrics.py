@@ -29,38 +29,50 @@ class Sender:
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
-        self.last = _last_steps(client, run_id)  # metric -> its highest step
-        self.non_finite = 0
+        self.last, self.non_finite = _known(client, run_id)  # metric -> its highest step
+        self.in_doubt = False  # a request failed: the server may have taken it all the same
 
     def send(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
         """Send (step, metrics) rows; returns how many values went. What is no number or not finite is left out, and
-        the latter counted in the metric `non_finite_values`. What MLflow raises passes on: then nothing of the
-        batches from the failing one on is taken as sent, and the rows can be sent again."""
+        the latter counted in the metric `non_finite_values`. What MLflow raises passes on: the rows can be sent
+        again, and what had arrived of them is not logged twice."""
         from mlflow.entities import Metric
 
+        if self.in_doubt:
+            self.last, self.non_finite = _known(self.client, self.run_id)
         now = int(time.time() * 1000)
-        new, highest, bad = [], dict(self.last), self.non_finite
+        highest, found, bad = dict(self.last), [], dict[int, int]()
         for step, values in rows:
             for name, value in values.items():
                 if not isinstance(value, int | float) or isinstance(value, bool) or step <= highest.get(name, -1):
                     continue
                 highest[name] = step
                 if math.isfinite(value):
-                    new.append(Metric(name, float(value), now, step))
-                else:
-                    bad += 1
-                    new.append(Metric(NON_FINITE, float(bad), now, step))
-        for first in range(0, len(new), BATCH):
-            batch = new[first : first + BATCH]
+                    found.append((name, float(value), step))
+                elif step > self.last.get(NON_FINITE, -1):
+                    bad[step] = bad.get(step, 0) + 1
+        left_out = self.non_finite
+        for step in sorted(bad):
+            left_out, highest[NON_FINITE] = left_out + bad[step], step
+            found.append((NON_FINITE, float(left_out), step))
+        self.in_doubt = True
+        for first in range(0, len(found), BATCH):
+            batch = [Metric(name, value, now, step) for name, value, step in found[first : first + BATCH]]
             self.client.log_batch(self.run_id, metrics=batch)
-            self.last.update({metric.key: metric.step for metric in batch})
-        self.last, self.non_finite = highest, bad
-        return len(new)
+        self.last, self.non_finite, self.in_doubt = highest, left_out, False
+        return len(found)
 
 
-def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
-    known = client.get_run(run_id).data.metrics
-    return {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in known}
+def _known(client: MlflowClient, run_id: str) -> tuple[dict[str, int], int]:
+    """The highest step of each series that the run has, and how many values were left out so far."""
+    names = client.get_run(run_id).data.metrics
+    last = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
+    return last, int(names.get(NON_FINITE, 0))
+
+
+def reason(error: BaseException) -> str:
+    """Why MLflow did not do what it was asked, in one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 class Series:
@@ -159,5 +171,5 @@ class Relay:
                 self.sender.send(self.waiting)
                 self.waiting = []
         except Exception as error:  # MLflow raises what its store, driver or HTTP client raise
-            return " ".join(str(error).split())[:120] or type(error).__name__
+            return reason(error)
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
+from refine.tracking.connection import no_progress_bars
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,11 +174,12 @@ def download(client: MlflowClient, reference: str, folder: str | Path | None = N
 
     name, wanted = parse_reference(reference)
     version = version_of(client, name, wanted)
-    found = mlflow.artifacts.download_artifacts(
-        artifact_uri=f"models:/{name}/{version.number}",
-        dst_path=None if folder is None else str(folder),
-        tracking_uri=client.tracking_uri,
-    )
+    with no_progress_bars():
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{name}/{version.number}",
+            dst_path=None if folder is None else str(folder),
+            tracking_uri=client.tracking_uri,
+        )
     return Path(found)
 
 

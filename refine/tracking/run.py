@@ -6,14 +6,18 @@ A run carries who owns it (machine, process) and a sign of life. `end_dead_runs`
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from refine.tracking import unsent
+from refine.tracking.metrics import Sender, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,14 +26,19 @@ if TYPE_CHECKING:
 KEY, OWNER, ALIVE = "refine.key", "refine.owner", "refine.alive"  # tags
 BEAT = 20.0  # seconds between signs of life
 LOST = 90.0  # seconds of silence after which a run of another machine counts as dead
+log = logging.getLogger(__name__)
 PARAMETER = 6000  # characters of a parameter's value: MLflow's limit
 
 
 class Run:
-    """A run of ours, as a context manager: FINISHED at the end, FAILED by an exception, KILLED by an interrupt."""
+    """A run of ours, as a context manager: FINISHED at the end, FAILED by an exception, KILLED by an interrupt.
+
+    An MLflow that is away at the end costs no result: how the run ended is kept, and told at the next `connect`.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
         self.client, self.run_id, self.experiment_id = client, run_id, experiment_id
+        self.closing: list[Callable[[], None]] = []  # what is to be done before the run's end is told
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="alive", daemon=True)
 
@@ -39,12 +48,20 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._ended.set()
+        for last_words in self.closing:
+            last_words()
         self._pulse.join()
-        if kind is None:
-            self.end("FINISHED")
-        else:
-            self.tag({"refine.error": f"{kind.__name__}: {error}"[:5000]})
-            self.end("FAILED" if issubclass(kind, Exception) else "KILLED")
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        try:
+            if kind is not None:
+                self.tag({"refine.error": f"{kind.__name__}: {error}"[:5000]})
+            self.end(status)
+        except Exception as trouble:  # an error of MLflow's in the place of the work's own would hide that one
+            file = unsent.keep(self.run_id, status=status)
+            log.warning(
+                "MLflow does not answer (%s): that run %s is %s is kept in %s, and told when MLflow is next used",
+                reason(trouble), self.run_id, status, file,
+            )  # fmt: skip
 
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
@@ -58,16 +75,19 @@ class Run:
 
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Log one row of metrics; what is not finite is left out and counted."""
-        from refine.tracking.metrics import Sender
-
         Sender(self.client, self.run_id).send([(step, values)])
 
     def _beat(self) -> None:
+        missed = False
         while not self._ended.wait(BEAT):
             try:
                 self.client.set_tag(self.run_id, ALIVE, str(int(time.time())))
+                if missed and self.client.get_run(self.run_id).info.status != "RUNNING":
+                    self.client.update_run(self.run_id, status="RUNNING")  # it was taken for dead meanwhile
+                    self.client.delete_tag(self.run_id, "refine.error")
+                missed = False
             except Exception:  # a server that is away: the next beat tells it
-                continue
+                missed = True
 
 
 def open_run(

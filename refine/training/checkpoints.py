@@ -81,6 +81,11 @@ def last_whole(output: Path) -> Path | None:
     return None
 
 
+def whole(output: Path) -> list[tuple[int, Path]]:
+    """The whole checkpoints in `output` with their steps, in order."""
+    return [(step, folder) for step, folder in sorted(_checkpoints(output)) if is_whole(folder)]
+
+
 def clean(output: Path) -> None:
     """Remove what killed processes left half written in `output`, and say so."""
     for left in output.glob(".*.unfinished"):

@@ -32,6 +32,13 @@ with open(out / "metrics.jsonl", "w") as file:
         if act == "die" and step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
     file.write(json.dumps({"val/loss": 3.6, "val/reward/cosine/mean": 0.3, "step": steps}) + "\\n")
+(out / "reward_histograms.csv").write_text("data,reward,step,low,high,rollouts\\n")
+if steps:
+    kept = out / f"checkpoint-{steps}"
+    kept.mkdir(exist_ok=True)
+    for file in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+        (kept / file).write_bytes(b"1")
+    (kept / "complete.json").write_text(json.dumps({"model.safetensors": 1}))
 if act == "sleep":
     time.sleep(600)
 model = out / "model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flows import tasks
@@ -41,6 +43,15 @@ def test_a_killed_training_goes_on_in_the_same_run_and_keeps_every_metric_once(e
     assert run.data.params["training.steps"] == str(experiment.settings.training.start.steps)
     assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(run.data.tags)
     assert calls() == ["start", "start"]
+    (checkpoint,) = run.outputs.model_outputs
+    model = experiment.client.get_logged_model(checkpoint.model_id)
+    assert checkpoint.step == 4 and [(metric.key, metric.step) for metric in model.metrics] == [
+        ("val/loss", 4), ("val/reward/cosine/mean", 4),
+    ]  # fmt: skip
+    assert [file.name for file in Path(model.artifact_location.removeprefix("file://")).iterdir()] == [
+        "model.safetensors"
+    ]
+    assert [file.path for file in experiment.client.list_artifacts(done.run_id)] == ["reward_histograms.csv"]
 
 
 def test_what_is_finished_is_not_done_again(experiment, calls):

@@ -117,3 +117,21 @@ def test_an_experiment_is_made_once_and_a_deleted_one_comes_back(client):
 def test_passwords_are_never_printed():
     assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
     assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+
+
+def test_downloads_of_ours_show_no_bars_and_the_user_s_own_do(client, experiment, tmp_path, capfd, monkeypatch):
+    from refine.tracking.connection import BARS, no_progress_bars
+
+    run = client.create_run(experiment).info.run_id
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "table.md").write_text("scores")
+    client.log_artifacts(run, str(tmp_path / "scores"), "scores")
+    with no_progress_bars():
+        client.download_artifacts(run, "scores", str(tmp_path))
+    assert capfd.readouterr().err == ""
+    client.download_artifacts(run, "scores", str(tmp_path))
+    assert "Downloading artifacts" in capfd.readouterr().err
+    monkeypatch.setenv(BARS, "true")
+    with no_progress_bars():
+        client.download_artifacts(run, "scores", str(tmp_path))
+    assert "Downloading artifacts" in capfd.readouterr().err

@@ -137,3 +137,29 @@ def test_a_server_that_stays_away_is_an_error_that_says_where_the_metrics_are(cl
         Relay(path, client, run.run_id, every=0.05, patience=0.3),
     ):
         pass
+
+
+def test_what_arrived_of_a_request_that_failed_is_not_logged_twice(client, run, monkeypatch):
+    """The server took the batch, and went away before it could say so."""
+    real = client.log_batch
+
+    def taken_but_not_told(*arguments, **keywords):
+        real(*arguments, **keywords)
+        raise ConnectionError("connection reset by peer")
+
+    sender = Sender(client, run.run_id)
+    rows = [(1, {"train/loss": 9.0, "train/odd": math.nan}), (2, {"train/loss": 8.0})]
+    monkeypatch.setattr(client, "log_batch", taken_but_not_told)
+    with pytest.raises(ConnectionError):
+        sender.send(rows)
+    monkeypatch.setattr(client, "log_batch", real)
+    time.sleep(0.01)  # at another time it would be another point to MLflow
+    assert sender.send([*rows, (3, {"train/loss": 7.0})]) == 1
+    assert history(client, run.run_id) == [(1, 9.0), (2, 8.0), (3, 7.0)]
+    assert history(client, run.run_id, NON_FINITE) == [(1, 1.0)]
+
+
+def test_what_was_left_out_is_counted_on_by_a_resumed_training(client, run):
+    Sender(client, run.run_id).send([(1, {"a": math.nan, "b": math.inf}), (2, {"a": 1.0})])
+    Sender(client, run.run_id).send([(1, {"a": math.nan, "b": math.inf}), (2, {"a": 1.0}), (3, {"a": math.nan})])
+    assert history(client, run.run_id, NON_FINITE) == [(1, 2.0), (3, 3.0)]

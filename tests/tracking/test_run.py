@@ -96,3 +96,33 @@ def test_a_process_id_that_was_given_out_again_does_not_keep_a_run_alive(client,
     stale = json.dumps({**owner(), "started": 1.0})
     run_id = client.create_run(experiment, tags={OWNER: stale, ALIVE: str(int(time.time()))}).info.run_id
     assert end_dead_runs(client, [experiment]) == [run_id]
+
+
+def test_an_mlflow_that_is_away_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
+    def away(*_, **__):
+        raise ConnectionError("connection refused")
+
+    with pytest.raises(ValueError, match="not finite"), open_run(client, experiment, "bad") as run:
+        monkeypatch.setattr(client, "log_batch", away)
+        raise ValueError("the loss is not finite")
+    assert f"run {run.run_id} is FAILED is kept in" in caplog.text and "connection refused" in caplog.text
+
+
+def test_a_run_that_was_taken_for_dead_while_mlflow_was_away_lives_on(client, experiment, monkeypatch):
+    monkeypatch.setattr("refine.tracking.run.BEAT", 0.05)
+    real = client.set_tag
+
+    def away(*_, **__):
+        raise ConnectionError("connection refused")
+
+    with open_run(client, experiment, "long") as run:
+        monkeypatch.setattr(client, "set_tag", away)
+        time.sleep(0.3)
+        client.set_terminated(run.run_id, "KILLED")
+        client.log_batch(run.run_id, tags=[])
+        monkeypatch.setattr(client, "set_tag", real)
+        deadline = time.monotonic() + 20
+        while status(client, run.run_id) != "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status(client, run.run_id) == "RUNNING"
+    assert status(client, run.run_id) == "FINISHED"
