@@ -149,6 +149,7 @@ def _reported(run: Any, output: Path) -> dict[str, Any]:
 
 def _say(record: dict[str, Any], output: Path, following: str) -> None:
     from refine.training.launch import is_first
+    from refine.training.output import HISTOGRAM_PICTURE
 
     if not is_first():
         return
@@ -161,4 +162,6 @@ def _say(record: dict[str, Any], output: Path, following: str) -> None:
     done = f"{record['steps']} steps, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
     click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *told]))
     click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / 'metrics.jsonl'}")
+    if (picture := output / HISTOGRAM_PICTURE).exists():
+        click.echo(f"wrote {picture} (the spread of the rewards on held-out text)")
     click.echo(f"next: {following}")
