@@ -83,6 +83,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     from transformers import AutoTokenizer
 
     from refine.models import from_pretrained
+    from refine.models.progress_bars import no_progress_bars
 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
     records = [run_folder.finished(run) or {} for run in runs]
@@ -96,7 +97,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
         "validation": [{"step": row["step"], "loss": round(row["val/loss"], 4)} for row in rows if "val/loss" in row],
     }
     run = output / "training"
-    with folder_beside(output / "model") as beside:
+    with folder_beside(output / "model") as beside, no_progress_bars():
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
         AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
         (beside / RECORD).write_text(json.dumps(told, indent=1), encoding="utf-8")
