@@ -213,17 +213,20 @@ class SparseDeltaTrace(Trace):
 
 @torch.no_grad()
 def shift_keys(model: nn.Module) -> None:
-    """Set a new model's short convolutions: keys become those of the token before, q and v stay those of the token.
+    """Set a new model's short convolutions so that a key is of the tokens before, and its query of the last tokens.
 
-    What is written then is "after that came this", and what is read "what came after this?": recall, which a model of
-    random convolutions has to find first (the shift of H3, arXiv 2212.14052, section 3.2). Raises SettingError: a model
-    without short convolutions.
+    Of a convolution of width W, W - 1 shares of the channels are shifted by 0 to W - 2 tokens in q and by one more in k;
+    v is of the token itself. What is written then is "after those came this", and what is read "what came after these?":
+    recall of n-grams, which a model of random convolutions has to find first (the shift of H3, arXiv 2212.14052,
+    section 3.2, for n tokens). Raises SettingError: a model without short convolutions.
     """
     mixers = [module for module in model.modules() if isinstance(getattr(module, "k_conv1d", None), ShortConvolution)]
     if not mixers:
         raise SettingError("model.shifted_keys: this model has no short convolutions that could shift its keys")
     for mixer in mixers:
-        for name, tap in (("q_conv1d", -1), ("k_conv1d", -2), ("v_conv1d", -1)):
+        for name, first, shares in (("q_conv1d", 1, True), ("k_conv1d", 2, True), ("v_conv1d", 1, False)):
             weight = getattr(mixer, name).weight
+            channels = torch.arange(len(weight))
+            shift = channels % (weight.shape[-1] - 1) if shares else torch.zeros_like(channels)
             weight.zero_()
-            weight[..., tap] = 1.0
+            weight[channels, 0, -first - shift] = 1.0

@@ -22,8 +22,8 @@ class ModelSettings(Section):
 
     shifted_keys: bool = Field(
         False,
-        description="of a new DeltaNet or Gated DeltaNet, keys begin as the token before, queries and values as the "
-        "token itself: it learns to recall within a million tokens",
+        description="of a new DeltaNet or Gated DeltaNet, keys begin as the tokens before and queries as the last "
+        "tokens: it learns to recall within a million tokens",
     )
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ def test_the_objective_s_defaults_are_the_paper_s():
         ("training.mid.objective.reward=cosin", "'cosine', 'binary' or 'hybrid'"),
         ("training.mid.objective.group=position", "needs rollouts of 2 or more"),
         ("training.mid.arms=[sft, sft]", "names an arm twice"),
-        ("model.config=null", "model.checkpoint and model.config are both empty"),
+        ("model={}", "model.checkpoint and model.config are both empty"),
         ("data.train=[{kind: package, texts: plays, wrk: 1}]", "wrk' (did you mean 'works'?)"),
         ("seed", "expected section.key=value"),
         ("seed=[", "not a YAML value"),
