@@ -1,31 +1,45 @@
-"""What a flow's page in Prefect shows at its end: the result table, the champion, the way to MLflow."""
+"""What a flow's page in Prefect shows: the way to MLflow from the beginning, and at its end the result as a table and a
+picture, and the champion."""
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
 from flows.experiment import Experiment
+from flows.voice import say
 from refine.tracking.comparison import Comparison
 from refine.tracking.connection import tracking_uri, without_password
+from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version
 
 
-def publish(this: Experiment, comparison: Comparison, best: Version) -> None:
-    """The comparison as a Markdown artifact of the flow run, and a link to MLflow where a server shows it."""
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+def link(this: Experiment) -> None:
+    """A link to the MLflow run of this flow run, where a server shows it."""
+    from prefect.artifacts import create_link_artifact
 
-    page = mlflow_page(this)
+    page = run_page(this.experiment_id, this.parent)
+    if page:
+        say(f"MLflow: {page}")
+        create_link_artifact(page, link_text=f"{this.name} in MLflow", key="mlflow", description="this run in MLflow")
+
+
+def publish(this: Experiment, comparison: Comparison, best: Version, picture: Path) -> None:
+    """The comparison as a table and as a picture, with the ways to MLflow."""
+    from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+    page = run_page(this.experiment_id, this.parent)
     where = f"[MLflow]({page})" if page else f"MLflow at `{without_password(tracking_uri())}` (`refine up` shows it)"
+    curves = comparison_page(this.client, comparison.versions)
     text = (
         f"# {this.name}\n\n{comparison.markdown()}\n\n"
         f"\\* best of the row; in brackets: 95 % intervals\n\n"
         f"Champion: **{best.name} version {best.label}**, {best.tags.get('champion.why', '')}\n\n"
         f"Runs and models: {where}, run `{this.parent}`\n"
+        + (f"\nThe arms' curves: [side by side]({curves})\n" if curves else "")
     )
     create_markdown_artifact(text, key="comparison", description=f"{this.name}: the arms side by side")
-    if page:
-        create_link_artifact(page, link_text="the experiment in MLflow", key="mlflow")
-
-
-def mlflow_page(this: Experiment) -> str:
-    """The address of the experiment's run in MLflow, or nothing where MLflow is a database without a server."""
-    uri = without_password(tracking_uri())
-    return f"{uri.rstrip('/')}/#/experiments/{this.experiment_id}/runs/{this.parent}" if uri.startswith("http") else ""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    create_image_artifact(
+        f"data:image/png;base64,{data}", key="comparison-picture", description=f"{this.name}: scores with intervals"
+    )

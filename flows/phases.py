@@ -8,8 +8,8 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows import artifacts, tasks
 from flows import experiment as opened
-from flows import tasks
 from flows.experiment import Experiment
 from flows.records import Stage, Trained
 from refine import paths
@@ -60,6 +60,7 @@ def refine_phase(
     title = f"{phase} {arm}".strip()
     with open_run(client, this.experiment_id, f"{this.name}: {title}", tags=this.tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
+        artifacts.link(this)
         start = None if model is None else local_model(this, model)
         stage = _stage(this, phase, arm, start)
         trained = tasks.train(this, stage, start)
@@ -87,6 +88,7 @@ def refine_evaluation(
     this = opened.open_experiment(settings, experiment, client)
     with open_run(client, this.experiment_id, f"evaluation {model}", tags=this.tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
+        artifacts.link(this)
         folder = local_model(this, model)
         stage = Stage("model", model.removeprefix("models:/").replace("/", " ").replace("@", " "), "", folder)
         given = Trained(stage, folder, this.stages.model_hash(folder), run_id=run.run_id)

@@ -59,6 +59,7 @@ def refine_experiment(
         tags=this.tags("experiment"), params=settings.model_dump(mode="json"),
     ) as run:  # fmt: skip
         this = opened.open_experiment(settings, experiment, client, run.run_id)
+        artifacts.link(this)
         models = _trained(this)
         versions, best = _compared(this, models)
         run.tag({"champion": f"{best.name} version {best.label}"} | _reused(models))
@@ -107,7 +108,7 @@ def _finish(this: Experiment, run_id: str, versions: list[Version], best: Versio
     comparison, files = report.write(current)
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
-    artifacts.publish(this, comparison, best)
+    artifacts.publish(this, comparison, best, files[-1])
     return {
         "experiment": this.name,
         "mlflow_run": run_id,

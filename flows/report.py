@@ -1,4 +1,4 @@
-"""What an experiment leaves: results/metrics.json (for `dvc metrics show`), the comparison as Markdown and CSV."""
+"""What an experiment leaves: results/metrics.json (for `dvc metrics show`); its comparison as Markdown, CSV, picture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 from refine import paths
 from refine.tracking.comparison import Comparison, compare
+from refine.tracking.picture import draw
 from refine.tracking.registry import Version
 
 FILES = ("metrics.json", "comparison.md", "comparison.csv")
+PICTURE = "comparison.png"
 
 
 def write(versions: Sequence[Version], folder: Path | None = None) -> tuple[Comparison, list[Path]]:
@@ -25,7 +27,8 @@ def write(versions: Sequence[Version], folder: Path | None = None) -> tuple[Comp
         "comparison.csv": comparison.csv(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return comparison, [_write(folder / name, text) for name, text in texts.items()]
+    files = [_write(folder / name, text) for name, text in texts.items()]
+    return comparison, [*files, draw(comparison, folder / PICTURE)]
 
 
 def metrics(comparison: Comparison) -> Mapping[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from refine.errors import ServiceError, nearest
+from refine.errors import ServiceError, SettingError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from refine.tracking.registry import Version
 
 ALL = "all"
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command()
@@ -36,7 +38,8 @@ ALL = "all"
     show_default=True,
     help="How it is printed.",
 )
-def compare(name: str | None, experiment: str | None, wanted: str | None, form: str) -> None:
+@click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
+def compare(name: str | None, experiment: str | None, wanted: str | None, form: str, picture: Path | None) -> None:
     """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
     from refine.tracking import comparison
     from refine.tracking.connection import connect
@@ -45,6 +48,7 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
         from refine import settings
 
         name = settings.load().registry.model_name
+    check_picture(picture)
     client = connect()
     chosen, left_out = choose(client, name, experiment, wanted)
     found = comparison.compare(chosen)
@@ -54,8 +58,21 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
         click.echo(found.csv(), nl=False)
     else:
         from refine.tracking.differences import to_champion
+        from refine.tracking.pages import comparison_page
 
         _show(name, found, to_champion(client, chosen), left_out)
+        if page := comparison_page(client, chosen):
+            click.echo(f"settings and curves in MLflow: {page}")
+    if picture is not None:
+        from refine.tracking.picture import draw
+
+        click.echo(f"drawn: {draw(found, picture)}", err=form != "table")
+
+
+def check_picture(path: Path | None) -> None:
+    """Raises SettingError where no picture can be written under that name."""
+    if path is not None and path.suffix not in PICTURES:
+        raise SettingError(f"--picture {path}: expected a name that ends in {', '.join(PICTURES)}")
 
 
 def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:

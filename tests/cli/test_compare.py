@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from refine.cli.main import cli
-from refine.errors import ServiceError
+from refine.errors import ServiceError, SettingError
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,14 @@ def test_versions_and_experiments_can_be_named(compare):
 def test_markdown_and_csv_are_for_other_programs(compare):
     assert compare("--format", "markdown").output.startswith("| metric")
     assert compare("--format", "csv").output.splitlines()[1].split(",")[:4] == ["val/loss", "2", "refine", "3.4"]
+
+
+def test_a_picture_is_drawn_where_it_is_asked_for_and_can_be(compare, tmp_path):
+    drawn = compare("--format", "csv", "--picture", str(tmp_path / "arms.png"))
+    assert drawn.exit_code == 0 and (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn.stdout.startswith("metric,version") and "arms.png" not in drawn.stdout
+    refused = compare("--picture", str(tmp_path / "arms.txt"))
+    assert isinstance(refused.exception, SettingError) and ".png, .svg, .pdf" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

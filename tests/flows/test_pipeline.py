@@ -75,6 +75,7 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert metrics["mid"]["refine"]["val/loss"] == 3.4 and metrics["mid"]["none"]["eval/niah_single_1/256/score"] == 0.5
     table = (workplace / "results" / "comparison.md").read_text()
     assert "3 (mid refine) champion" in table and "3.4000 [3.3000, 3.7000] *" in table and "| 32 " in table
+    assert (workplace / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     found = runs(workplace)
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
     code, _, err = finished(start())

@@ -1,0 +1,46 @@
+"""Addresses of MLflow's pages, to link to; empty where MLflow is a database that no server shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from refine.tracking.connection import tracking_uri, without_password
+from refine.tracking.registry import Version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """The page of a run."""
+    return _page(f"/experiments/{experiment_id}/runs/{run_id}")
+
+
+def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
+    """The page that lays the training runs of `versions` side by side, with their settings and curves."""
+    from mlflow.exceptions import MlflowException
+
+    if not _page("/"):
+        return ""
+    found = {}
+    for version in versions:
+        try:
+            found[version.run_id] = client.get_run(version.run_id).info.experiment_id
+        except MlflowException:  # the run is gone, its model stays
+            continue
+    if len(found) < 2:
+        return ""
+    experiments = list(dict.fromkeys(found.values()))
+    return _page(f"/compare-runs?runs={_listed(list(found))}&experiments={_listed(experiments)}")
+
+
+def _listed(values: Sequence[str]) -> str:
+    return quote(json.dumps(values, separators=(",", ":")))
+
+
+def _page(path: str) -> str:
+    uri = without_password(tracking_uri())
+    return f"{uri.rstrip('/')}/#{path}" if uri.startswith(("http://", "https://")) else ""

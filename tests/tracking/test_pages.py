@@ -1,0 +1,40 @@
+"""Links into MLflow's pages: whole where a server shows them, none where no server does, no password in them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from urllib.parse import parse_qs, unquote
+
+from mlflow.exceptions import MlflowException
+
+from refine.tracking import pages
+from refine.tracking.registry import Version
+
+
+class Runs:
+    """Answers as a client does: run `a` and `b` of experiment 1, and none else."""
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        if run_id not in ("a", "b"):
+            raise MlflowException("no such run")
+        return SimpleNamespace(info=SimpleNamespace(experiment_id="1"))
+
+
+VERSIONS = [Version("m", number, {}, run_id=run) for number, run in enumerate(["a", "b", "gone"])]
+
+
+def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
+    page = pages.comparison_page(Runs(), VERSIONS)
+    place, _, query = page.partition("?")
+    assert place == "http://mlflow:5000/#/compare-runs"
+    assert parse_qs(query) == {"runs": ['["a","b"]'], "experiments": ['["1"]']}
+    assert pages.run_page("1", "a") == "http://mlflow:5000/#/experiments/1/runs/a"
+    assert "secret" not in unquote(page)
+
+
+def test_no_page_where_one_run_is_left_or_no_server_shows_it(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert pages.comparison_page(Runs(), VERSIONS[1:]) == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")
+    assert pages.comparison_page(Runs(), VERSIONS) == "" and pages.run_page("1", "a") == ""
