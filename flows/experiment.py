@@ -93,6 +93,14 @@ def load(params: str, overrides: tuple[str, ...]) -> Settings:
     return settings_module.load(params, overrides)
 
 
+def results_folder(run_id: str) -> Path:
+    """Where the results of the experiment with this MLflow run go: results/ for the one who runs it here; a folder of
+    its own for a deployed run, beside which others may go on in the same checkout."""
+    from prefect.runtime import deployment
+
+    return paths.runs() / "results" / run_id if deployment.id else paths.results()
+
+
 def prefect_tags() -> dict[str, str]:
     """The Prefect run that this is called in, and its page where there is a server with pages."""
     from prefect.runtime import flow_run

@@ -105,7 +105,7 @@ def _finish(this: Experiment, run_id: str, versions: list[Version], best: Versio
     """Write and show the comparison; the flow's result is a small record of where everything is."""
     settings = this.settings.registry
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
-    comparison, files = report.write(current)
+    comparison, files = report.write(current, opened.results_folder(run_id))
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
     artifacts.publish(this, comparison, best, files[-1])

@@ -18,13 +18,13 @@ FILE = Path("flows") / "prefect.yaml"
 @click.option("--pool", default=None, help="Work pool (default: that of `refine up`, or gpu).")
 @click.option("--cron", default="0 2 * * *", show_default=True, help="When the nightly experiment starts.")
 @click.option("--timezone", default="UTC", show_default=True, help="Of --cron, as in Europe/Berlin.")
-@click.option("--checkout", default=None, help="The project's folder on the workers (default: this one).")
+@click.option("--checkout", default=None, help="The project's folder on workers that name none (default: this one).")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
-    from refine.services import environment, supervision
+    from refine.services import environment, prefect_api
 
-    url = server()
-    pool = pool or supervision.state().get("pool") or "gpu"
+    url = prefect_api.server()
+    pool = pool or prefect_api.noted("pool") or "gpu"
     check_schedule(cron, timezone)
     if not FILE.exists():
         raise SettingError(f"{FILE} is not here: run `refine deploy` in the project's folder")
@@ -42,19 +42,6 @@ def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> 
     click.echo(f"deployed to pool {pool}; nightly at {cron!r} ({timezone})")
     click.echo(f"run one at {url.removesuffix('/api')}/deployments, or")
     click.echo(f"PREFECT_API_URL={url} prefect deployment run refine-experiment/experiment")
-
-
-def server() -> str:
-    """The API of the server to deploy to. Raises ServiceError: none is named or runs, or it does not answer."""
-    from refine.services import prefect_api
-
-    url = os.environ.get(prefect_api.VARIABLE) or prefect_api.running_server()
-    if not url:
-        raise ServiceError(
-            f"no Prefect server runs: start one with `refine up`, or name yours in {prefect_api.VARIABLE}"
-        )
-    prefect_api.check_answers(url)
-    return url
 
 
 def check_schedule(cron: str, timezone: str) -> None:

@@ -15,6 +15,9 @@ import click
     "--prefect-database", envvar="REFINE_PREFECT_DATABASE", help="postgresql+asyncpg://... (default: SQLite)."
 )
 @click.option("--mlflow-database", envvar="REFINE_MLFLOW_DATABASE", help="postgresql+pg8000://... (default: SQLite).")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address of this machine that the servers listen on."
+)
 @click.option("--artifacts", envvar="REFINE_ARTIFACTS", help="Folder or s3://... of models (default: $REFINE_HOME).")
 def up(**options: object) -> None:
     """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer."""
@@ -24,6 +27,18 @@ def up(**options: object) -> None:
     click.echo(f"\nPrefect  {addresses['prefect']}\nMLflow   {addresses['mlflow']}")
     click.echo(f"worker   of pool {addresses.get('pool', options['pool'])}; `refine deploy` gives it something to do")
     click.echo("`refine status` shows what runs, `refine down` ends it")
+
+
+@click.command()
+@click.option("--pool", default="gpu", show_default=True, help="Work pool (of processes) to take runs from.")
+def worker(pool: str) -> None:
+    """Take runs from a work pool on this machine, in this checkout, until Ctrl-C.
+
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers. `refine up` has a worker of its own.
+    """
+    from refine.services.worker import serve
+
+    serve(pool)
 
 
 @click.command()

@@ -67,7 +67,8 @@ def wait_until_ready(url: str, patience: float = START) -> None:
     deadline = time.monotonic() + patience
     while not answers(url, 5.0):
         if time.monotonic() > deadline:
-            raise ServiceError(f"Prefect's server did not start in {patience:.0f} s; its log is {_log_file()}")
+            log = f"; its log is {_log_file()}" if "PREFECT_HOME" in os.environ else ""
+            raise ServiceError(f"Prefect's server {without_password(url)} does not answer after {patience:.0f} s{log}")
         time.sleep(0.1)
 
 
@@ -100,13 +101,27 @@ def state_file() -> Path:
     return paths.home() / "services" / "state.json"
 
 
-def running_server() -> str | None:
-    """The API of the Prefect server that `refine up` started, if it runs."""
+def noted(name: str) -> str | None:
+    """What `refine up` noted under `name` (prefect, prefect_api, mlflow, pool), if it started something."""
     try:
-        url = str(json.loads(state_file().read_text(encoding="utf-8"))["prefect_api"])
+        return str(json.loads(state_file().read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return url if answers(url, 2.0) else None
+
+
+def running_server() -> str | None:
+    """The API of the Prefect server that `refine up` started, if it runs."""
+    url = noted("prefect_api")
+    return url if url and answers(url, 2.0) else None
+
+
+def server() -> str:
+    """The API of the server that is named or runs. Raises ServiceError: there is none, or it does not answer."""
+    url = os.environ.get(VARIABLE) or running_server()
+    if not url:
+        raise ServiceError(f"no Prefect server runs: start one with `refine up`, or name yours in {VARIABLE}")
+    check_answers(url)
+    return url
 
 
 def free_port() -> int:

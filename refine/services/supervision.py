@@ -6,7 +6,9 @@ starts again what dies; each program runs on a leash, so nothing is left over, w
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,24 +29,11 @@ import psutil
 
 from refine import paths
 from refine.errors import ServiceError
-from refine.services import environment, prefect_api
+from refine.services import databases, prefect_api
+from refine.services.configuration import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
 from refine.tracking.connection import writable
 
-HOST = "127.0.0.1"
 PATIENCE = 120.0  # seconds that the servers have to answer
-PROGRAMS = ("prefect", "mlflow", "worker", "janitor")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What `refine up` starts. Databases: SQLAlchemy URLs; None is SQLite in $REFINE_HOME. artifacts: folder or s3://."""
-
-    prefect_port: int = 4200
-    mlflow_port: int = 5000
-    pool: str = "gpu"
-    prefect_database: str | None = None
-    mlflow_database: str | None = None
-    artifacts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,29 +46,24 @@ class Program:
     seconds: float
 
 
-def folder() -> Path:
-    """Where the services keep what they need."""
-    return paths.home() / "services"
-
-
 def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     """Start what does not run, wait until it answers, and return the addresses (prefect, prefect_api, mlflow).
 
-    Raises ServiceError: $REFINE_HOME cannot be written to, a port is taken, a server does not come up. Then, and on
-    Ctrl-C, nothing stays behind.
+    Raises SettingError: this is not the project's folder, or a database's address is none; ServiceError: $REFINE_HOME
+    cannot be written to, a port is taken, a database does not answer, a server does not come up. Then, and on Ctrl-C,
+    nothing stays behind.
     """
     if supervisor_runs():
         say("the services run already")
         return state()
     writable(folder())
     for name, port in (("prefect", wanted.prefect_port), ("mlflow", wanted.mlflow_port)):
-        _check_port(port, name)
-    addresses = {
-        "prefect": f"http://{HOST}:{wanted.prefect_port}",
-        "prefect_api": f"http://{HOST}:{wanted.prefect_port}/api",
-        "mlflow": f"http://{HOST}:{wanted.mlflow_port}",
-    }
-    _write_private(_configuration_file(), configuration(wanted, addresses))
+        _check_port(wanted.host, port, name)
+    for name, database in (("prefect", wanted.prefect_database), ("mlflow", wanted.mlflow_database)):
+        if database:
+            databases.check(database, name)
+    addresses = addresses_of(wanted)
+    _write_private(_configuration_file(), configuration(wanted, _socket_file()))
     try:
         _start_supervisor()
         _write_private(prefect_api.state_file(), json.dumps({**addresses, "pool": wanted.pool}))
@@ -150,83 +134,6 @@ def supervisor_pid() -> int | None:
     return pid if ours else None
 
 
-def configuration(wanted: Wanted, addresses: dict[str, str]) -> str:
-    """supervisord.conf, with every program on its leash."""
-    home = paths.home()
-    server = ["--host", HOST, "--port"]
-    bin_folder = Path(sys.executable).parent
-    commands = {
-        "prefect": [str(bin_folder / "prefect"), "server", "start", *server, str(wanted.prefect_port)],
-        "mlflow": [str(bin_folder / "mlflow"), "server", *server, str(wanted.mlflow_port), "--workers", "1"],
-        "worker": [sys.executable, "-m", "refine.services.worker", wanted.pool],
-        "janitor": [sys.executable, "-m", "refine.services.janitor"],
-    }
-    client = {"PREFECT_API_URL": addresses["prefect_api"], "MLFLOW_TRACKING_URI": addresses["mlflow"]}
-    variables = {
-        "prefect": {"PREFECT_UI_API_URL": addresses["prefect_api"]}
-        | ({"PREFECT_API_DATABASE_CONNECTION_URL": wanted.prefect_database} if wanted.prefect_database else {}),
-        "mlflow": {
-            "MLFLOW_BACKEND_STORE_URI": wanted.mlflow_database or f"sqlite:///{home / 'mlflow.db'}",
-            "MLFLOW_ARTIFACTS_DESTINATION": wanted.artifacts or (home / "mlartifacts").as_uri(),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        },
-        "worker": client,
-        "janitor": client,
-    }
-    sections = [_head()]
-    sections += [_program(name, commands[name], variables[name]) for name in PROGRAMS]
-    return "\n".join(sections)
-
-
-def _head() -> str:
-    place = folder()
-    return f"""[unix_http_server]
-file={_socket_file()}
-chmod=0700
-
-[supervisord]
-logfile={place}/supervisord.log
-pidfile={place}/supervisord.pid
-childlogdir={place}
-umask=077
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-
-[supervisorctl]
-serverurl=unix://{_socket_file()}
-"""
-
-
-def _program(name: str, command: list[str], variables: dict[str, str]) -> str:
-    shared = {
-        **environment.variables(),
-        "REFINE_HOME": str(paths.home()),
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(folder() / "prefect"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    told = ",".join(f'{key}="{_escaped(value)}"' for key, value in {**shared, **variables}.items())
-    leashed = " ".join(f'"{_escaped(part)}"' for part in [sys.executable, "-m", "refine.services.leash", *command])
-    return f"""[program:{name}]
-command={leashed}
-environment={told}
-directory={_escaped(str(Path.cwd()))}
-autorestart=true
-startsecs=3
-startretries=5
-stopwaitsecs=20
-redirect_stderr=true
-stdout_logfile={folder()}/{name}.log
-stdout_logfile_maxbytes=10MB
-stdout_logfile_backups=1
-"""
-
-
-def _escaped(value: str) -> str:
-    """supervisord reads % as an expansion, and quotes as ends."""
-    return value.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
-
-
 def _start_supervisor() -> None:
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(_configuration_file())]
     # It leaves this process's group and terminal: Ctrl-C here is not its end.
@@ -271,8 +178,11 @@ def _died(program: Program, first: dict[str, int]) -> bool:
 
 
 def _answers(url: str) -> bool:
+    request = urllib.request.Request(url)
+    if secret := os.environ.get(SERVER_SECRET):
+        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
     try:
-        with urllib.request.urlopen(url, timeout=1.0):
+        with urllib.request.urlopen(request, timeout=1.0):
             return True
     except (OSError, ValueError):
         return False
@@ -286,12 +196,14 @@ def _last_line(name: str) -> str:
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
-def _check_port(port: int, name: str) -> None:
+def _check_port(host: str, port: int, name: str) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, port))
-        except OSError:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ServiceError(f"--host {host}: {error.strerror}; name an address of this machine") from None
             raise ServiceError(
                 f"port {port} is taken{_holder(port)}: end that, or choose another with --{name}-port"
             ) from None

@@ -6,9 +6,15 @@ It waits until the server answers, so that the two can be started together and e
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
+
+from refine.errors import ServiceError
+
+TYPE = "process"  # of the pools that these workers serve; others have Prefect's own
 
 
 def main(pool: str) -> None:
@@ -17,18 +23,62 @@ def main(pool: str) -> None:
 
     wait_until_ready(os.environ["PREFECT_API_URL"], patience=600)
     prefect = str(Path(sys.executable).parent / "prefect")
-    command = [
-        prefect,
-        "worker",
-        "start",
-        "--pool",
-        pool,
-        "--type",
-        "process",
-        "--name",
-        f"{socket.gethostname()}-{pool}",
-    ]
-    os.execv(prefect, command)
+    name = f"{socket.gethostname()}-{pool}"
+    os.execv(prefect, [prefect, "worker", "start", "--pool", pool, "--type", TYPE, "--name", name])
+
+
+def serve(pool: str) -> None:
+    """Run a worker of `pool` until this process is ended, however it is; the worker and its runs end with it.
+
+    Raises SettingError: this is not the project's folder; ServiceError: a server does not answer, $REFINE_HOME cannot
+    be written to, or the pool is no pool of processes.
+    """
+    from refine import paths
+    from refine.services import checkout, environment, prefect_api
+    from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
+    from refine.training.process import ProcessFailed, run_in_own_process
+
+    here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
+    url = prefect_api.server()
+    mlflow = os.environ.get(VARIABLE) or prefect_api.noted("mlflow") or tracking_uri()
+    check_answers(mlflow)
+    writable(paths.home())
+    os.environ.update({"PREFECT_API_URL": url, checkout.VARIABLE: str(here)})
+    if mlflow.startswith("http"):
+        os.environ[VARIABLE] = mlflow
+    environment.prepare()
+    _check_type(pool)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run_in_own_process([sys.executable, "-m", "refine.services.worker", pool], echo=_tell, name="the worker")
+    except ProcessFailed as error:
+        raise ServiceError(str(error).splitlines()[0]) from None
+    except KeyboardInterrupt:
+        return
+
+
+def _check_type(pool: str) -> None:
+    """Raises ServiceError where there is such a pool and its runs are no processes."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            kind = client.read_work_pool(pool).type
+        except ObjectNotFound:
+            return
+    if kind != TYPE:
+        raise ServiceError(
+            f"work pool {pool!r} is of type {kind}: start its workers with `prefect worker start -p {pool}`"
+        )
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 if __name__ == "__main__":

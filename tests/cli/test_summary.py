@@ -13,10 +13,10 @@ def test_it_shows_the_table_the_files_and_where_to_look(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "comparison.md").write_text("| metric | 1 (none) |\n")
-    (tmp_path / "results" / "metrics.json").write_text("{}")
+    (tmp_path / "results" / "comparison.csv").write_text("{}")
     said = CliRunner().invoke(summary).output
     assert "| metric | 1 (none) |" in said
-    assert "results/metrics.json" in said
+    assert "results/comparison.csv" in said
     assert "mlflow server" in said and "prefect server start" in said
 
 

@@ -83,3 +83,11 @@ def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
     with pytest.raises(DataError, match="the data stages failed: ") as error:
         preparation.prepare("params.yaml", load("params.yaml"))
     assert "\n" not in str(error.value)
+
+
+def test_deployed_runs_in_one_checkout_do_not_write_over_each_others_results(workplace, monkeypatch):
+    from flows.experiment import results_folder
+
+    assert results_folder("a") == results_folder("b") == Path("results")
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "nightly")
+    assert results_folder("a") != results_folder("b") and results_folder("a").is_relative_to(workplace / "home")

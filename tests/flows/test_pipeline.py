@@ -71,8 +71,9 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert code == 0, err
     assert err == "" and "champion: refine-sample version 3 (mid refine), val/loss 3.4000" in out
     assert calls() == ALL
-    metrics = json.loads((workplace / "results" / "metrics.json").read_text())
-    assert metrics["mid"]["refine"]["val/loss"] == 3.4 and metrics["mid"]["none"]["eval/niah_single_1/256/score"] == 0.5
+    rows = {file.stem: json.loads(file.read_text()) for file in (workplace / "results" / "metrics").iterdir()}
+    assert rows["mid-refine"] == {"val/loss": 3.4, "eval/niah_single_1/256/score": 0.5}
+    assert set(rows) == {"mid-none", "mid-sft", "mid-refine"}
     table = (workplace / "results" / "comparison.md").read_text()
     assert "3 (mid refine) champion" in table and "3.4000 [3.3000, 3.7000] *" in table and "| 32 " in table
     assert (workplace / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -100,7 +101,7 @@ def test_what_the_user_has_to_mend_is_one_line_and_no_second_try(start, plan, ca
     code, _, err = finished(start())
     assert code == 1 and err == "error: refine train mid none: model.config: no such thing\n"
     assert calls() == ["start", "mid none"]
-    assert not (workplace / "results" / "metrics.json").exists()
+    assert not (workplace / "results" / "metrics").exists()
     assert sorted(runs(workplace)["FAILED"]) == ["mid none", "refine-sample: none, sft, refine"]
 
 

@@ -53,13 +53,32 @@ def test_a_home_that_cannot_be_written_to_is_named(monkeypatch):
 def test_passwords_with_signs_survive_the_configuration_and_stay_private(home):
     url = 'postgresql+pg8000://me:50%25"off@db/mlflow'
     wanted = supervision.Wanted(mlflow_database=url)
-    text = supervision.configuration(wanted, {"prefect": "p", "prefect_api": "http://a/api", "mlflow": "http://m"})
+    text = supervision.configuration(wanted, home / "socket")
     read = configparser.RawConfigParser()
     read.read_string(text)
     assert {f"program:{name}" for name in supervision.PROGRAMS} <= set(read.sections())
     assert '50%%25\\"off' in read["program:mlflow"]["environment"] and url not in read["program:mlflow"]["command"]
     supervision._write_private(home / "services" / "supervisord.conf", text)
     assert stat.S_IMODE((home / "services" / "supervisord.conf").stat().st_mode) == 0o600
+
+
+def test_servers_for_others_are_told_which_name_they_go_by(home):
+    wanted = supervision.Wanted(host="trainer-1", mlflow_port=5001)
+    read = configparser.RawConfigParser()
+    read.read_string(supervision.configuration(wanted, home / "socket"))
+    mlflow, prefect, worker = (read[f"program:{name}"] for name in ("mlflow", "prefect", "worker"))
+    assert '"--host" "trainer-1"' in mlflow["command"] and '"--host" "trainer-1"' in prefect["command"]
+    assert 'MLFLOW_SERVER_CORS_ALLOWED_ORIGINS="http://trainer-1:5001"' in mlflow["environment"]
+    assert "trainer-1,trainer-1:*" in mlflow["environment"]
+    assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
+    alone = supervision.configuration(supervision.Wanted(), home / "socket")
+    assert "ALLOWED" not in alone and '"127.0.0.1"' in alone
+
+
+def test_an_address_of_another_machine_is_named_before_anything_starts(home):
+    with pytest.raises(ServiceError, match=r"--host 203\.0\.113\.1: .*name an address of this machine"):
+        supervision.up(supervision.Wanted(host="203.0.113.1"))
+    assert not supervision.supervisor_runs()
 
 
 def test_without_services_status_and_down_say_so(home):

@@ -1,0 +1,53 @@
+"""The databases of Prefect's and MLflow's servers, looked at before a server is started on them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+
+from refine.errors import ServiceError, SettingError
+from refine.tracking.connection import without_password
+
+PATIENCE = 10.0  # seconds that a database has to answer
+FORMS = {
+    "prefect": ("postgresql+asyncpg", "sqlite+aiosqlite"),
+    "mlflow": ("postgresql+pg8000", "postgresql+psycopg2", "postgresql", "sqlite"),
+}
+DRIVERS = {"postgresql": "psycopg2", "postgresql+psycopg2": "psycopg2", "postgresql+pg8000": "pg8000"}
+
+
+def check(url: str, server: str) -> None:
+    """Find out whether `server` (prefect, mlflow) can use the database at `url`; no password is ever repeated.
+
+    Raises SettingError: another form of address, or a driver that is not installed; ServiceError: the database does
+    not answer, or refuses.
+    """
+    import sqlalchemy
+
+    option = f"--{server}-database"
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise SettingError(f"{option}: expected {FORMS[server][0]}://USER:PASSWORD@HOST:PORT/DATABASE") from None
+    shown = without_password(url)
+    if parsed.drivername not in FORMS[server]:
+        raise SettingError(f"{option} {shown}: expected it to begin with {' or '.join(FORMS[server])}")
+    driver = DRIVERS.get(parsed.drivername)
+    if driver and importlib.util.find_spec(driver) is None:
+        raise SettingError(f"{option} {shown}: {driver} is not installed; pip install -e '.[team]' brings pg8000")
+    if parsed.get_backend_name() == "postgresql":
+        try:
+            asyncio.run(_ask_postgresql(parsed))
+        except Exception as error:  # the driver raises its own, the system's and the server's errors
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if parsed.password:
+                reason = reason.replace(str(parsed.password), "***")
+            raise ServiceError(f"{option}: database {shown} cannot be used: {reason}") from None
+
+
+async def _ask_postgresql(url: object) -> None:
+    import asyncpg
+
+    given = {name: getattr(url, name) for name in ("host", "port", "database", "password")}
+    connection = await asyncpg.connect(user=getattr(url, "username", None), timeout=PATIENCE, **given)
+    await connection.close()

@@ -1,0 +1,163 @@
+"""Services as a team runs them: both servers on a real PostgreSQL, models on an S3 endpoint, by settings alone."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import pytest
+
+from refine.errors import ServiceError
+from refine.services.prefect_api import free_port
+
+PASSWORD = 'p%40s:s/w"rd'  # signs that URLs, shells and supervisord read as something else
+
+
+def _programs() -> Path | None:
+    """The folder of PostgreSQL's programs; Debian keeps them off the PATH."""
+    found = [Path(there).parent for name in ("initdb",) if (there := shutil.which(name))]
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in found if (folder / "initdb").exists()), None)
+
+
+PROGRAMS = _programs()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAMS is None, reason="needs PostgreSQL's programs (Debian package postgresql)"),
+]
+
+
+def _owner() -> str:
+    """PostgreSQL refuses to run as root: whom it runs as."""
+    if os.getuid() != 0:
+        return getpass.getuser()
+    return next(name for name in ("postgres", "nobody") if name in {one.pw_name for one in pwd.getpwall()})
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[int]:
+    """The port of a PostgreSQL with user refine and databases prefect and mlflow of theirs, and nothing else."""
+    assert PROGRAMS is not None
+    folder, owner, port = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp")), _owner(), free_port()
+    told = {"env": {**os.environ, "PGPASSWORD": "first"}, "cwd": folder, "check": True, "capture_output": True}
+    if os.getuid() == 0:
+        shutil.chown(folder, owner)
+        told["user"] = owner
+    (folder / "password").write_text("first")
+    (folder / "password").chmod(0o644)
+    data = folder / "data"
+    create = [PROGRAMS / "initdb", "-D", data, "-A", "scram-sha-256", "-U", "first", f"--pwfile={folder / 'password'}"]
+    subprocess.run([*create, "--no-sync"], **told)
+    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
+    subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start"], **told)
+    try:
+        psql = [PROGRAMS / "psql", "-h", "127.0.0.1", "-p", str(port), "-U", "first", "-d", "postgres", "-c"]
+        for statement in (
+            f"CREATE USER refine PASSWORD '{PASSWORD}'",
+            "CREATE DATABASE prefect OWNER refine",
+            "CREATE DATABASE mlflow OWNER refine",
+        ):
+            subprocess.run([*psql, statement], **told)
+        yield port
+    finally:
+        subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **told)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    """An empty bucket of an S3 server on loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}", "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="models")
+    yield "models"
+    server.stop()
+
+
+def url(driver: str, port: int, database: str, password: str = PASSWORD) -> str:
+    return f"postgresql+{driver}://refine:{quote(password, safe='')}@127.0.0.1:{port}/{database}"
+
+
+def test_a_wrong_password_is_one_line_before_anything_starts(home, postgresql):
+    from refine.services import databases
+
+    for server, driver in (("prefect", "asyncpg"), ("mlflow", "pg8000")):
+        databases.check(url(driver, postgresql, server), server)
+        with pytest.raises(ServiceError, match="password authentication failed") as error:
+            databases.check(url(driver, postgresql, server, "wrong-one"), server)
+        assert "wrong-one" not in str(error.value) and "\n" not in str(error.value)
+        with pytest.raises(ServiceError, match='"nowhere" does not exist'):
+            databases.check(url(driver, postgresql, "nowhere"), server)
+
+
+def test_runs_models_and_pools_are_kept_by_postgresql_and_s3(home, postgresql, bucket, monkeypatch):
+    import boto3
+
+    from refine.services import supervision
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.registry import fetch, register, version_of
+
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "refine:open-sesame")
+    monkeypatch.setattr(supervision, "PATIENCE", 600.0)  # tables are made on whatever machine tests run
+    model = home / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights" * 99)
+    wanted = supervision.Wanted(
+        free_port(), free_port(), prefect_database=url("asyncpg", postgresql, "prefect"),
+        mlflow_database=url("pg8000", postgresql, "mlflow"), artifacts=f"s3://{bucket}/mlflow",
+    )  # fmt: skip
+    try:
+        addresses = supervision.up(wanted)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{addresses['prefect_api']}/work_pools/gpu")
+        lines = [" ".join(one.cmdline()) for one in psutil.Process(supervision.supervisor_pid()).children(True)]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", addresses["mlflow"])
+        client = connect()
+        run = client.create_run(experiment_id(client, "team")).info
+        register(
+            client, "team", model, key="1", run_id=run.run_id, experiment_id=run.experiment_id,
+            metrics={"val/loss": 3.5}, settings={"steps": 3}, tags={"arm": "sft", "phase": "mid"},
+        )  # fmt: skip
+        version = version_of(client, "team", "1")
+        fetched = fetch(client, version, home / "fetched")
+    finally:
+        supervision.down()
+    assert version.metrics == {"val/loss": 3.5}
+    assert (fetched / "model.safetensors").read_bytes() == b"weights" * 99
+    stored = [one["Key"] for one in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]]
+    assert any(key.startswith("mlflow/") and key.endswith("model.safetensors") for key in stored), stored
+    assert rows(postgresql, "prefect", "SELECT name FROM work_pool") == [("gpu",)]
+    assert rows(postgresql, "mlflow", "SELECT name FROM registered_models") == [("team",)]
+    assert not [*home.glob("*.db"), *home.rglob("prefect.db")], "a server kept a SQLite database besides"
+    assert not [line for line in lines if PASSWORD in line or quote(PASSWORD, safe="") in line]
+    logs = "".join(file.read_text(errors="replace") for file in (home / "services").glob("*.log"))
+    assert PASSWORD not in logs and quote(PASSWORD, safe="") not in logs
+
+
+def rows(port: int, database: str, query: str) -> list[tuple]:
+    import pg8000.dbapi
+
+    with pg8000.dbapi.connect("refine", host="127.0.0.1", port=port, database=database, password=PASSWORD) as asked:
+        cursor = asked.cursor()
+        cursor.execute(query)
+        return [tuple(row) for row in cursor.fetchall()]
