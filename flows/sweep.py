@@ -66,7 +66,7 @@ def refine_sweep(
     started = [_start(name, params, overrides) for overrides in wanted]
     say(f"{name}: {len(started)} experiments wait in the pool")
     finished = _wait(started)
-    failed = [label for label, state in finished.items() if state != "COMPLETED"]
+    failed = [f"{label} ({state.lower()})" for label, state in finished.items() if state != "COMPLETED"]
     if failed:
         raise ServiceError(f"{name}: {len(failed)} of {len(finished)} experiments did not finish: {'; '.join(failed)}")
     return {"experiment": name, "runs": len(finished)}
@@ -88,16 +88,27 @@ def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
 
 
 def _wait(started: list[tuple[str, Any]]) -> dict[str, str]:
-    """The final state of each, by label."""
+    """The final state of each, by label. A server that is away for a while is asked again."""
+    import httpx
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     finished: dict[str, str] = {}
     with get_client(sync_client=True) as client:
-        while len(finished) < len(started):
+        while True:
             for label, run_id in started:
-                state = client.read_flow_run(run_id).state
-                if label not in finished and state is not None and state.is_final():
+                if label in finished:
+                    continue
+                try:
+                    state = client.read_flow_run(run_id).state
+                except ObjectNotFound:
+                    finished[label] = "DELETED"
+                    continue
+                except httpx.HTTPError:
+                    break
+                if state is not None and state.is_final():
                     finished[label] = state.type.value
                     say(f"{label}: {state.name}")
+            if len(finished) == len(started):
+                return finished
             time.sleep(EVERY)
-    return finished

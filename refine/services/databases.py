@@ -1,9 +1,10 @@
-"""The databases of Prefect's and MLflow's servers, looked at before a server is started on them."""
+"""The databases and the store of models of Prefect's and MLflow's servers, looked at before a server is started."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 
 from refine.errors import ServiceError, SettingError
 from refine.tracking.connection import without_password
@@ -51,3 +52,16 @@ async def _ask_postgresql(url: object) -> None:
     given = {name: getattr(url, name) for name in ("host", "port", "database", "password")}
     connection = await asyncpg.connect(user=getattr(url, "username", None), timeout=PATIENCE, **given)
     await connection.close()
+
+
+def check_artifacts(address: str) -> None:
+    """Ask the bucket of an s3:// `address` once; other addresses are folders.
+
+    Raises ServiceError, within 15 s: it does not answer or refuses; DataError: there is no such bucket.
+    """
+    from refine.data import remote
+
+    if address.startswith("s3://"):
+        with remote.plain_words(f"--artifacts {address}"):
+            file_system = remote.s3_file_system(endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
+            file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])

@@ -62,6 +62,8 @@ def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     for name, database in (("prefect", wanted.prefect_database), ("mlflow", wanted.mlflow_database)):
         if database:
             databases.check(database, name)
+    if wanted.artifacts:
+        databases.check_artifacts(wanted.artifacts)
     addresses = addresses_of(wanted)
     _write_private(_configuration_file(), configuration(wanted, _socket_file()))
     try:

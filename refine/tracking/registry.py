@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
 from refine.tracking.connection import no_progress_bars
+from refine.tracking.storage import patiently, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,32 +95,25 @@ def register(
     metrics become the logged model's, and with settings (flat) the version's tags; those named in `headline` also get
     a tag of their own, which MLflow's registry page shows. run_id: the run that trained it; scored_by: the one that
     evaluated it (default: the same), which the metrics are logged to. The version appears last, when all is there.
-    Raises ServiceError: the folder is no model, or MLflow refuses.
+    Raises ServiceError: the folder is no model, the store of models stays away, or MLflow refuses.
     """
     known = [version for version in versions(client, name) if version.tags.get(KEY) == key]
     if known:
         return known[-1]
     if not (Path(folder) / "config.json").is_file():
         raise ServiceError(f"{folder} is no model folder (no config.json): nothing to register")
-    logged = client.create_logged_model(
-        experiment_id,
-        name=name,
-        source_run_id=run_id,
-        tags={n: str(v) for n, v in tags.items()},
-        model_type="causal-lm",
-    )
-    client.log_model_artifacts(logged.model_id, str(folder))
-    client.finalize_logged_model(logged.model_id, "READY")
-    _log_metrics(client, scored_by or run_id, logged.model_id, metrics)
+    told = {n: str(v) for n, v in tags.items()}
+    model_id = store(client, folder, experiment_id=experiment_id, name=name, run_id=run_id, tags=told)
+    _log_metrics(client, scored_by or run_id, model_id, metrics)
     _ensure_registered(client, name)
     shown = {one: f"{metrics[one]:.4f}" for one in headline if one in metrics}
     records = {KEY: key, METRICS: json.dumps(metrics), SETTINGS: json.dumps(settings, default=str)}
     made = client.create_model_version(
         name,
-        source=f"models:/{logged.model_id}",
+        source=f"models:/{model_id}",
         run_id=run_id,
-        tags={**_first(tags, (PHASE, ARM)), **shown, **{n: str(v) for n, v in tags.items()}, **records},
-        model_id=logged.model_id,
+        tags={**_first(tags, (PHASE, ARM)), **shown, **told, **records},
+        model_id=model_id,
         description=_description(tags, shown),
     )
     return _version(client.get_model_version(name, made.version))
@@ -168,19 +162,23 @@ def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
 def download(client: MlflowClient, reference: str, folder: str | Path | None = None) -> Path:
     """The model folder behind ``models:/name@alias`` or ``models:/name/version``, for `refine.models.from_pretrained`.
 
-    Copied to `folder` where it is not on this machine's disk. Raises ServiceError: no such model, version or alias.
+    Copied to `folder` where it is not on this machine's disk. Raises ServiceError: no such model, version or alias, or
+    the store of models stays away.
     """
     import mlflow
 
     name, wanted = parse_reference(reference)
     version = version_of(client, name, wanted)
-    with no_progress_bars():
-        found = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{name}/{version.number}",
-            dst_path=None if folder is None else str(folder),
-            tracking_uri=client.tracking_uri,
+    uri = f"models:/{name}/{version.number}"
+
+    def copy() -> str:
+        where = None if folder is None else str(folder)
+        return str(
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=where, tracking_uri=client.tracking_uri)
         )
-    return Path(found)
+
+    with no_progress_bars():
+        return Path(patiently(copy, f"fetching {uri}"))
 
 
 def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -49,6 +50,35 @@ def test_a_sweep_is_every_combination_in_every_seed():
     for settings, seeds in (({"a.b": []}, [1]), ({"a.b": 3}, [1]), ({"a.b": [1]}, [])):
         with pytest.raises(SettingError, match="sweep"):
             sweep.combinations(settings, seeds)
+
+
+def test_a_sweep_outlasts_a_server_that_is_away_and_a_run_that_is_deleted(monkeypatch):
+    import httpx
+    import prefect.client.orchestration
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Completed, Failed, Running
+
+    answers = {
+        "a": [httpx.ConnectError("away"), Running(), Completed()],
+        "b": [Running(), httpx.ReadTimeout("slow"), Failed()],
+        "c": [ObjectNotFound(None)],
+    }
+
+    class Client:
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *error: None  # noqa: E731
+
+        def read_flow_run(self, run_id: str):
+            answer = answers[run_id].pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(state=answer)
+
+    monkeypatch.setattr(prefect.client.orchestration, "get_client", lambda sync_client: Client())
+    monkeypatch.setattr(sweep, "EVERY", 0.0)
+    found = sweep._wait([("steps=1", "a"), ("steps=2", "b"), ("steps=3", "c")])
+    assert found == {"steps=1": "COMPLETED", "steps=2": "FAILED", "steps=3": "DELETED"}
+    assert not any(answers.values()), "a run was asked for again after its end, or not until it"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Model folders on their way to and from MLflow's artifacts (a folder, S3, a server), past a store that is away for a
+while. A model that is being copied is nothing yet: it is READY when all of it is there, and registered after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from refine.errors import ServiceError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PATIENCE = 90.0  # seconds that a store may be away
+LONGEST_PAUSE = 15.0  # seconds between two tries
+# What does not pass by itself, as S3 and its client call it.
+LASTING = ("NoSuchBucket", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "credentials")
+
+T = TypeVar("T")
+
+
+def store(
+    client: MlflowClient, folder: str | Path, *, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]
+) -> str:
+    """Copy the model in `folder` to a new logged model of MLflow's, and return its id once all of it is there.
+
+    Raises ServiceError: the store stays away, or refuses; the logged model is FAILED then.
+    """
+    logged = client.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, tags=dict(tags), model_type="causal-lm"
+    )
+    try:
+        patiently(lambda: client.log_model_artifacts(logged.model_id, str(folder)), f"storing the model in {folder}")
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def patiently(action: Callable[[], T], what: str) -> T:
+    """What `action` returns. A failure that may pass is tried again, with growing pauses, for PATIENCE seconds.
+
+    Raises ServiceError, in one line.
+    """
+    deadline, pause = time.monotonic() + PATIENCE, 0.5
+    while True:
+        try:
+            return action()
+        except Exception as error:  # of MLflow, of its HTTP client, of boto
+            said = " ".join(str(error).split()) or type(error).__name__
+            lasting = any(sign in said for sign in LASTING)
+            if lasting or time.monotonic() + pause > deadline:
+                tried = "" if lasting else f", tried for {PATIENCE:.0f} s"
+                advice = "check credentials, bucket and address of MLflow's artifacts, and run again"
+                raise ServiceError(f"{what}: failed{tried} ({said[:300]}); {advice}") from None
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
