@@ -49,8 +49,9 @@ class Program:
 def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     """Start what does not run, wait until it answers, and return the addresses (prefect, prefect_api, mlflow).
 
-    Raises SettingError: a database's address is none; ServiceError: $REFINE_HOME cannot be written to, a port is taken, a
-    database or the store of models does not answer, a server does not come up. Then, and on Ctrl-C, nothing stays behind.
+    Raises SettingError: a database's address is none; ServiceError: $REFINE_HOME cannot be written to, a port is taken,
+    a database or the store of models does not answer, a server does not come up. Then, and on Ctrl-C, nothing stays
+    behind.
     """
     if supervisor_runs():
         say("the services run already")
