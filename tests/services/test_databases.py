@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from refine.data import remote
 from refine.errors import ServiceError, SettingError
 from refine.services import databases
 
@@ -46,6 +47,7 @@ def test_a_store_of_models_that_does_not_answer_is_told_within_15_seconds(monkey
     """A server that takes the connection and says nothing is the slowest way to be away."""
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "hush"}.items():
         monkeypatch.setenv(name, value)
+    remote.s3_file_system()  # its imports take seconds of their own on a busy machine
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

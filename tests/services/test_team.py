@@ -25,9 +25,9 @@ PASSWORD = 'p%40s:s/w"rd'  # signs that URLs, shells and supervisord read as som
 
 def _programs() -> Path | None:
     """The folder of PostgreSQL's programs; Debian keeps them off the PATH."""
-    found = [Path(there).parent for name in ("initdb",) if (there := shutil.which(name))]
+    found = [Path(there).resolve().parent] if (there := shutil.which("initdb")) else []
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in found if (folder / "initdb").exists()), None)
+    return next((one for one in found if all((one / name).exists() for name in ("initdb", "pg_ctl", "psql"))), None)
 
 
 PROGRAMS = _programs()
