@@ -215,10 +215,10 @@ class SparseDeltaTrace(Trace):
 def shift_keys(model: nn.Module) -> None:
     """Set a new model's short convolutions so that a key is of the tokens before, and its query of the last tokens.
 
-    Of a convolution of width W, W - 1 shares of the channels are shifted by 0 to W - 2 tokens in q and by one more in k;
-    v is of the token itself. What is written then is "after those came this", and what is read "what came after these?":
-    recall of n-grams, which a model of random convolutions has to find first (the shift of H3, arXiv 2212.14052,
-    section 3.2, for n tokens). Raises SettingError: a model without short convolutions.
+    Of a convolution of width W, W - 1 shares of the channels are shifted by 0 to W - 2 tokens in q, and by one more in
+    k; v is of the token itself. What is written then is "after those came this", and what is read "what came after
+    these?": recall of n-grams, which a model of random convolutions has to find first (the shift of H3, arXiv
+    2212.14052, section 3.2, for n tokens). Raises SettingError: a model without short convolutions.
     """
     mixers = [module for module in model.modules() if isinstance(getattr(module, "k_conv1d", None), ShortConvolution)]
     if not mixers:

@@ -1,0 +1,86 @@
+"""`refine pretrain`: one settings file becomes a model folder, drill first; started again it does nothing, or resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import refine.models
+from refine import settings
+from refine.data import tokenizer as tokenizers
+from refine.errors import TrainingError
+from refine.training.pretraining import pretrain
+
+SHORT = {"steps": 3, "sequences_per_step": 2, "sequences_per_pass": 2, "learning_rate": 1e-3, "checkpoint_every": 2,
+         "evaluate_every": 3}  # fmt: skip
+RECIPE = {
+    "seed": 1,
+    "data": {
+        "train": [{"kind": "package", "texts": "plays", "works": ["macbeth"]},
+                  {"kind": "exercises", "texts": "plays", "documents": 12}],
+        "validation": [{"kind": "package", "texts": "plays", "works": ["the-tempest"]}],
+        "second_domain": [{"kind": "package", "texts": "milton", "works": ["areopagitica"]}],
+    },
+    "tokenizer": {"vocabulary": 400, "single_digits": True},
+    "documents": {"sequence_length": 128, "packing": True, "validation_sequences": 2},
+    "model": {"shifted_keys": True, "config": {"model_type": "delta_net", "hidden_size": 16, "num_hidden_layers": 1,
+                                               "num_heads": 2}},
+    "drill": {"train": [{"kind": "exercises", "texts": "plays", "documents": 8, "facts_share": 0, "recitals_share": 1}],
+              "start": SHORT},
+    "training": {"start": SHORT},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretraining")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    record = pretrain(settings.load_recipe(folder / "recipe.yaml"), folder / "out")
+    return folder, record
+
+
+def test_the_model_folder_holds_short_weights_a_tokenizer_and_how_it_was_trained(made):
+    folder, record = made
+    model = refine.models.from_pretrained(folder / "out" / "model")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert len(tokenizers.load(folder / "out" / "model")) == model.config.vocab_size == 400
+    told = json.loads((folder / "out" / "model" / "training.json").read_text())
+    assert told == record
+    assert told["steps"] == 6 and told["tokens"] == sum(
+        json.loads((folder / "out" / run / "result.json").read_text())["tokens"]
+        for run in ("training", "drill/training")
+    )
+    assert [one["step"] for one in told["curve"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_goes_on_from_the_drill(made):
+    folder, _ = made
+    drilled = refine.models.from_pretrained(folder / "out" / "drill" / "training" / "model")
+    identity = json.loads((folder / "out" / "training" / "identity.json").read_text())
+    from refine.training.prepared import model_identity
+
+    assert identity["start"] == model_identity(str(folder / "out" / "drill" / "training" / "model"), None)
+    assert drilled.config.vocab_size == 400
+
+
+def test_a_finished_one_is_not_touched_and_another_s_folder_is_refused(made):
+    folder, record = made
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+    assert pretrain(settings.load_recipe(folder / "recipe.yaml"), folder / "out") == record
+    after = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
+    assert after == before
+    other = settings.load_recipe(folder / "recipe.yaml", ("training.start.learning_rate=0.1",))
+    with pytest.raises(TrainingError, match="learning_rate"):
+        pretrain(other, folder / "out")
+
+
+@pytest.mark.parametrize("name", ["delta_net", "lact"])
+def test_the_recipes_of_the_shipped_models_are_whole(checkout: Path, name):
+    recipe = settings.load_recipe(checkout / "refine" / "settings" / "recipes" / f"{name}.yaml")
+    assert recipe.drill is not None and recipe.model.config is not None
+    sample = settings.load(checkout / "params.yaml")
+    assert recipe.data.validation == sample.data.validation, "what the sample holds out, the recipe holds out"
