@@ -22,6 +22,7 @@ class LactMemory(LayerMemory):
     values of the last W - 1 tokens; `pending`: keys, values, rates (and carry) of the unfinished chunk's tokens.
 
     Rows tapped from one read share its states, window and chunk: nothing is copied, by `select` and `repeat` neither.
+    Decoding copies window and chunk out of the read once, after `Lact.append_limit` tokens (see RecentTokens).
     """
 
     def __init__(self, state: State, shared: Sequence[int], window: RecentTokens, pending: RecentTokens) -> None:

@@ -18,7 +18,7 @@ from refine.models.lact_memory import LactMemory
 from refine.models.lact_trace import LactTrace, SparseLactTrace
 from refine.models.recent_tokens import RecentTokens, RecentTrace
 from refine.models.token_mixer import Keep, LayerMemory, Settled, TokenMixer, Trace
-from refine.ops import fast_weight_read, rotary, shared_windows, window_attention
+from refine.ops import fast_keys, fast_weight_read, rotary, shared_windows, window_attention
 from refine.ops.fast_weight_mlp import Rule, Tokens, initial_state, row_norms
 from refine.ops.fast_weight_schedule import Schedule
 from refine.ops.layout import Layout, Taps
@@ -160,13 +160,9 @@ class Lact(TokenMixer):
         return rotary.rotate(y.unflatten(-1, (self.heads, -1)), turns)
 
     def _fast(self, y: Tensor, which: int) -> Tensor:
-        """The fast branch's q (which = 0) or k (1) from the normed one [N, D]: scale, offset, SiLU, unit fast heads.
-
-        Each fast head is divided by its L2 norm + 1e-5. In at least float32, returned in y's dtype.
-        """
-        wide = y.to(torch.promote_types(y.dtype, torch.float32)) * self.qk_scale[:, which] + self.qk_offset[:, which]
-        heads = (silu(wide) if self.qk_silu else wide).unflatten(-1, (self.fast_heads, -1))
-        return (heads / (heads.norm(dim=-1, keepdim=True) + 1e-5)).to(y.dtype).flatten(1)
+        """The fast branch's q (which = 0) or k (1) from the normed one [N, D]: scale, offset, SiLU, unit fast heads."""
+        scale, offset = self.qk_scale[:, which], self.qk_offset[:, which]
+        return fast_keys.fast_keys(y, scale, offset, self.fast_heads, self.qk_silu)
 
     def _rates(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """rates [N, H, 3], carry [N, H] and the output's scale [N, H, 1] of tokens x [N, D]; rates at least float32."""

@@ -28,6 +28,7 @@ from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenM
 from refine.models.transformers_interface import TransformersInterface
 from refine.ops.layout import Layout, Taps
 from refine.ops.root_mean_square import RMSNorm
+from refine.ops.swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
@@ -44,7 +45,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, D] -> [N, D]."""
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -4,7 +4,10 @@ Shape legend: R rows · L tokens of the pool · j own tokens of every row · G d
 · T new tokens of every document, where equal · S slots of a compact row.
 
 A row's tokens are pool[from:to] followed by its own ones. The pool is the read that the row was tapped from, shared by
-all rows; what rows read afterwards (a rollout, decoding) is appended to `own`, until it is worth copying both together.
+all rows: a tap copies no token. What rows read afterwards (a rollout, decoding) is appended to `own`, which is copied
+for that, up to `Lact.append_limit` tokens: max(32, sqrt(2 max(window, chunk))). The read that passes this limit lays
+window, own and new tokens together, a copy, which is the pool from then on. So many tokens cost least: appending copies
+half the limit at every token, laying together copies a window once in a limit.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from refine.ops.muon import orthogonalise
+from refine.ops.swiglu import swiglu_joined
 from refine.ops.swiglu_gradient import weighted_sides
 
 State = dict[str, Tensor]
@@ -66,8 +67,7 @@ def apply(state: State, queries: Tensor) -> Tensor:
     """f(q) for queries [P, n, H, K] -> [P, n, H, K]. Products run in the queries' dtype."""
     q = queries.transpose(1, 2)
     gates = state["gates"].flatten(-3, -2).to(q.dtype)
-    gate, up = (q @ gates.mT).chunk(2, dim=-1)
-    return ((silu(gate) * up) @ state["out"].to(q.dtype).mT).transpose(1, 2)
+    return (swiglu_joined(q @ gates.mT) @ state["out"].to(q.dtype).mT).transpose(1, 2)
 
 
 def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:

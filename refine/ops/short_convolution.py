@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.ops.blocks import blocks
 from refine.ops.later_rows import LaterRows
 from refine.ops.layout import Layout, Taps
-
-CACHED_NUMBERS = 1 << 17  # numbers of a block; a few such blocks stay in a core's cache
 
 
 def token_by_token(
@@ -77,7 +76,7 @@ class _Convolution(torch.autograd.Function):
         ctx.silu = silu
         taps = weight.t().contiguous()
         y = padded.new_empty(padded.shape[0] - taps.shape[0] + 1, padded.shape[1])
-        for start, end in _blocks(y):
+        for start, end in ((rows.start, rows.stop) for rows in blocks(y)):
             block = _convolved(padded[start : end + taps.shape[0] - 1], taps, bias, y[start:end])
             if silu:
                 torch.nn.functional.silu(block, inplace=True)
@@ -89,7 +88,7 @@ class _Convolution(torch.autograd.Function):
         taps = weight.t().contiguous()
         dpadded, dtaps = torch.zeros_like(padded), torch.zeros_like(taps)
         dbias = None if bias is None else torch.zeros_like(bias)
-        for start, end in _blocks(grads[0]):
+        for start, end in ((rows.start, rows.stop) for rows in blocks(grads[0])):
             dy, around = grads[0][start:end], padded[start : end + taps.shape[0] - 1]
             if ctx.silu:
                 dy = torch.ops.aten.silu_backward(dy, _convolved(around, taps, bias, torch.empty_like(dy)))
@@ -107,12 +106,6 @@ def _convolved(padded: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor) -
     for j in range(1, taps.shape[0]):
         out.addcmul_(padded[j : j + out.shape[0]], taps[j])
     return out if bias is None else out.add_(bias)
-
-
-def _blocks(y: Tensor) -> list[tuple[int, int]]:
-    """Spans of rows of y [n, F]."""
-    rows = y.shape[0] if y.device.type != "cpu" else max(1, CACHED_NUMBERS // y.shape[1])
-    return [(start, min(start + rows, y.shape[0])) for start in range(0, y.shape[0], rows)]
 
 
 def _places(more: int, layout: Layout) -> Tensor:

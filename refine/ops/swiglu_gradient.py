@@ -38,14 +38,19 @@ class _WeightedSides(torch.autograd.Function):
         slope = _slope(share, act)
         to_dg, to_du = grads[0].to(i.dtype).chunk(2, dim=-1)
         to_a = grads[1].to(i.dtype)
-        d_rates = torch.stack([_dot(to_dg * i, up * slope), _dot(to_a, act * up), _dot(to_du, i * act)], dim=-1)
-        to_dg, to_du, to_a = to_dg * rate0, to_du * rate2, to_a * rate1
-        bend = (share - act * share).add_(slope).mul_(1 - share)  # silu''
-        through = to_dg * up
-        d_inner = through * slope + to_du * act
-        d_gate = through.mul_(i).mul_(bend) + (to_du.mul_(i) + to_a * up).mul_(slope)
-        d_up = to_dg.mul_(i).mul_(slope).add_(to_a.mul_(act))
-        return torch.cat([d_gate, d_up], dim=-1).to(gate_up.dtype), d_inner.to(inner.dtype), d_rates.to(rates.dtype)
+        gate_side, up_side = up * slope, torch.mul(to_du, act)
+        d_inner = (to_dg * gate_side).mul_(rate0).addcmul_(up_side, rate2)
+        via_dg, via_du, via_a = to_dg * i, to_du * i, to_a * up
+        d_rates = torch.stack([_dot(via_dg, gate_side), _dot(via_a, act), _dot(up_side, i)], dim=-1)
+        via_dg.mul_(rate0)
+        bend = torch.addcmul(share, act, share, value=-1).add_(slope).mul_(share.neg_().add_(1))  # silu''
+        d_both = torch.empty_like(gate_up, dtype=i.dtype, memory_format=torch.contiguous_format)
+        d_gate, d_up = d_both.chunk(2, dim=-1)
+        torch.mul(via_du.mul_(rate2).addcmul_(via_a, rate1), slope, out=d_gate)
+        d_gate.addcmul_(bend.mul_(up), via_dg)
+        torch.mul(via_dg, slope, out=d_up)
+        d_up.addcmul_(act.mul_(to_a), rate1)
+        return d_both.to(gate_up.dtype), d_inner.to(inner.dtype), d_rates.to(rates.dtype)
 
 
 def _unpacked(gate_up: Tensor, inner: Tensor, rates: Tensor) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:

@@ -37,7 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
 
     Document g has before[g] remembered tokens in front of its new ones. Scores are divided by sqrt(K).
     """
-    method = method or _choice(os.environ.get("REFINE_WINDOW_ATTENTION", "auto"), q.device.type, q.dtype, q.shape[-1])
+    method = method or chosen(q.device, q.dtype, q.shape[-1])
     if method == "plain":
         return _plain(q, k, v, layout, before, window)
     if layout.width is not None and len(set(before)) == 1:
@@ -51,9 +51,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
     return out.index_select(0, place) if out.shape[0] > layout.tokens else out
 
 
+def chosen(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """The way for tensors on `device` with heads of `width`. Raises SettingError where one is asked for in vain."""
+    return _choice(os.environ.get("REFINE_WINDOW_ATTENTION", "auto"), device.type, dtype, width)
+
+
 @functools.cache
 def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
-    """The way for tensors on `device` with heads of `width`. Raises SettingError where one is asked for in vain."""
     if wish not in ("auto", *METHODS):
         raise SettingError(f"REFINE_WINDOW_ATTENTION is {wish!r}: expected auto, {', '.join(METHODS)}")
     reason = None
@@ -105,25 +109,32 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | 
     head = min(tokens, reach) if tokens - reach > size else tokens
     key = ("window mask", window, tokens, remembered, document is not None)
     mask, masks = layout.once(key, lambda: _block_masks(q.device, document, window, head, tokens, remembered))
-    first = _sdpa(q[:, :head], k[:, : remembered + head], v[:, : remembered + head], mask)
+    plain = document is None and remembered == 0 and head <= window  # then the kernel need not look at what is hidden
+    first = _sdpa(q[:, :head], k[:, : remembered + head], v[:, : remembered + head], None if plain else mask)
     if head == tokens:
         return first
     count = -(-(tokens - head) // size)
-    filled = (0, 0, 0, 0, 0, head + count * size - tokens)
-    queries = pad(q[:, head:], filled).unflatten(1, (count, size)).flatten(0, 1)
+    filled = head + count * size - tokens
+    queries = _filled_up(q[:, head:], filled).unflatten(1, (count, size)).flatten(0, 1)
     keys, values = (
-        _Overlapping.apply(pad(x[:, remembered + head - reach :], filled), size, reach // size + 1).flatten(0, 1)
+        _Overlapping.apply(_filled_up(x[:, remembered + head - reach :], filled), size, reach // size + 1).flatten(0, 1)
         for x in (k, v)
     )
     rest = _sdpa(queries, keys, values, masks)
     return torch.cat([first, rest.unflatten(0, (-1, count)).flatten(1, 2)[:, : tokens - head]], dim=1)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    if mask.dim() == 4 and mask.shape[0] not in (1, q.shape[0]):
+def _filled_up(x: Tensor, more: int) -> Tensor:
+    """x [G, T, H, K] and `more` tokens of zeros; x itself where that is none."""
+    return pad(x, (0, 0, 0, 0, 0, more)) if more else x
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q [., b, H, K] against k, v [., s, H, K]: what `mask` shows, or without it each token and those before it."""
+    if mask is not None and mask.dim() == 4 and mask.shape[0] not in (1, q.shape[0]):
         mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
 def _block_masks(device: torch.device, document: Tensor | None, window: int, head: int, tokens: int,
@@ -152,20 +163,18 @@ def _block_masks(device: torch.device, document: Tensor | None, window: int, hea
 
 
 class _Overlapping(torch.autograd.Function):
-    """x [G, (n + m) b, ...] -> [G, n, (m + 1) b, ...]: block i and the m before it; gradients are summed in place."""
+    """x [G, (n + m) b, H, K] -> [G, n, (m + 1) b, H, K]: block i and the m before it, a view that tells each token
+    m + 1 times; its gradient is summed in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, span: int) -> Tensor:
-        blocks = x.unflatten(1, (-1, size))
-        count = blocks.shape[1] - span + 1
-        ctx.shape, ctx.size, ctx.span = x.shape, size, span
-        return torch.cat([blocks[:, i : i + count] for i in range(span)], dim=2)
+        ctx.shape, ctx.size = x.shape, size
+        return x.unfold(1, span * size, size).movedim(-1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         total = grads[0].new_zeros(ctx.shape)
-        blocks = total.unflatten(1, (-1, ctx.size))
-        count = blocks.shape[1] - ctx.span + 1
+        blocks, count = total.unflatten(1, (-1, ctx.size)), grads[0].shape[1]
         for i, part in enumerate(grads[0].split(ctx.size, dim=2)):
             blocks[:, i : i + count] += part
         return total, None, None

@@ -28,3 +28,9 @@ def test_a_bfloat16_model_has_float32_angles_and_bfloat16_results():
     cos, _ = at = rotary.table(torch.tensor([70001]), 8, 1e6, torch.bfloat16)
     assert cos.dtype == torch.float32
     assert rotary.rotate(torch.randn(1, 2, 8, dtype=torch.bfloat16), at).dtype == torch.bfloat16
+
+
+def test_its_derivative_is_the_numerical_one():
+    at = rotary.table(torch.tensor([0, 1, 2, 77, 1000]), 8, 100.0, torch.float64)
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotary.rotate(x, at), x)

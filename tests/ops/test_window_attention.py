@@ -102,6 +102,21 @@ def test_scores_of_all_pairs_are_never_held(lengths):
     assert largest <= 4200 * max(2 * window, 4 * HEADS * WIDTH) < 4096 * 4096 / 30
 
 
+def test_a_block_keeps_no_copy_of_the_keys_that_it_shares_with_others():
+    """For the backward pass: the inputs, the output, its normaliser and the masks, not a window for each block."""
+    window, inputs = 256, draw([2048], [0], torch.float32)
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = (x.untyped_storage().nbytes(), x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = window_attention.attend(*inputs, Layout([2048]), [0], window, "blocks")
+    text, masks = inputs[0].nbytes, 256 * 256 + 64 * 320 * 4
+    assert out.nbytes == text and sum(size for size, _ in kept.values()) < 6 * text + masks
+
+
 def test_the_way_is_chosen_by_capability_and_can_be_forced(monkeypatch):
     inputs = draw([331], [0], torch.float32)
 
