@@ -72,7 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lact window of 2, chunk of 67": {**CONFIGS["lact"], "window_size": 2, "lact_chunk_size": 67},
     "lact window of 200, tied": {**CONFIGS["lact"], "window_size": 200, "tie_word_embeddings": True},
 }
-BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}  # seen: 3e-13 (with Muon; else 1e-13) and 7e-6
 
 
 def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> FastWeightLanguageModel:
@@ -140,6 +140,16 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / (b.norm() if b.any() else 1))
 
 
+def cancelling(name: str, gradient: Tensor) -> int:
+    """By how much more two float32 gradients of Gated DeltaNet's A_log and dt_bias may differ than others.
+
+    These are two numbers a layer, sums over all tokens of terms that nearly cancel. Over 20 seeds, one unit in the last
+    place of every embedding moves them by up to 2.1e-5, and reading token by token by up to 2.0e-5: float32 has nothing
+    better to give.
+    """
+    return 6 if gradient.dtype == torch.float32 and name.endswith(("A_log", "dt_bias")) else 1
+
+
 class Compare:
     """Asserts that two results agree within the bound of their dtype."""
 
@@ -158,7 +168,8 @@ class Compare:
     def gradients(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert a.keys() == b.keys()
         for key in a:
-            self.tensors(a[key], b[key], f"gradient of {key}")
+            apart, bound = distance(a[key], b[key]), BOUNDS.get(b[key].dtype, 0) * cancelling(key, b[key])
+            assert apart <= bound, f"gradient of {key}: {apart:.2e}"
 
 
 @pytest.fixture
