@@ -1,4 +1,4 @@
-"""`refine pretrain`: one settings file becomes a model folder, drill first; started again it does nothing, or resumes."""
+"""`refine pretrain`: a settings file becomes a model folder, drill first; started again it resumes, or does nothing."""
 
 from __future__ import annotations
 
