@@ -1,15 +1,19 @@
 """What reading costs: forward and backward over a text, and decoding after texts of any length.
 
-    python benchmarks/reading.py            # prints the tables; writes reading.md beside this file
+    python benchmarks/reading.py                        # prints the tables; writes reading.md beside this file
+    python benchmarks/reading.py --only checkpointing   # measures one of its sections again, keeps the others
 
 Reading: each model beside the token-by-token twin of its memory (DeltaNet and Gated DeltaNet, at the shorter length;
 once the op alone against its twin, once the whole model with the twin in the op's place), a transformers Llama of the
 same width, depth and MLP with SDPA, and the floor: nothing but the matrix products of its own projections and MLP,
-forward and backward. Decoding: bytes of the memory and time per token after contexts of several lengths, beside a
-Llama whose cache is filled to that length.
+forward and backward. Products: multiplications and additions of all matrix products of a read, counted, over the
+floor's: what no saving elsewhere can undercut. Checkpointing: memory and time of a read with gradient checkpointing
+beside one without. Decoding: bytes of the memory and time per token after contexts of several lengths, beside a Llama
+whose cache is filled to that length.
 
 Every ratio is the median over rounds of the ratio within a round, in which the contenders follow each other, so that
-what else the machine does falls on all. Peak memory is that of a process of its own, less what it held before the read.
+what else the machine does falls on all. Peak memory is the high-water mark of a process of its own, less what it held
+before the read.
 T tokens · D hidden size.
 """
 
@@ -18,9 +22,8 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import subprocess
-import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from measure import alone, largest_resident_size, matrix_products, measured_rounds, median, seconds, sections
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from refine.models import FastWeightLanguageModel, from_config
@@ -85,9 +89,15 @@ def _reader(model: Any, tokens: int) -> Callable[[], None]:
     return read
 
 
+def _linear_layers(model: Any) -> list[torch.nn.Linear]:
+    """Those of the blocks."""
+    blocks = model.model.layers if isinstance(model, FastWeightLanguageModel) else model.layers
+    return [m for m in blocks.modules() if isinstance(m, torch.nn.Linear)]
+
+
 def _floor(model: FastWeightLanguageModel, tokens: int) -> Callable[[], None]:
     """The matrix products of the blocks' linear layers, forward and backward, and nothing else."""
-    layers = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    layers = _linear_layers(model)
     inputs = {m.in_features: torch.randn(tokens, m.in_features, requires_grad=True) for m in layers}
     outputs = {m.out_features: torch.randn(tokens, m.out_features) for m in layers}
 
@@ -142,53 +152,25 @@ def _op(name: str, width: int, tokens: int, fast: bool) -> Callable[[], None]:
     return run
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def _peak(name: str, width: int, tokens: int, threads: int) -> int:
+    """Peak memory of a read [bytes]."""
+    return alone(_peak_and_time, name, width, tokens, threads, False)[0]
 
 
-def _rounds(contenders: dict[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of every contender in every round, after a warm-up each."""
-    for run in contenders.values():
-        run()
-    return [{name: _seconds(run) for name, run in contenders.items()} for _ in range(rounds)]
+def _peak_and_time(name: str, width: int, tokens: int, threads: int, checkpointing: bool) -> tuple[int, float]:
+    """For a process of its own: how much the largest resident size grows over a read [bytes], and its CPU time [s].
 
-
-def _median(rounds: list[dict[str, float]], name: str, beside: str | None = None) -> float:
-    return statistics.median(each[name] / (each[beside] if beside else 1) for each in rounds)
-
-
-def _peak(name: str, width: int, tokens: int, threads: int) -> float:
-    """Peak memory of one read in a process of its own, less what the process held before it [bytes]."""
-    command = [
-        sys.executable,
-        __file__,
-        "--peak",
-        name,
-        "--hidden",
-        str(width),
-        "--tokens",
-        str(tokens),
-        "--threads",
-        str(threads),
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def _print_peak(name: str, width: int, tokens: int) -> None:
-    """Print the growth of the largest resident size over one read, after a short one has loaded all code [bytes]."""
+    A short read before has been through all code.
+    """
+    torch.set_num_threads(threads)
     model = _model(name, width)
+    if checkpointing:
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 5.18 renamed the switch
+        model.gradient_checkpointing_enable()
     _reader(model, 128)()
-    before = _largest_resident_size()
-    _reader(model, tokens)()
-    print(_largest_resident_size() - before)
-
-
-def _largest_resident_size() -> int:
-    """The most memory this process has held so far [bytes]. Linux's getrusage would count its parent's in, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    read, before = _reader(model, tokens), largest_resident_size()
+    took = seconds(read, time.process_time)
+    return largest_resident_size() - before, took
 
 
 def reading(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> list[str]:
@@ -203,20 +185,53 @@ def reading(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> 
         for name in MODELS:
             model = _model(name, width)
             contenders = {"it": _reader(model, tokens), "floor": _floor(model, tokens), "Llama": _reader(llama, tokens)}
-            measured = _rounds(contenders, rounds)
+            measured = measured_rounds(contenders, rounds)
             twin = "– | –"
             if name != "LaCT" and tokens == min(lengths):
                 with _twin():
-                    slow = _seconds(_reader(model, tokens))
-                ops = _rounds({way: _op(name, width, tokens, way == "fast") for way in ("fast", "twin")}, rounds)
-                twin = f"{_median(ops, 'twin', 'fast'):.0f} | {slow / _median(measured, 'it'):.1f}"
-            it = _median(measured, "it")
-            beside = [_median(measured, "it", other) for other in ("floor", "Llama")]
+                    slow = seconds(_reader(model, tokens))
+                ops = measured_rounds(
+                    {way: _op(name, width, tokens, way == "fast") for way in ("fast", "twin")}, rounds
+                )
+                twin = f"{median(ops, 'twin', 'fast'):.0f} | {slow / median(measured, 'it'):.1f}"
+            it = median(measured, "it")
+            beside = [median(measured, "it", other) for other in ("floor", "Llama")]
             peaks = [bytes_ / 2**20 for bytes_ in (_peak(name, width, tokens, threads), llama_peak)]
             lines.append(
                 f"| {name} | {tokens} | {1e3 * it:.0f} | {tokens / it:.0f} | {beside[0]:.2f} | {beside[1]:.2f} "
                 f"| {twin} | {peaks[0]:.0f} | {peaks[1]:.0f} |"
             )
+            print(lines[-1], flush=True)
+    return lines
+
+
+def products(width: int, tokens: int) -> list[str]:
+    """The table of matrix products, counted: of the floor, and of a read over it."""
+    lines = [f"| model | GFLOP of the floor, T = {tokens} | all products of the read ÷ floor's |", "|---|---|---|"]
+    for name in (*MODELS, "Llama"):
+        model = _model(name, width)
+        floor = 6 * tokens * sum(layer.weight.numel() for layer in _linear_layers(model))
+        lines.append(f"| {name} | {floor / 1e9:.1f} | {matrix_products(_reader(model, tokens)) / floor:.2f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def checkpointing(width: int, rounds: int, threads: int, lengths: tuple[int, ...]) -> list[str]:
+    """The table of gradient checkpointing: peak memory and CPU time of a read without and with it."""
+    lines = [
+        "With `MALLOC_MMAP_THRESHOLD_=1048576` set, for glibc's malloc otherwise keeps what is freed, in pieces:",
+        "the process then grows as large with checkpointing as without, though its tensors take as little.",
+        "",
+        "| model | T | peak MiB | with checkpointing | with ÷ without | CPU time: with ÷ without |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in MODELS:
+        for tokens in lengths:
+            pairs = [[alone(_peak_and_time, name, width, tokens, threads, on) for on in (False, True)]
+                     for _ in range(rounds)]  # fmt: skip
+            plain, less = (statistics.median(pair[i][0] for pair in pairs) / 2**20 for i in (0, 1))
+            slower = statistics.median(pair[1][1] / pair[0][1] for pair in pairs)
+            lines.append(f"| {name} | {tokens} | {plain:.0f} | {less:.0f} | {less / plain:.2f} | {slower:.2f} |")
             print(lines[-1], flush=True)
     return lines
 
@@ -275,11 +290,36 @@ def decoding(width: int, rounds: int, contexts: tuple[int, ...]) -> list[str]:
                 memory = _after(model, tokens)
                 steps[str(tokens)], size = _decoder(model, memory), memory.nbytes
             cells.append(f"{size / 1024:.0f}")
-        measured = _rounds(steps, rounds)
-        times = [f"{1e3 * _median(measured, str(tokens)) / DECODED:.2f}" for tokens in contexts]
+        measured = measured_rounds(steps, rounds)
+        times = [f"{1e3 * median(measured, str(tokens)) / DECODED:.2f}" for tokens in contexts]
         lines.append(f"| {name} | " + " | ".join(f"{size}, {ms}" for size, ms in zip(cells, times, strict=True)) + " |")
         print(lines[-1], flush=True)
     return lines
+
+
+SECTIONS = {  # heading, and how the section is measured
+    "reading": ("Reading, forward and backward", lambda o: reading(o.hidden, o.rounds, o.threads, o.lengths)),
+    "products": ("Matrix products of a read, counted", lambda o: products(o.hidden, min(o.lengths))),
+    "checkpointing": (
+        "Gradient checkpointing, forward and backward",
+        lambda o: checkpointing(o.hidden, o.rounds, o.threads, o.lengths),
+    ),
+    "decoding": ("Decoding, one token after a context", lambda o: decoding(o.hidden, o.rounds, o.contexts)),
+}
+
+
+def _measured(name: str, options: argparse.Namespace) -> str:
+    """One section: what was run on what, and its table."""
+    sizes = {m: sum(p.numel() for p in _model(m, options.hidden).parameters()) / 1e6 for m in (*MODELS, "Llama")}
+    head = (
+        f"`python benchmarks/reading.py --only {name} --hidden {options.hidden} --threads {options.threads} "
+        f"--rounds {options.rounds}` on {platform.processor() or platform.machine()}, torch {torch.__version__}, "
+        f"float32, {LAYERS} layers of width {options.hidden}: "
+        + ", ".join(f"{model} {size:.1f}M" for model, size in sizes.items())
+        + " parameters."
+    )
+    print("\n" + head, flush=True)
+    return "\n".join([head, "", *SECTIONS[name][1](options)])
 
 
 def main() -> None:
@@ -288,32 +328,20 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="hidden size, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS), help="sections (default: all)")
     parser.add_argument(
         "--quick", action="store_true", help="short texts and contexts: tries the script, measures nothing"
     )
-    parser.add_argument("--peak", choices=(*MODELS, "Llama"), help=argparse.SUPPRESS)
-    parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.peak:
-        _print_peak(arguments.peak, arguments.hidden, arguments.tokens)
-        return
-    lengths, contexts = ((256, 512), (256, 512)) if arguments.quick else (LENGTHS, CONTEXTS)
-    sizes = {
-        name: sum(p.numel() for p in _model(name, arguments.hidden).parameters()) / 1e6 for name in (*MODELS, "Llama")
-    }
-    lines = [
-        "# Reading and decoding",
-        "",
-        f"`python benchmarks/reading.py --hidden {arguments.hidden} --threads {arguments.threads}` on "
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, float32, {LAYERS} layers of width "
-        f"{arguments.hidden}: " + ", ".join(f"{name} {size:.1f}M" for name, size in sizes.items()) + " parameters.",
-        "", "## Reading, forward and backward", "",
-        *reading(arguments.hidden, arguments.rounds, arguments.threads, lengths),
-        "", "## Decoding, one token after a context", "", *decoding(arguments.hidden, arguments.rounds, contexts), "",
-    ]  # fmt: skip
-    if not arguments.quick:
-        Path(__file__).with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.lengths, options.contexts = ((256, 512), (256, 512)) if options.quick else (LENGTHS, CONTEXTS)
+    measured = {SECTIONS[name][0]: _measured(name, options) for name in options.only}
+    path = Path(__file__).with_suffix(".md")
+    written = sections(path) | measured
+    ordered = [(title, written[title]) for title, _ in SECTIONS.values() if title in written]
+    if not options.quick:
+        text = "# Reading and decoding\n" + "".join(f"\n## {title}\n\n{body}\n" for title, body in ordered)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

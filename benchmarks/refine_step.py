@@ -1,9 +1,12 @@
 """What a REFINE step costs beside a next-token step, and beside the twin that reads every prefix again.
 
-    python benchmarks/refine_step.py            # prints the tables; writes refine_step.md and .png beside this file
+    python benchmarks/refine_step.py                  # prints the tables; writes refine_step.md and .png beside this
+    python benchmarks/refine_step.py --device cuda    # the same as refine_step_cuda.md and .png
+    python benchmarks/refine_step.py --device cpu --shapes published --quick --output /tmp/x    # tries what a GPU runs
 
 On a CPU: three models of 1-2M parameters with a vocabulary of 4096, float32. On a CUDA device the same table for the
-1.3B DeltaNet and the 760M LaCT (random weights, bfloat16), with tokens/s and the kernels in use.
+1.3B DeltaNet and the 760M LaCT (random weights, bfloat16) at 4096 and 16384 tokens, with tokens/s, the implementations
+that were chosen and the kernels that take most of the time.
 
 Every ratio is the median over rounds of the ratio within a round, in which the steps follow each other, so that what
 else the machine does falls on both. `--clock cpu` counts the process's own time instead of the wall's, for a machine
@@ -24,20 +27,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import allocated_on_cpu, kernels
 
 from refine.models import from_config
 from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
+from refine.ops import fla, window_attention
 from refine.ops.token_statistics import token_statistics
 
 SMALL: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256, "vocab_size": 4096}
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {
+    "small": {
         "DeltaNet": {"model_type": "delta_net", "num_heads": 2, **SMALL},
         "Gated DeltaNet": {"model_type": "gated_deltanet", "num_heads": 2, "head_dim": 48, "expand_v": 1.0, **SMALL},
         "LaCT": {"model_type": "lact_swiglu", "num_attn_heads": 4, "num_lact_heads": 2, "lact_chunk_size": 512,
                  "window_size": 512, **SMALL},
     },
-    "cuda": {
+    "published": {
         "DeltaNet 1.3B": {"model_type": "delta_net", "hidden_size": 2048, "num_hidden_layers": 24, "num_heads": 16,
                           "vocab_size": 32000},
         "LaCT 760M": {"model_type": "lact_swiglu", "hidden_size": 1536, "num_hidden_layers": 24, "num_attn_heads": 24,
@@ -53,7 +58,21 @@ ROWS = [  # T, c, k, n; aim and bound of the time over the next-token step's (is
     (16384, 64, 5, 1, 1.30, 1.50),
 ]
 TWIN_BOUND, MEMORY_BOUND = 5.5, 1.1
+ON_A_GPU = [
+    "On a machine with a CUDA device `python benchmarks/refine_step.py --device cuda` measures the same for the 1.3B",
+    "DeltaNet and the 760M LaCT (random weights, bfloat16), with tokens/s and the kernels in use, and writes",
+    "refine_step_cuda.md and .png; `pytest -m requires_cuda` compares the kernels with their twins there.",
+]
 GROWTH = (1024, 2048, 4096, 8192, 16384)
+QUICK = 64  # by so much --quick shortens texts and chunks; its models are two narrow layers of the same kind
+
+
+def _quick(config: dict[str, Any]) -> dict[str, Any]:
+    """The same kind of model, small enough to try the script with."""
+    heads = {"num_heads": 2, "num_attn_heads": 2, "num_lact_heads": 2}
+    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 61, **heads}
+    shorter = {name: config[name] // QUICK for name in ("lact_chunk_size", "window_size") if name in config}
+    return {name: tiny.get(name, value) for name, value in config.items()} | shorter
 
 
 @dataclass
@@ -77,20 +96,24 @@ class Row:
 class Bench:
     """The steps of one model on one device, and how they are measured."""
 
-    def __init__(self, config: dict[str, Any], device: str, checkpointing: bool, clock: str = "wall") -> None:
+    def __init__(self, config: dict[str, Any], options: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        self.device, self.now = torch.device(device), time.process_time if clock == "cpu" else time.perf_counter
+        self.device = torch.device(options.device)
+        self.now = time.process_time if options.clock == "cpu" else time.perf_counter
+        self.shorter = QUICK if options.quick else 1
+        config = _quick(config) if options.quick else config
         with self.device:
             model = from_config(config)
-        self.model = model.to(torch.bfloat16 if device == "cuda" else torch.float32).train()
-        if checkpointing:
+        self.model = model.to(torch.bfloat16 if options.shapes == "published" else torch.float32).train()
+        if options.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.parameters = sum(p.numel() for p in model.parameters())
         self.vocabulary = config["vocab_size"]
 
     def text(self, tokens: int) -> torch.Tensor:
-        """[1, T] random tokens."""
-        drawn = torch.randint(0, self.vocabulary, (1, tokens), generator=torch.Generator().manual_seed(tokens))
+        """[1, T] random tokens; fewer with --quick."""
+        seeded = torch.Generator().manual_seed(tokens)
+        drawn = torch.randint(0, self.vocabulary, (1, tokens // self.shorter), generator=seeded)
         return drawn.to(self.device)
 
     def next_token(self, tokens: torch.Tensor) -> None:
@@ -123,28 +146,16 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
             step()
             return float(torch.cuda.max_memory_allocated())
-        return _allocated_on_cpu(step) + sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return allocated_on_cpu(step) + sum(p.numel() * p.element_size() for p in self.model.parameters())
 
-    def kernels(self, step: Callable[[], None], count: int = 6) -> list[str]:
-        """The CUDA kernels that take most of `step`'s time, each with its share."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-            step()
-            self._wait()
-        events = sorted(profiled.key_averages(), key=lambda e: -e.self_device_time_total)
-        total = sum(e.self_device_time_total for e in events) or 1
-        return [f"{e.key[:70]} {e.self_device_time_total / total:.0%}" for e in events[:count]]
-
-
-def _allocated_on_cpu(step: Callable[[], None]) -> float:
-    """The highest sum of live allocations made during `step` [bytes], from the profiler's record of each of them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = highest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        highest = max(highest, live)
-    return float(highest)
+    def used(self, tokens: int) -> str:
+        """What a REFINE step runs on: the implementations chosen for this device and dtype, and the kernels."""
+        dtype, window = self.model.dtype, getattr(self.model.config, "window_size", None)
+        rule = "flash-linear-attention's kernels" if fla.chosen(self.device, dtype) else "PyTorch"
+        width = self.model.config.hidden_size // getattr(self.model.config, "num_attn_heads", 1)
+        method = window and window_attention.chosen(self.device, dtype, width)
+        top = kernels(lambda: self.refine(self.text(tokens), ObjectiveSettings()), self.device.type)
+        return "; ".join([f"window attention by {method}" if window else f"delta rule by {rule}", *top])
 
 
 def compare(name: str, bench: Bench, rounds: int) -> list[Row]:
@@ -205,12 +216,13 @@ def _line(row: Row) -> str:
 def report(arguments: argparse.Namespace, rows: list[Row], twins: dict[str, float], grown: dict[str, list[float]],
            notes: list[str]) -> str:  # fmt: skip
     """The whole as Markdown."""
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    on_gpu = arguments.device == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     lines = [
         "# A REFINE step beside a next-token step",
         "",
-        f"`python benchmarks/refine_step.py` on {device} ({platform.machine()}), torch {torch.__version__}, "
-        f"{arguments.clock} time, {arguments.rounds} rounds, medians of ratios within a round.",
+        f"`python benchmarks/refine_step.py --device {arguments.device}` on {device} ({platform.machine()}), "
+        f"torch {torch.__version__}, {arguments.clock} time, {arguments.rounds} rounds, medians of ratios in a round.",
         "",
         HEADER,
         *map(_line, rows),
@@ -225,7 +237,7 @@ def report(arguments: argparse.Namespace, rows: list[Row], twins: dict[str, floa
                   "|---|" + "---|" * len(GROWTH)]  # fmt: skip
         lines += [f"| {name} | " + " | ".join(f"{s:.3f}" for s in seconds) + " |" for name, seconds in grown.items()]
         lines += [""]
-    return "\n".join(lines + notes)
+    return "\n".join([*lines, *notes, "", *([] if on_gpu else ON_A_GPU)])
 
 
 def draw(rows: list[Row], grown: dict[str, list[float]], path: Path) -> None:
@@ -265,31 +277,39 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="wall time, or the process's own")
-    parser.add_argument("--models", nargs="*", help="only these (default: all of the device)")
+    parser.add_argument("--shapes", choices=list(MODELS), help="default: small on a CPU, published on a CUDA device")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models, short texts: tries the script, times nothing"
+    )
+    parser.add_argument("--models", nargs="*", help="only these (default: all of the shapes)")
     parser.add_argument("--skip", nargs="*", default=[], choices=["twin", "growth"], help="parts to leave out")
     parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""), help="path without suffix")
+    parser.add_argument("--output", type=Path, help="path without suffix (default: beside this file)")
     arguments = parser.parse_args()
+    arguments.shapes = arguments.shapes or ("published" if arguments.device == "cuda" else "small")
+    if arguments.quick and not arguments.output:
+        parser.error("--quick measures nothing that should replace the tables: say where it writes, with --output")
+    here = Path(__file__).with_suffix("")
+    output = arguments.output or (here if arguments.device == "cpu" else here.with_name(f"{here.name}_cuda"))
     rows: list[Row] = []
     twins, grown, notes = {}, {}, []
     print(HEADER)
-    for name, config in MODELS[arguments.device].items():
+    for name, config in MODELS[arguments.shapes].items():
         if arguments.models and name not in arguments.models:
             continue
-        bench = Bench(config, arguments.device, arguments.gradient_checkpointing, arguments.clock)
+        bench = Bench(config, arguments)
         rows += compare(name, bench, arguments.rounds)
         notes.append(f"- {name}: {bench.parameters:,} parameters.")
-        if "twin" not in arguments.skip and arguments.device == "cpu":
+        if "twin" not in arguments.skip and arguments.shapes == "small":
             twins[name] = against_twin(bench, max(3, arguments.rounds // 2))
         if "growth" not in arguments.skip:
             grown[name] = growth(bench, max(3, arguments.rounds // 2))
-        if arguments.device == "cuda":
-            used = bench.kernels(lambda b=bench: b.refine(b.text(4096), ObjectiveSettings()))
-            notes.append(f"  Kernels of a REFINE step at 4096: {'; '.join(used)}.")
+        if arguments.shapes == "published":
+            notes.append(f"  A REFINE step at 4096 tokens: {bench.used(4096)}.")
         del bench
     text = report(arguments, rows, twins, grown, notes)
-    arguments.output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    draw(rows, grown, arguments.output.with_suffix(".png"))
+    output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    draw(rows, grown, output.with_suffix(".png"))
     print("\n" + text)
 
 

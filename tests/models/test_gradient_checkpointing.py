@@ -33,6 +33,33 @@ def test_the_gradients_are_the_same_and_less_is_held(model, tokens, compare, gra
     assert economical < 0.4 * plain, f"{economical} of {plain} bytes"
 
 
+def _peak(run):
+    """The highest sum of live allocations during `run()` [bytes], whoever holds them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        highest = max(highest, live)
+    return highest
+
+
+def test_a_whole_step_takes_less_memory(name, configs, build, tokens):
+    """Forward and backward, four layers: one layer's tensors and the inputs of the others, and not four layers'."""
+    model, text = build({**configs[name], "num_hidden_layers": 4}, torch.float32), tokens(1, 512)
+
+    def step():
+        model.zero_grad()
+        model.read(text).hidden.square().mean().backward()
+
+    step()  # gradients are there from now on
+    plain = _peak(step)
+    model.gradient_checkpointing_enable()
+    economical = _peak(step)
+    assert economical < 0.5 * plain, f"{economical} of {plain} bytes"
+
+
 def test_a_tappable_read_stays_economical(model, tokens):
     text = tokens(1, 1024)
     plain, _ = _held(model, lambda: model.read(text, tappable=True))
