@@ -11,7 +11,7 @@ import pytest
 from refine.errors import DataError
 from refine.evaluation.answers import Answer
 from refine.evaluation.record import Evaluation, TaskScore
-from refine.evaluation.report import Evaluated, tables
+from refine.evaluation.report import Evaluated, find_in_folder, tables
 from refine.evaluation.report_files import as_csv, as_markdown, write_report
 from refine.evaluation.tasks import PAPER_LONGBENCH
 
@@ -156,3 +156,20 @@ def test_nothing_to_report_and_seeds_of_unlike_samples_are_refused():
     unlike = [evaluated("mid", "sft", {("factsqa", 64): [1.0] * n}, seed=n) for n in (3, 4)]
     with pytest.raises(DataError, match="different numbers of samples"):
         tables(unlike)
+
+
+def test_a_folder_of_evaluations_is_a_report_too_with_arms_of_any_name_and_their_seeds(tmp_path):
+    for seed in (1, 2):
+        for arm, share in (("sft", 0.2), ("c=8 n=8", 0.9)):
+            scores = {("niah_single_1", 512): drawn(share, seed=seed)}
+            evaluated("mid", arm, scores, seed).evaluation.save(tmp_path / arm / str(seed))
+    (tmp_path / "sft" / "1" / "run").mkdir()
+    (tmp_path / "sft" / "1" / "run" / "evaluation.json").write_text("another's, one folder further down")
+    found = find_in_folder(tmp_path)
+    assert {(one.phase, one.arm, one.seed) for one in found} == {
+        ("mid", arm, seed) for arm in ("sft", "c=8 n=8") for seed in (1, 2)
+    }
+    cell = cells(tables(found)[0], "mid-training: c=8 n=8")["S 512"]
+    assert cell.estimate.samples == 40 and cell.clear and cell.difference.value > 0.4
+    with pytest.raises(DataError, match=r"no ARM/SEED/evaluation\.json"):
+        find_in_folder(tmp_path / "sft")

@@ -1,0 +1,58 @@
+"""The models that come with the package: small, whole, named, and able to recall what they were made to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import refine.models
+from refine import paths
+from refine.data import tokenizer as tokenizers
+from refine.data.needles import make_needles
+from refine.errors import ModelError
+from refine.evaluation.answers import answer
+from refine.evaluation.tasks import known_task
+
+NAMES = paths.shipped_models()
+
+
+def test_a_deltanet_is_among_them():
+    assert "delta_net" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_small_and_says_what_it_is(name):
+    folder = paths.SHIPPED / name
+    assert (folder / "model.safetensors").stat().st_size <= 10_000_000
+    assert not {path.suffix for path in folder.iterdir()} - {".json", ".safetensors", ".md"}, "nothing that runs code"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("license:", "Data", "Limits", "Scores", "n-gram"))
+    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert told["tokens"] > 1_000_000 and len(told["curve"]) > 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_loads_by_name_with_its_tokenizer(name):
+    model, tokenizer = refine.models.from_pretrained(f"sample/{name}"), tokenizers.load(f"sample/{name}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert 1_000_000 <= parameters <= 5_000_000
+    assert len(tokenizer) == model.config.vocab_size
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_deltanet_recalls_needles_that_no_training_text_had():
+    model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
+    tokenizer = tokenizers.load("sample/delta_net")
+    prompts = make_needles("niah_single_1", 256, 16, tokenizer, seed=77, answer_tokens=12)
+    scorer = known_task("niah_single_1").scorer
+    found = [
+        scorer(one.text, prompt.answers) for one, prompt in zip(answer(model, tokenizer, prompts), prompts, strict=True)
+    ]
+    assert sum(found) >= 2, "about 0 of 16 without a memory"
+
+
+def test_an_unknown_one_names_those_there_are():
+    with pytest.raises(ModelError, match=r"sample/delta_nett.*did you mean 'sample/delta_net'"):
+        refine.models.from_pretrained("sample/delta_nett")
