@@ -26,6 +26,13 @@ class ModelSettings(Section):
         "tokens: it learns to recall within a million tokens",
     )
 
+    embedding_scale: float = Field(
+        1.0,
+        gt=0,
+        description="a new model's embeddings begin this many times as wide: pieces that are used alike, such as "
+        "digits, stay far enough apart to be recalled",
+    )
+
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
         if self.checkpoint is None and not self.config:

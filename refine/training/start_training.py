@@ -31,7 +31,7 @@ def identity(settings: Start, data: Prepared, model: Path | None = None) -> dict
         "seed": settings.seed,
         "settings": settings.training.start.model_dump(mode="json"),
         "model": {**settings.model.config, "vocab_size": data.vocabulary()},
-        **({"shifted_keys": True} if settings.model.shifted_keys else {}),
+        **settings.model.model_dump(include={"shifted_keys", "embedding_scale"}, exclude_defaults=True),
         **({} if model is None else {"start": model_identity(str(model), None)}),
         "data": data.identity(),
     }
@@ -84,6 +84,8 @@ def _new_model(record: dict[str, Any]) -> PreTrainedModel:
     model = from_config(record["model"])
     if record.get("shifted_keys"):
         shift_keys(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(record.get("embedding_scale", 1.0))
     return model
 
 
