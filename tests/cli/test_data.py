@@ -26,9 +26,9 @@ def project(tmp_path_factory, checkout):
         texts = ["".join(LINES.format(f"{split} {number} {line}") for line in range(60)) for number in range(3)]
         pq.write_table(pa.table({"text": texts}), folder / f"{split}_texts.parquet")
         values["data"][split] = [{"kind": "parquet", "path": f"{split}_texts.parquet"}]
-    values["tokenizer"]["vocabulary"] = 340
+    values["tokenizer"] |= {"path": None, "vocabulary": 340}
     values["documents"] = {"sequence_length": 64, "validation_sequences": 8}
-    values["needles"] |= {"lengths": [512], "samples": 2, "answer_tokens": 32}
+    values["needles"] |= {"tasks": ["niah_single_1"], "lengths": [512], "samples": 2, "answer_tokens": 32}
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     (folder / ".dvc" / "tmp").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")

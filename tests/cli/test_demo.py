@@ -1,0 +1,34 @@
+"""`refine demo`: three answers, the entropy with the chosen positions, a picture; the model is left as it was."""
+
+from __future__ import annotations
+
+import torch
+from click.testing import CliRunner
+
+import refine.models
+from refine.cli.demo import demo
+from refine.data import tokenizer as tokenizers
+from refine.training.demonstration import demonstrate
+
+
+def test_it_tells_three_answers_and_draws(tmp_path):
+    ran = CliRunner().invoke(demo, ["--length", "256", "--output", str(tmp_path / "demo.png")], catch_exceptions=False)
+    assert ran.exit_code == 0
+    for said in ("special magic number", "as it is", "REFINE steps", "after test-time training", "^", "the text says"):
+        assert said in ran.output
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("part.*"))
+
+
+def test_the_needle_is_in_the_prompt_and_the_model_is_left_as_it_was():
+    model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    shown = demonstrate(model, tokenizers.load("sample/delta_net"), 256, seed=3)
+    assert shown.prompt.answers[0] in shown.needle and shown.needle.strip() in shown.prompt.prompt
+    assert len(shown.entropy) == len(shown.tokens) <= 256
+    assert [one.position for one in shown.rollouts] == sorted({one.position for one in shown.rollouts})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_length_that_no_needle_fits_is_refused():
+    ran = CliRunner().invoke(demo, ["--length", "20"])
+    assert ran.exit_code != 0 and "192" in ran.output
