@@ -62,7 +62,7 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
 
         _show(name, found, to_champion(client, chosen), left_out)
         if page := comparison_page(client, chosen):
-            click.echo(f"settings and curves in MLflow: {page}")
+            click.echo(f"curves and settings in MLflow: {page}")
     if picture is not None:
         from refine.tracking.picture import draw
 

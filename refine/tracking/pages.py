@@ -13,6 +13,8 @@ from refine.tracking.registry import Version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+METRIC = "val/loss"  # the curve that is shown first; the page offers the others
+
 
 def run_page(experiment_id: str, run_id: str) -> str:
     """The page of a run."""
@@ -20,7 +22,8 @@ def run_page(experiment_id: str, run_id: str) -> str:
 
 
 def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
-    """The page that lays the training runs of `versions` side by side, with their settings and curves."""
+    """The page with the curves of the training runs of `versions`; from there another click leads to their settings.
+    (An experiment's own charts leave out nested runs until their parent is unfolded.)"""
     from mlflow.exceptions import MlflowException
 
     if not _page("/"):
@@ -34,7 +37,8 @@ def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
     if len(found) < 2:
         return ""
     experiments = list(dict.fromkeys(found.values()))
-    return _page(f"/compare-runs?runs={_listed(list(found))}&experiments={_listed(experiments)}")
+    shown = f"metric={quote(json.dumps(METRIC))}&plot_metric_keys={_listed([METRIC])}&x_axis=step"
+    return _page(f"/metric?runs={_listed(list(found))}&experiments={_listed(experiments)}&{shown}")
 
 
 def _listed(values: Sequence[str]) -> str:

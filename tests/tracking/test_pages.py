@@ -12,12 +12,12 @@ from refine.tracking.registry import Version
 
 
 class Runs:
-    """Answers as a client does: run `a` and `b` of experiment 1, and none else."""
+    """Answers as a client does: run `a` and `b` of experiment 1, `c` of 2, and none else."""
 
     def get_run(self, run_id: str) -> SimpleNamespace:
-        if run_id not in ("a", "b"):
+        if run_id not in ("a", "b", "c"):
             raise MlflowException("no such run")
-        return SimpleNamespace(info=SimpleNamespace(experiment_id="1"))
+        return SimpleNamespace(info=SimpleNamespace(experiment_id="2" if run_id == "c" else "1"))
 
 
 VERSIONS = [Version("m", number, {}, run_id=run) for number, run in enumerate(["a", "b", "gone"])]
@@ -27,8 +27,13 @@ def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
     page = pages.comparison_page(Runs(), VERSIONS)
     place, _, query = page.partition("?")
-    assert place == "http://mlflow:5000/#/compare-runs"
-    assert parse_qs(query) == {"runs": ['["a","b"]'], "experiments": ['["1"]']}
+    assert place == "http://mlflow:5000/#/metric"
+    assert parse_qs(query) == {
+        "runs": ['["a","b"]'], "experiments": ['["1"]'], "metric": ['"val/loss"'],
+        "plot_metric_keys": ['["val/loss"]'], "x_axis": ["step"],
+    }  # fmt: skip
+    two = pages.comparison_page(Runs(), [VERSIONS[0], Version("m", 9, {}, run_id="c")])
+    assert parse_qs(two.partition("?")[2])["experiments"] == ['["1","2"]']
     assert pages.run_page("1", "a") == "http://mlflow:5000/#/experiments/1/runs/a"
     assert "secret" not in unquote(page)
 

@@ -55,6 +55,15 @@ def test_a_version_carries_model_metrics_settings_and_tags(client, make, model_f
     assert {metric.key: metric.value for metric in logged[0].metrics} == version.metrics
 
 
+def test_tags_of_scores_are_short_enough_for_mlflows_page(client, experiment, model_folder):
+    run = client.create_run(experiment).info.run_id
+    version = register(
+        client, "m", model_folder, key="1", run_id=run, experiment_id=experiment, settings={}, tags={"arm": "sft"},
+        metrics={"eval/niah_single_1/1024/score": 0.5}, headline=("eval/niah_single_1/1024/score",),
+    )  # fmt: skip
+    assert version.tags["niah_single_1/1024"] == "0.5000" and version.metrics == {"eval/niah_single_1/1024/score": 0.5}
+
+
 def test_registering_again_makes_no_second_version(client, make):
     assert make("sft", 3.6, key="same").number == make("sft", 3.6, key="same").number
     assert len(versions(client, "refine-sample")) == 1
