@@ -82,7 +82,7 @@ def check(settings: Settings) -> None:
             f"{data.folder / 'questions'} holds no prompts to train on: make them with `dvc repro questions`, or set "
             "training.post to null"
         )
-    if settings.model.checkpoint is not None and Path(settings.model.checkpoint).is_dir():
+    if settings.model.checkpoint is not None:
         from refine.training.prepared import check_model
 
         check_model(settings.model.checkpoint, data)

@@ -77,6 +77,7 @@ def workplace(tmp_path, monkeypatch, checkout) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
     values = yaml.safe_load((checkout / "params.yaml").read_text())
+    values["model"]["checkpoint"] = None  # so that stage `start` is there too
     values["training"] |= {"post": None, "test_time": None}  # tests that need these phases put them back
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     prepared = tmp_path / "prepared"
