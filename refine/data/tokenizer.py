@@ -7,7 +7,9 @@ itself; any text can be encoded and decodes to itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +120,27 @@ def load(place: str | Path, revision: str | None = None) -> Any:
     local = place.is_dir()
     refused = None if local else hub.obstacle("tokenizer", str(place), revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
-        )
+        with _silence("transformers.configuration_utils"):  # it warns of model types that are not its own
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
+            )
     except Exception as error:
         raise refused or hub.in_words(error, "tokenizer", str(place), revision) from None
     if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
         raise DataError(f"tokenizer {str(place)!r}: not usable here; a fast tokenizer with a bos token is needed")
     return tokenizer
+
+
+@contextmanager
+def _silence(name: str) -> Iterator[None]:
+    """The logger `name` says errors alone."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:

@@ -142,3 +142,9 @@ def test_single_digits_are_never_joined_and_nothing_is_lost():
     assert [piece for piece in pieces if any(map(str.isdigit, piece))] == ["1", "6", "0", "0"]
     for text in ODD:
         assert made.decode(made(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_tokenizer_beside_a_model_that_transformers_does_not_know_loads_without_a_word():
+    code = "from refine.data import tokenizer\nassert len(tokenizer.load('sample/delta_net')) == 2048"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr == "" and told.stdout == ""
