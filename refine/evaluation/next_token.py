@@ -93,10 +93,18 @@ def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) ->
     first, last, longest = 2, FIRST_BIN, losses.shape[1]
     while first <= longest:
         end = min(last, longest)
-        count = int(np.clip(predicted + 1 - (first - 1), 0, end - first + 1).sum())
-        inside = slice(first - 1, end)
+        counts = np.clip(predicted + 1 - (first - 1), 0, end - first + 1)
+        there, inside = counts > 0, slice(first - 1, end)
+        lost, counts, count = losses[there, inside].sum(1), counts[there], int(counts.sum())
+        loss = ratio(lost, counts)
         yield PositionScore(
-            first, end, float(losses[:, inside].sum()) / count, float(hits[:, inside].sum()) / count, count
+            first,
+            end,
+            loss.value,
+            float(hits[:, inside].sum()) / count,
+            count,
+            _interval(loss.low, loss.high),
+            tuple((lost / counts).tolist()),
         )
         first, last = last + 1, 2 * last
 

@@ -57,7 +57,11 @@ def _curve(axis: Any, evaluations: Sequence[Evaluation], name: str) -> None:
     for one in evaluations:
         if name in one.next_token:
             bins = one.next_token[name].by_position
-            axis.plot([(b.first * b.last) ** 0.5 for b in bins], [b.loss for b in bins], marker="o", label=one.model)
+            places = [(b.first * b.last) ** 0.5 for b in bins]
+            (line,) = axis.plot(places, [b.loss for b in bins], marker="o", label=one.model)
+            spans = [(place, *b.loss_interval) for place, b in zip(places, bins, strict=True) if b.loss_interval]
+            if spans:
+                axis.fill_between(*zip(*spans, strict=True), color=line.get_color(), alpha=0.15, linewidth=0)
     axis.set(xscale="log", xlabel="position in the context [tokens]", ylabel="loss [nats/token]", title=name)
     if len(evaluations) > 1:
         axis.legend(fontsize=7)

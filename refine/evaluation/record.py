@@ -138,10 +138,16 @@ class Evaluation:
 
 
 def _next_token(values: dict[str, Any]) -> NextTokenScore:
-    positions = tuple(PositionScore(**one) for one in values["by_position"])
+    positions = tuple(_position(one) for one in values["by_position"])
     intervals = {name: tuple(values[name]) if values[name] else None for name in ("loss_interval", "accuracy_interval")}
     sequences = {name: tuple(values[name]) for name in ("sequence_losses", "sequence_tokens")}
     return NextTokenScore(**(values | {"by_position": positions} | intervals | sequences))
+
+
+def _position(values: dict[str, Any]) -> PositionScore:
+    interval, losses = values.get("loss_interval"), values.get("sequence_losses", ())
+    kept = {"loss_interval": tuple(interval) if interval else None, "sequence_losses": tuple(losses)}
+    return PositionScore(**(values | kept))
 
 
 def _task(values: dict[str, Any]) -> TaskScore:

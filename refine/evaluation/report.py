@@ -2,12 +2,12 @@
 
 Needles by group (single, multi-key, multi-query, multi-value) and length, multi-document questions, LongBench with the
 average of the paper's twelve, lm-eval's tasks, next-token loss. Every value has its interval, the best of a column is
-marked, and each arm is compared with the SFT arm of its phase, sample by sample.
+marked, and each arm is compared with the SFT arm of its phase, sample by sample. Columns: report_columns.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from refine.errors import DataError
 from refine.evaluation.intervals import Estimate, mean_over_strata
-from refine.evaluation.record import FILE, Evaluation, TaskScore
-from refine.evaluation.tasks import PAPER_LONGBENCH, TASKS
+from refine.evaluation.record import FILE, Evaluation
+from refine.evaluation.report_columns import Column, Stratum, columns_of_tables
 
 PHASES = ("start", "mid", "post", "test_time")
 ARMS = ("none", "sft", "nested_sft", "refine", "nested_refine")
@@ -25,11 +25,6 @@ PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training",
 ARM_NAMES = {
     "none": "none", "sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE",
 }  # fmt: skip
-GROUPS = {"S": "niah_single", "MK": "niah_multikey", "MQ": "niah_multiquery", "MV": "niah_multivalue"}
-QUESTIONS = {"ruler_squadqa": "SQuADQA", "ruler_hotpotqa": "HotpotQA", "factsqa": "FactsQA"}
-
-Stratum = tuple[float, ...]
-Values = Callable[[Evaluation], list[Stratum] | None]
 
 
 @dataclass(frozen=True)
@@ -40,17 +35,6 @@ class Evaluated:
     arm: str
     seed: int
     evaluation: Evaluation
-
-
-@dataclass(frozen=True)
-class Column:
-    """values: per-sample values of each task that the column averages, or None where one is missing."""
-
-    title: str
-    values: Values
-    scale: float = 100.0
-    digits: int = 1
-    less_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +82,8 @@ def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
         raise DataError("no evaluations to report on; `make run` or `refine evaluate models:/NAME@ALIAS` records them")
     groups = _groups(evaluated)
     made = []
-    for title, find in TABLES:
-        columns = find([one.evaluation for one in evaluated])
-        rows = [_row(key, members, groups, columns) for key, members in groups.items()] if columns else []
+    for title, columns in columns_of_tables([one.evaluation for one in evaluated]):
+        rows = [_row(key, members, groups, columns) for key, members in groups.items()]
         rows = [row for row in rows if any(cell.estimate for cell in row.cells)]
         if rows:
             made.append(Table(title, tuple(columns), tuple(_marked(rows, columns))))
@@ -205,79 +188,3 @@ def _marked(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
         )
         for row in rows
     ]
-
-
-def _scores(wanted: Sequence[tuple[str, int]]) -> Values:
-    """The scores of each of these tasks and lengths."""
-
-    def values(evaluation: Evaluation) -> list[Stratum] | None:
-        found = {(task.task, task.length): task.scores for task in evaluation.tasks}
-        return [found[key] for key in wanted] if all(key in found for key in wanted) else None
-
-    return values
-
-
-def _keys(evaluations: Sequence[Evaluation], wanted: Callable[[TaskScore], bool]) -> list[tuple[str, int]]:
-    """The tasks and lengths that any evaluation has, by length and in the tasks' order."""
-    keys = {(task.task, task.length) for one in evaluations for task in one.tasks if wanted(task)}
-    return sorted(keys, key=lambda key: (key[1], list(TASKS).index(key[0])))
-
-
-def _needles(evaluations: Sequence[Evaluation]) -> list[Column]:
-    columns = []
-    for title, prefix in GROUPS.items():
-        keys = _keys(evaluations, lambda task, prefix=prefix: task.task.startswith(prefix))  # type: ignore[misc]
-        lengths = sorted({length for _, length in keys})
-        columns += [
-            Column(f"{title} {length}", _scores([key for key in keys if key[1] == length])) for length in lengths
-        ]
-        if len(lengths) > 1:
-            columns.append(Column(f"{title} average", _scores(keys)))
-    return columns
-
-
-def _questions(evaluations: Sequence[Evaluation]) -> list[Column]:
-    columns = []
-    for task, title in QUESTIONS.items():
-        keys = _keys(evaluations, lambda one, task=task: one.task == task)  # type: ignore[misc]
-        columns += [Column(f"{title} {length}", _scores([(task, length)])) for _, length in keys]
-        if len(keys) > 1:
-            columns.append(Column(f"{title} average", _scores(keys)))
-    return columns
-
-
-def _longbench(evaluations: Sequence[Evaluation]) -> list[Column]:
-    columns = []
-    keys = _keys(evaluations, lambda task: TASKS[task.task].family == "longbench")
-    for length in sorted({length for _, length in keys}):
-        tasks = [task for task, at in keys if at == length]
-        columns += [Column(f"{task} {length}", _scores([(task, length)])) for task in tasks]
-        averaged = [(task, length) for task in tasks if task in PAPER_LONGBENCH]
-        if len(averaged) > 1:
-            columns.append(Column(f"average of {len(averaged)} at {length}", _scores(averaged)))
-    return columns
-
-
-def _log_probs(evaluations: Sequence[Evaluation]) -> list[Column]:
-    def values(key: tuple[str, int]) -> Values:
-        return lambda one: next(([task.log_probs] for task in one.tasks if (task.task, task.length) == key), None)
-
-    keys = _keys(evaluations, lambda task: True)
-    return [Column(f"{task} {length}", values((task, length)), 1.0, 3) for task, length in keys]
-
-
-def _next_token(evaluations: Sequence[Evaluation]) -> list[Column]:
-    def losses(name: str) -> Values:
-        return lambda one: [one.next_token[name].sequence_losses] if name in one.next_token else None
-
-    names = dict.fromkeys(name for one in evaluations for name in one.next_token)
-    return [Column(f"{name} loss", losses(name), 1.0, 4, less_is_better=True) for name in names]
-
-
-TABLES: tuple[tuple[str, Callable[[Sequence[Evaluation]], list[Column]]], ...] = (
-    ("Needles in a haystack (RULER): % of values found", _needles),
-    ("Multi-document question answering: % answered", _questions),
-    ("LongBench: score × 100", _longbench),
-    ("Log-probability of the reference answer [nats per token]", _log_probs),
-    ("Next-token prediction on held-out documents [nats per token]", _next_token),
-)

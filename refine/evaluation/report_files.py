@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refine.evaluation.intervals import Estimate
-from refine.evaluation.report import Cell, Column, Table
+from refine.evaluation.report import Cell, Table
+from refine.evaluation.report_columns import Column
 
 FILES = ("report.md", "report.csv", "report.png")
 

@@ -9,13 +9,19 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class PositionScore:
-    """Loss and accuracy of predicting the `first`-th to the `last`-th token of a sequence (the 1st is given)."""
+    """Loss and accuracy of predicting the `first`-th to the `last`-th token of a sequence (the 1st is given).
+
+    loss_interval: 95 % bootstrap interval over sequences, None for a single one. sequence_losses: the mean loss in each
+    sequence that reaches so far, in their order; empty in records that an older version wrote.
+    """
 
     first: int
     last: int
     loss: float
     accuracy: float
     tokens: int
+    loss_interval: Interval = None
+    sequence_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

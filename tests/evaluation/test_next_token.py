@@ -38,7 +38,13 @@ def test_scores_by_position_add_up_to_the_whole(model, rows):
     assert [(p.first, p.last) for p in score.by_position] == [(2, 16), (17, 32), (33, 64), (65, 95)]
     assert [p.tokens for p in score.by_position] == [1 + 5 * 15, 1 + 4 * 16, 1 + 2 * 8 + 32, 31]
     assert sum(p.loss * p.tokens for p in score.by_position) / score.tokens == pytest.approx(score.loss)
+    assert [len(p.sequence_losses) for p in score.by_position] == [
+        sum(len(row) >= p.first for row in rows) for p in score.by_position
+    ]
+    for p in score.by_position[:-1]:
+        assert p.loss_interval[0] <= p.loss <= p.loss_interval[1]
     last = score.by_position[-1]
+    assert last.sequence_losses == pytest.approx([last.loss])
     assert last.loss == pytest.approx(float(plain(model, rows[4])[0][-31:].mean()), rel=1e-5)
 
 

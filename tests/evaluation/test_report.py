@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from refine.evaluation.answers import Answer
 from refine.evaluation.record import Evaluation, TaskScore
 from refine.evaluation.report import Evaluated, find_in_folder, tables
 from refine.evaluation.report_files import as_csv, as_markdown, write_report
+from refine.evaluation.scores import NextTokenScore, PositionScore
 from refine.evaluation.tasks import PAPER_LONGBENCH
 
 
@@ -173,3 +176,40 @@ def test_a_folder_of_evaluations_is_a_report_too_with_arms_of_any_name_and_their
     assert cell.estimate.samples == 40 and cell.clear and cell.difference.value > 0.4
     with pytest.raises(DataError, match=r"no ARM/SEED/evaluation\.json"):
         find_in_folder(tmp_path / "sft")
+
+
+def by_position(arm: str, losses: list[list[float]]) -> Evaluated:
+    """losses: of each sequence, in positions 2-16 and 17-32."""
+    bins = tuple(
+        PositionScore(first, last, float(np.mean(column)), 0.1, 16 * len(column), None, tuple(column))
+        for (first, last), column in zip([(2, 16), (17, 32)], np.array(losses).T.tolist(), strict=True)
+    )
+    whole = [float(np.mean(row)) for row in losses]
+    score = NextTokenScore(
+        float(np.mean(whole)), 0.1, 32, len(losses), bins, None, None, tuple(whole), (31,) * len(losses)
+    )
+    return Evaluated("mid", arm, 1, Evaluation(arm, {"val": score}, (), (), 1.0, {"scored_on": "x"}))
+
+
+def test_loss_by_position_is_a_table_with_paired_differences(tmp_path):
+    sft = by_position("sft", [[5.0, 4.0], [5.2, 4.4], [4.8, 4.1]])
+    refine = by_position("refine", [[5.0, 3.9], [5.2, 4.3], [4.8, 4.0]])
+    refine.evaluation.save(tmp_path)  # as the report reads them
+    refine = replace(refine, evaluation=Evaluation.load(tmp_path))
+    [table] = [table for table in tables([sft, refine]) if "by position" in table.title]
+    assert "val" in table.title and [column.title for column in table.columns] == ["2–16", "17–32"]
+    found = cells(table, "mid-training: REFINE")
+    assert found["17–32"].estimate.value == pytest.approx(12.2 / 3) and found["17–32"].best
+    assert found["17–32"].difference.value == pytest.approx(-0.1) and found["17–32"].clear
+    assert not found["2–16"].clear
+
+
+def test_a_record_from_before_positions_had_sequences_is_still_read(tmp_path):
+    one = by_position("sft", [[5.0, 4.0], [5.2, 4.4]])
+    file = one.evaluation.save(tmp_path)
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for score in values["next_token"]["val"]["by_position"]:
+        del score["loss_interval"], score["sequence_losses"]
+    file.write_text(json.dumps(values), encoding="utf-8")
+    made = tables([replace(one, evaluation=Evaluation.load(tmp_path))])
+    assert [table.title for table in made] == ["Next-token prediction on held-out documents [nats per token]"]
