@@ -1,38 +1,57 @@
 """How the sample's settings were chosen: every arm of a phase with the same candidates, scored on validation prompts.
 
-python -m benchmarks.tune_sample --output runs/tuning (after the data stages of `make run`). Validation prompts are
-needles of another seed and the validation questions; no test prompt is read. Prints a table, the best of each arm
-marked, and writes OUTPUT/tuning.md.
+python -m benchmarks.tune_sample --phase mid --output runs/tuning (after the data stages of `make run`). Every phase
+starts from the shipped model. Validation prompts are needles of another seed and the validation questions; no test
+prompt is read. Prints a table, the best of each arm marked (by the log-probability of the answers), and writes
+OUTPUT/PHASE.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from refine import paths, settings
+from refine.evaluation import Evaluation, Inputs, evaluate_model
 from refine.settings import Settings
+from refine.training.prepared import Prepared
 
 MODEL = "sample/delta_net"
-LEARNING_RATES = (5e-5, 2e-4, 8e-4)
-GROUPED = ("training.mid.objective.rollouts=4", "training.mid.objective.group=position")
-ARMS: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "refine c=8 n=1": ("training.mid.objective.rollouts=1", "training.mid.objective.group=sequence"),
-    "refine c=8 n=4 by position": GROUPED,
-    "refine c=32 n=4 by position": (*GROUPED, "training.mid.objective.positions=32"),
+LEARNING_RATES = {"mid": (5e-5, 2e-4, 8e-4), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
+GROUPED = ("rollouts=4", "group=position")
+# phase -> name of the row -> the arm, and objective settings laid over params.yaml
+ARMS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "mid": {
+        "SFT": ("sft", ()),
+        "REFINE c=8 n=1": ("refine", ("rollouts=1", "group=sequence")),
+        "REFINE c=8 n=4 by position": ("refine", GROUPED),
+        "REFINE c=32 n=4 by position": ("refine", (*GROUPED, "positions=32")),
+    },
+    "post": {
+        "SFT": ("sft", ()),
+        "nested SFT": ("nested_sft", ()),
+        "nested REFINE c=8 n=1": ("nested_refine", ("rollouts=1", "group=sequence")),
+        "nested REFINE c=8 n=4 by position": ("nested_refine", GROUPED),
+    },
+    "test_time": {
+        "SFT": ("sft", ()),
+        "REFINE c=8 n=1": ("refine", ("rollouts=1", "group=sequence")),
+        "REFINE c=8 n=4 by position": ("refine", GROUPED),
+    },
 }
 SEED_OF_NEEDLES = 1000  # the test's is the experiment's own
 
 
 @click.command()
+@click.option("--phase", type=click.Choice(list(ARMS)), default="mid", show_default=True)
 @click.option("--output", type=Path, default=paths.runs() / "tuning", show_default=True)
 @click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
 @click.option("-S", "overrides", multiple=True, help="Laid over the settings of all arms.")
-def main(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
-    """Train each arm of mid-training with each learning rate and score it on the validation prompts."""
+def main(phase: str, output: Path, params: Path, overrides: tuple[str, ...]) -> None:
+    """Train each arm of a phase with each learning rate and score it on the validation prompts."""
     from refine.cli.evaluate import quiet
 
     quiet()
@@ -40,60 +59,87 @@ def main(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
         "| arm | learning rate | loss | needles | questions | log-prob. of the answers |",
         "|---|---|---|---|---|---|",
     ]
-    for arm, of_arm in {"none": ("training.mid.steps=0",), **ARMS}.items():
-        found = []
-        for rate in LEARNING_RATES if arm != "none" else LEARNING_RATES[:1]:
-            chosen = (*overrides, *of_arm, f"training.mid.learning_rate={rate}")
-            found.append((rate, _scored(arm, settings.load(params, chosen), output / f"{arm} {rate}")))
-            click.echo(f"{arm} {rate}: {found[-1][1]}", err=True)
-        best = max(values["log_prob"] for _, values in found)
-        for rate, values in found:
-            mark = "**" if values["log_prob"] == best and len(found) > 1 else ""
-            lines.append(
-                f"| {arm} | {mark}{rate:g}{mark} | {values['loss']:.4f} | {100 * values['needles']:.1f} | "
-                f"{100 * values['questions']:.1f} | {mark}{values['log_prob']:.4f}{mark} |"
-            )
+    plain = settings.load(params, overrides)
+    lines.append(_line("none", "", _told(_scored(plain, MODEL)), ""))
+    for name, (arm, objective) in ARMS[phase].items():
+        found = {}
+        for rate in LEARNING_RATES[phase]:
+            laid = [f"training.{phase}.learning_rate={rate}", *(f"training.{phase}.objective.{x}" for x in objective)]
+            values = settings.load(params, (*overrides, *laid))
+            found[rate] = _told(_candidate(phase, arm, values, output / f"{phase} {name} {rate}"))
+            click.echo(_line(name, f"{rate:g}", found[rate], ""), err=True)
+        best = max(values["log_prob"] for values in found.values())
+        lines += [_line(name, f"{r:g}", told, "**" if told["log_prob"] == best else "") for r, told in found.items()]
     output.mkdir(parents=True, exist_ok=True)
-    (output / "tuning.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (output / f"{phase}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo("\n".join(lines))
 
 
-def _scored(arm: str, values: Settings, folder: Path) -> dict[str, float]:
-    """Validation loss, shares found, and the mean log-probability over all kinds of prompts."""
-    from refine.data import tokenizer as tokenizers
-    from refine.evaluation import Inputs, evaluate_model
+def _line(name: str, rate: str, told: dict[str, float], mark: str) -> str:
+    return (
+        f"| {name} | {mark}{rate}{mark} | {told['loss']:.4f} | {100 * told['needles']:.1f} | "
+        f"{100 * told['questions']:.1f} | {mark}{told['log_prob']:.4f}{mark} |"
+    )
+
+
+def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluation:
+    """The arm trained with these settings, and scored."""
     from refine.training.mid_training import mid_training
-    from refine.training.prepared import Prepared
+    from refine.training.post_training import post_training
+    from refine.training.test_time import TestTimeTrainer
 
     data = Prepared(paths.prepared())
-    record = mid_training(values, arm.split()[0], MODEL, data, folder)
-    tokenizer = tokenizers.load(MODEL)
-    found = evaluate_model(folder / "model", Inputs({}, _prompts(values, data, tokenizer)), tokenizer)
+    if phase == "test_time":
+        assert values.training.test_time is not None
+        return _scored(values, MODEL, TestTimeTrainer(values.training.test_time, arm, values.seed))
+    if phase == "mid":
+        mid_training(values, arm, MODEL, data, folder)
+    else:
+        post_training(values, arm, MODEL, data, data.questions("train"), folder)
+    return _scored(values, folder / "model")
+
+
+def _scored(values: Settings, model: str | Path, adapter: Any = None) -> Evaluation:
+    """On validation text (not where an adapter changes the model for each prompt) and validation prompts."""
+    from refine.data import tokenizer as tokenizers
+    from refine.data.documents import load as load_documents
+
+    data, tokenizer = Prepared(paths.prepared()), tokenizers.load(MODEL)
+    text = {} if adapter else {"val": load_documents(data.documents("validation"))}
+    return evaluate_model(model, Inputs(text, _prompts(values, data, tokenizer)), tokenizer, adapter=adapter)
+
+
+def _told(found: Evaluation) -> dict[str, float]:
+    """Loss, shares found, and the mean log-probability over all kinds of prompts."""
     needles = [task for task in found.tasks if task.task.startswith("niah")]
     questions = [task for task in found.tasks if not task.task.startswith("niah")]
     return {
-        "loss": record["metrics"]["val/loss"],
+        "loss": found.next_token["val"].loss if found.next_token else float("nan"),
         "needles": sum(task.score.value for task in needles) / len(needles),
         "questions": sum(task.score.value for task in questions) / len(questions),
         "log_prob": sum(task.log_prob.value for task in found.tasks) / len(found.tasks),
     }
 
 
-def _prompts(values: Settings, data: Any, tokenizer: Any) -> dict[tuple[str, int], Any]:
+def _prompts(values: Settings, data: Prepared, tokenizer: Any) -> dict[tuple[str, int], Any]:
+    return dict(_made(values, data, tokenizer))
+
+
+def _made(values: Settings, data: Prepared, tokenizer: Any) -> Iterator[tuple[tuple[str, int], Any]]:
     from refine.data import raw
     from refine.data.needles import make_needles
     from refine.data.prompts import load_prompts
 
     of, essay = values.needles, list(raw.texts(Path("data") / "validation.parquet"))
-    made = {
-        (task, length): make_needles(task, length, of.samples, tokenizer, essay, SEED_OF_NEEDLES, of.answer_tokens)
-        for task in of.tasks
-        for length in of.lengths
-    }
+    for task in of.tasks:
+        for length in of.lengths:
+            yield (
+                (task, length),
+                make_needles(task, length, of.samples, tokenizer, essay, SEED_OF_NEEDLES, of.answer_tokens),
+            )
     for path in data.questions("validation"):
         prompts = load_prompts(path)
-        made[prompts[0].task, prompts[0].length] = prompts
-    return made
+        yield (prompts[0].task, prompts[0].length), prompts
 
 
 if __name__ == "__main__":
