@@ -17,22 +17,28 @@ from refine import paths, settings
 from refine.settings import Settings
 
 MODEL = "sample/delta_net"
-POSITION = "training.mid.objective.group=position"
+OBJECTIVE = "training.mid.objective."
+
+
+def _laid(positions: int = 8, rollouts: int = 1, group: str = "sequence", **others: object) -> tuple[str, ...]:
+    """Settings laid over params.yaml: as published, but for what is given."""
+    chosen = {"positions": positions, "rollouts": rollouts, "group": group, **others}
+    return tuple(f"{OBJECTIVE}{name}={value}" for name, value in chosen.items())
+
+
 # arm -> settings laid over params.yaml; "sft ..." are SFT arms, which differ in steps alone.
 MAIN: dict[str, tuple[str, ...]] = {
     "sft": (),
-    "c=8 n=1": (),
-    "c=64 n=1": ("training.mid.objective.positions=64",),
-    "c=8 n=8 by position": ("training.mid.objective.rollouts=8", POSITION),
-    "c=32 n=4 by position": (
-        "training.mid.objective.positions=32", "training.mid.objective.rollouts=4", POSITION,
-    ),
-}  # fmt: skip
+    "c=8 n=1": _laid(),
+    "c=64 n=1": _laid(positions=64),
+    "c=8 n=8 by position": _laid(rollouts=8, group="position"),
+    "c=32 n=4 by position": _laid(positions=32, rollouts=4, group="position"),
+}
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    **{f"reward {name}": (f"training.mid.objective.reward={name}",) for name in ("binary", "hybrid")},
-    **{f"selection {name}": (f"training.mid.objective.selection={name}",) for name in ("uniform", "argmax", "argmin")},
-    **{f"k={k}": (f"training.mid.objective.rollout_length={k}",) for k in (1, 3, 7)},
-    **{f"c={c}": (f"training.mid.objective.positions={c}",) for c in (2, 4, 16, 32)},
+    **{f"reward {name}": _laid(reward=name) for name in ("binary", "hybrid")},
+    **{f"selection {name}": _laid(selection=name) for name in ("uniform", "argmax", "argmin")},
+    **{f"k={k}": _laid(rollout_length=k) for k in (1, 3, 7)},
+    **{f"c={c}": _laid(positions=c) for c in (2, 4, 16, 32)},
 }
 
 
