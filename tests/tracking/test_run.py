@@ -98,6 +98,22 @@ def test_a_process_id_that_was_given_out_again_does_not_keep_a_run_alive(client,
     assert end_dead_runs(client, [experiment]) == [run_id]
 
 
+def test_a_run_that_is_taken_up_again_is_at_no_moment_taken_for_dead(client, experiment, monkeypatch):
+    stale = {OWNER: json.dumps({**owner(), "started": 1.0}), ALIVE: "0", "refine.key": "k1"}
+    run_id = client.create_run(experiment, tags=stale).info.run_id
+    assert end_dead_runs(client) == [run_id]
+    ended: list[str] = []
+    for name in ("update_run", "log_batch"):  # somebody looks after each of the two requests that take it up
+
+        def looked_at(*given, _real=getattr(client, name), **named):
+            _real(*given, **named)
+            ended.extend(end_dead_runs(client))
+
+        monkeypatch.setattr(client, name, looked_at)
+    with open_run(client, experiment, "mid refine", key="k1") as again:
+        assert again.run_id == run_id and ended == [] and status(client, run_id) == "RUNNING"
+
+
 def test_an_mlflow_that_is_away_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
     def away(*_, **__):
         raise ConnectionError("connection refused")
