@@ -103,13 +103,16 @@ def test_a_run_that_is_taken_up_again_is_at_no_moment_taken_for_dead(client, exp
     run_id = client.create_run(experiment, tags=stale).info.run_id
     assert end_dead_runs(client) == [run_id]
     ended: list[str] = []
-    for name in ("update_run", "log_batch"):  # somebody looks after each of the two requests that take it up
 
-        def looked_at(*given, _real=getattr(client, name), **named):
-            _real(*given, **named)
+    def looked_at(request):
+        def then_look(*given, **named):
+            request(*given, **named)
             ended.extend(end_dead_runs(client))
 
-        monkeypatch.setattr(client, name, looked_at)
+        return then_look
+
+    for name in ("update_run", "log_batch"):  # the requests that take it up
+        monkeypatch.setattr(client, name, looked_at(getattr(client, name)))
     with open_run(client, experiment, "mid refine", key="k1") as again:
         assert again.run_id == run_id and ended == [] and status(client, run_id) == "RUNNING"
 
