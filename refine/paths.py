@@ -1,4 +1,4 @@
-"""Where things lie. `$REFINE_HOME` (default: the working directory) holds what the pipeline writes."""
+"""Where things lie. `$REFINE_HOME` (default: the checkout) holds what the pipeline writes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The folder that holds mlflow.db, runs/, results/ and service state."""
-    return Path(os.environ.get("REFINE_HOME") or Path.cwd()).resolve()
+    """The folder that holds mlflow.db, runs/ and service state: $REFINE_HOME, or the checkout."""
+    return Path(os.environ.get("REFINE_HOME") or _checkout(Path.cwd())).resolve()
+
+
+def _checkout(folder: Path) -> Path:
+    """`folder`, or the checkout that it is a copy of: DVC runs `dvc exp run --queue` and `--temp` in
+    CHECKOUT/.dvc/tmp/exps/NAME and removes that afterwards; models and records have to outlast it."""
+    inside = next((one for one in (folder, *folder.parents) if one.parts[-4:-1] == (".dvc", "tmp", "exps")), None)
+    return inside.parents[3] if inside else folder
 
 
 def prepared() -> Path:

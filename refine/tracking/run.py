@@ -116,8 +116,8 @@ def open_run(
         run = Run(client, run_id, experiment_id)
     else:
         run = Run(client, known.info.run_id, experiment_id)
+        run.tag(marks)  # before its status: one that is RUNNING and still names its former owner counts as dead
         client.update_run(run.run_id, status="RUNNING")
-        run.tag(marks)
     _log_params(client, run.run_id, params or {})
     return run
 
@@ -154,14 +154,19 @@ def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None)
         return []
     ended = []
     for run in client.search_runs(experiment_ids, "attributes.status = 'RUNNING'", max_results=1000):
-        if OWNER in run.data.tags and not _alive(run.data.tags):
+        if _dead(run) and _dead(client.get_run(run.info.run_id)):  # it may have been taken up again since the search
             client.set_tag(run.info.run_id, "refine.error", "its process is gone")
             client.set_terminated(run.info.run_id, "KILLED")
             ended.append(run.info.run_id)
     return ended
 
 
-def _alive(tags: Mapping[str, str]) -> bool:
+def _dead(run: MlflowRun) -> bool:
+    return run.info.status == "RUNNING" and OWNER in run.data.tags and not alive(run.data.tags)
+
+
+def alive(tags: Mapping[str, Any]) -> bool:
+    """Whether the process that OWNER names lives: on this machine by looking, on others by its last sign of life."""
     told = json.loads(tags[OWNER])
     if told["host"] == socket.gethostname():
         try:

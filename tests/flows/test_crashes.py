@@ -114,18 +114,21 @@ def processes(folder: Path) -> dict[str, psutil.Process]:
 @pytest.mark.parametrize("killed", [("flow",), ("worker", "flow", "child"), ("worker",)], ids="-".join)
 def test_what_is_killed_ends_is_told_and_goes_on(deployed, plan, calls, workplace, killed):
     from refine.tracking.connection import connect
+    from refine.tracking.run import end_dead_runs
 
     plan({"mid none": ["sleep"]})
     run_id = deployed.start()
     assert wait_for(lambda: calls()[-1:] == ["mid none"], 180), calls()
     assert wait_for(lambda: {"flow", "child", "worker"} <= set(processes(workplace)), 20)
     found = processes(workplace)
+    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
     for name in killed:
         os.kill(found[name].pid, signal.SIGKILL)
     ended = [found["flow"], found["child"]]
     assert not psutil.wait_procs(ended, timeout=15)[1], "a flow, or its training, outlived a death above it"
+    if len(killed) > 1:  # somebody looks before the janitor does (`refine status`): MLflow's runs are ended then
+        end_dead_runs(client)
     assert wait_for(lambda: deployed.states(run_id)[0] == "CRASHED", TWO_MINUTES), deployed.states(run_id)
-    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
     experiments = [one.experiment_id for one in client.search_experiments()]
     assert wait_for(lambda: not client.search_runs(experiments, "attributes.status = 'RUNNING'"), TWO_MINUTES)
     deployed.prefect("flow-run", "retry", run_id)

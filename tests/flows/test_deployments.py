@@ -121,3 +121,31 @@ def test_deployed_runs_in_one_checkout_do_not_write_over_each_others_results(wor
     assert results_folder("a") == results_folder("b") == Path("results")
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "nightly")
     assert results_folder("a") != results_folder("b") and results_folder("a").is_relative_to(workplace / "home")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.mid.objective.reward": ["hybrid"]},
+        {"training.mid.learning_rate": [1e-4], "training.mid.arms": [["sft", "refine"]]},
+        {"training.post": [None]},
+    ],
+    ids=["name", "number and list", "null"],
+)
+def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workplace, settings_with):
+    """The same settings have the same stages, by hash of all that decides their bits: either finds the other's done."""
+    from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` does to params.yaml
+
+    from flows.records import Stages
+    from refine.training.prepared import Prepared
+
+    as_shipped = settings_with()
+    (overrides,) = sweep.combinations(settings, [7])
+    by_prefect = load("params.yaml", tuple(overrides))
+    apply_overrides(workplace / "params.yaml", overrides)
+    by_dvc = load("params.yaml", ())
+    assert by_prefect == by_dvc != as_shipped
+    first, second = (Stages(one, Prepared(workplace / "prepared")) for one in (by_prefect, by_dvc))
+    start = first.start()
+    assert start == second.start() and first.frozen() == second.frozen()
+    assert first.mid("refine", "sample/delta_net") == second.mid("refine", "sample/delta_net")

@@ -1,18 +1,61 @@
-"""The janitor's other half is Prefect's: which runs it takes for running."""
+"""What the janitor takes for dead among Prefect's runs; tests/flows/test_crashes.py does it with real processes."""
 
 from __future__ import annotations
 
+import json
+import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from refine.services.janitor import _running
+from refine.services.janitor import RUNNING, _in, _taken_up_again, is_dead
+from refine.tracking.run import ALIVE, OWNER, owner
 
-RUNS = [(Running(), True), (Cancelling(), True)]
-RUNS_NOT = [(Pending(), False), (Scheduled(), False), (Completed(), False), (None, False)]
+NOW = time.time()
+DEAD = {OWNER: json.dumps({**owner(), "started": 1.0}), ALIVE: int(NOW)}
+LIVING = {OWNER: json.dumps(owner()), ALIVE: int(NOW)}
+SILENT = {OWNER: json.dumps({**owner(), "host": "another"}), ALIVE: int(NOW) - 100}
+HEARD = {OWNER: json.dumps({**owner(), "host": "another"}), ALIVE: int(NOW) - 30}
 
 
-@pytest.mark.parametrize(("state", "expected"), RUNS + RUNS_NOT)
-def test_only_what_runs_can_have_died(state, expected):
-    assert _running(SimpleNamespace(state=state)) is expected
+def a_run(state, seconds: float, labels: dict | None = None, tags: tuple[str, ...] = ("refine",)) -> SimpleNamespace:
+    state.timestamp = datetime.fromtimestamp(NOW - seconds, UTC)
+    return SimpleNamespace(state=state, labels=labels or {}, tags=list(tags))
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(Running(), True), (Cancelling(), True), (Pending(), False), (Scheduled(), False), (Completed(), False)],
+)
+def test_only_what_runs_can_have_died_with_its_mlflow_run(state, expected):
+    assert _in(RUNNING, SimpleNamespace(state=state)) is expected
+    assert not _in(RUNNING, SimpleNamespace(state=None))
+
+
+@pytest.mark.parametrize(
+    ("flow_run", "pool", "expected"),
+    [
+        (a_run(Running(), 100, DEAD), "process", True),
+        (a_run(Running(), 100, SILENT), "kubernetes", True),
+        (a_run(Running(), 100, LIVING), "process", False),
+        (a_run(Running(), 100, HEARD), "process", False),
+        (a_run(Running(), 5, DEAD), "process", False),  # a retry that has not said yet whose it is
+        (a_run(Running(), 100), "process", True),  # died before it could say
+        (a_run(Running(), 100, tags=()), "process", False),  # somebody else's
+        (a_run(Pending(), 200), "process", True),  # its worker died with it
+        (a_run(Pending(), 200, DEAD), "process", True),
+        (a_run(Pending(), 100), "process", False),
+        (a_run(Pending(), 9000), "kubernetes", False),  # an image may take its time
+        (a_run(Scheduled(), 9000), "process", False),
+        (a_run(Completed(), 9000, DEAD), "process", False),
+    ],
+)
+def test_a_run_is_dead_without_a_process_that_says_it_is_its_own(flow_run, pool, expected):
+    assert is_dead(flow_run, pool, NOW) is expected
+
+
+def test_a_run_that_was_tried_again_meanwhile_is_left_alone():
+    assert _taken_up_again(a_run(Running(), 100, LIVING)) and _taken_up_again(a_run(Running(), 0, DEAD))
+    assert not _taken_up_again(a_run(Running(), 100, DEAD)) and not _taken_up_again(a_run(Completed(), 0, DEAD))

@@ -98,6 +98,37 @@ def test_a_process_id_that_was_given_out_again_does_not_keep_a_run_alive(client,
     assert end_dead_runs(client, [experiment]) == [run_id]
 
 
+def test_a_clock_that_is_set_kills_no_run_and_a_reboot_does(client, experiment, monkeypatch):
+    import psutil
+
+    with open_run(client, experiment, "long") as run:
+        create_time, boot_time = psutil.Process.create_time, psutil.boot_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 5.0)
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + 5.0)  # both are told by the clock
+        assert end_dead_runs(client) == [] and status(client, run.run_id) == "RUNNING"
+        monkeypatch.setattr("refine.tracking.run._boot", lambda: "another")
+        assert end_dead_runs(client) == [run.run_id]
+
+
+def test_a_run_that_is_taken_up_again_is_at_no_moment_taken_for_dead(client, experiment, monkeypatch):
+    stale = {OWNER: json.dumps({**owner(), "started": 1.0}), ALIVE: "0", "refine.key": "k1"}
+    run_id = client.create_run(experiment, tags=stale).info.run_id
+    assert end_dead_runs(client) == [run_id]
+    ended: list[str] = []
+
+    def looked_at(request):
+        def then_look(*given, **named):
+            request(*given, **named)
+            ended.extend(end_dead_runs(client))
+
+        return then_look
+
+    for name in ("update_run", "log_batch"):  # the requests that take it up
+        monkeypatch.setattr(client, name, looked_at(getattr(client, name)))
+    with open_run(client, experiment, "mid refine", key="k1") as again:
+        assert again.run_id == run_id and ended == [] and status(client, run_id) == "RUNNING"
+
+
 def test_an_mlflow_that_is_away_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
     def away(*_, **__):
         raise ConnectionError("connection refused")

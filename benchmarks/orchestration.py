@@ -1,0 +1,94 @@
+"""What the flow spends beside its stages' own work, the imports and one server start.
+
+    python -m benchmarks.orchestration [OPTIONS OF flows.pipeline]
+
+runs the experiment of params.yaml once (with `REFINE_HOME` an empty folder, so that nothing is finished before) and
+prints, in seconds, where the time went. The stages' processes are timed whole, their own imports included; what is
+timed inside of another entry is not counted twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+BEGUN = time.perf_counter()
+STAGES, SERVER, IMPORTS = "stages' own work", "wait for Prefect's server", "imports"
+seconds: dict[str, float] = defaultdict(float)
+calls: dict[str, int] = defaultdict(int)
+_inner: list[float] = []  # of each entry that is open: seconds of the entries inside of it
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, its own seconds (without those of timed functions that it calls) added to `name`."""
+
+    @functools.wraps(function)
+    def measured(*given: Any, **named: Any) -> Any:
+        begun = time.perf_counter()
+        _inner.append(0.0)
+        try:
+            return function(*given, **named)
+        finally:
+            took = time.perf_counter() - begun
+            seconds[name] += took - _inner.pop()
+            calls[name] += 1
+            if _inner:
+                _inner[-1] += took
+
+    return measured
+
+
+def watch() -> Callable[[list[str]], None]:
+    """Time what the flow is made of. Returns the flow's command."""
+    import matplotlib.pyplot  # noqa: F401  (imported where it is used, and an import all the same)
+    import mlflow  # noqa: F401
+
+    from flows import artifacts, experiment, pipeline, records, report, tasks
+    from refine.services import prefect_api
+    from refine.tracking import registry
+
+    parts: list[tuple[Any, str, str]] = [
+        (tasks, "run_in_own_process", STAGES),
+        (prefect_api, "wait_until_ready", SERVER),
+        (prefect_api, "_stop", "Prefect's server stops"),
+        (prefect_api, "_send_logs", "Prefect's last logs"),
+        (pipeline, "connect", "MLflow's database opens"),
+        (experiment, "check", "checks before anything starts"),
+        (tasks, "log_checkpoints", "checkpoints to MLflow"),
+        (registry, "register", "versions to the registry"),
+        (registry, "choose_champion", "champion"),
+        (report, "write", "comparison: table and picture"),
+        (artifacts, "publish", "artifacts to Prefect"),
+        (tasks, "trained", "records of finished stages"),
+        (records.Stages, "scored_on", "hashes of inputs"),
+    ]
+    for owner, name, told in parts:
+        setattr(owner, name, timed(told, getattr(owner, name)))
+    return pipeline.run
+
+
+def table(total: float) -> str:
+    """Where the time went, the longest first, as Markdown."""
+    beside = total - sum(seconds[name] for name in (STAGES, SERVER, IMPORTS))
+    rest = total - sum(seconds.values())
+    rows = [*sorted(seconds.items(), key=lambda one: -one[1]), ("all else: Prefect's engine, MLflow's runs", rest)]
+    lines = [f"| {name} | {calls[name] or ''} | {took:.1f} |" for name, took in rows]
+    head = ["| what | calls | seconds |", "|---|---|---|"]
+    return "\n".join([*head, *lines, f"| whole flow | | {total:.1f} |", f"| **orchestration** | | **{beside:.1f}** |"])
+
+
+def main() -> None:
+    """Run the flow and print the table."""
+    run = timed("", watch)()
+    seconds[IMPORTS] = time.perf_counter() - BEGUN
+    seconds.pop("")
+    run(sys.argv[1:])
+    print(table(time.perf_counter() - BEGUN))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Where the pipeline writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from refine import paths
+
+
+@pytest.mark.parametrize("inside", ["", ".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/tmpab12/flows"])
+def test_home_outlasts_the_folder_that_dvc_runs_an_experiment_in(tmp_path, monkeypatch, inside):
+    monkeypatch.delenv("REFINE_HOME", raising=False)
+    folder = tmp_path / inside
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    assert paths.home() == tmp_path.resolve()
+
+
+def test_home_is_what_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REFINE_HOME", "elsewhere")
+    assert paths.home() == (tmp_path / "elsewhere").resolve()
