@@ -22,8 +22,8 @@ class ModelSettings(Section):
 
     shifted_keys: bool = Field(
         False,
-        description="of a new DeltaNet or Gated DeltaNet, keys begin as the tokens before and queries as the last "
-        "tokens: it learns to recall within a million tokens",
+        description="a new model's keys begin as the tokens before and its queries as the last tokens: it learns to "
+        "recall within a million tokens (LaCT: with qkv_bias and ttt_nope)",
     )
 
     embedding_scale: float = Field(

@@ -77,7 +77,7 @@ def _new_model(record: dict[str, Any]) -> PreTrainedModel:
     import torch
 
     from refine.models import from_config
-    from refine.models.delta_mixer import shift_keys
+    from refine.models.shifted_keys import shift_keys
     from refine.training.order import derived_seed
 
     torch.manual_seed(derived_seed("model", record["seed"]))

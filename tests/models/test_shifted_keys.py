@@ -7,7 +7,7 @@ import torch
 
 import refine.models
 from refine.errors import SettingError
-from refine.models.delta_mixer import shift_keys
+from refine.models.shifted_keys import BACK, shift_keys
 from tests.models.conftest import CONFIGS, VOCABULARY
 
 
@@ -24,7 +24,48 @@ def test_a_key_is_of_the_tokens_before_those_of_its_query(name):
     assert set(v.argmax(1).tolist()) == {3}, "the token itself"
 
 
+def test_lact_reads_what_came_after_the_same_tokens():
+    """Random tokens told twice: what the second layer's memory reads is nearest to the value written after them."""
+    torch.manual_seed(0)
+    config = {**CONFIGS["lact"], "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 2, "num_attn_heads": 4,
+              "num_lact_heads": 1, "inter_multi": 4, "lact_chunk_size": 16, "window_size": 16, "qkv_bias": True,
+              "qkv_silu": False, "attn_qk_norm": False, "ttt_nope": True, "ttt_prenorm": True, "use_momentum": False,
+              "use_muon": False, "w0_w2_low_rank": -1, "initializer_range": 0.05}  # fmt: skip
+    model = refine.models.from_config(config)
+    shift_keys(model)
+    mixer, count, read = model.model.layers[1].attn, 96, {}
+    mixer.ttt_norm.register_forward_hook(lambda _, given, __: read.update(fast=given[0]))
+    mixer.qkv.register_forward_hook(lambda _, __, out: read.update(values=out.chunk(3, dim=-1)[2]))
+    tokens = torch.randperm(512)[:count].repeat(2)
+    with torch.no_grad():
+        model.read(tokens[None])
+    fast, values = (read[name].view(2 * count, -1) for name in ("fast", "values"))
+    fast, values = fast[count + 4 : -1], values[5:count]
+    likeness = torch.corrcoef(torch.cat([fast - fast.mean(0), values - values.mean(0)]))[: len(fast), len(fast) :]
+    found = (likeness.argmax(1) == torch.arange(len(fast))).float().mean()
+    assert found > 0.3, "by chance 1 in 91"
+
+
+def test_a_head_of_lact_looks_its_distance_back():
+    model = refine.models.from_config({**CONFIGS["lact"], "vocab_size": VOCABULARY, "hidden_size": 128,
+                                       "num_attn_heads": 4, "num_lact_heads": 1, "attn_qk_norm": False,
+                                       "qkv_bias": True, "ttt_nope": True})  # fmt: skip
+    shift_keys(model)
+    mixer = model.model.layers[0].attn
+    projected = mixer.projected(torch.randn(40, 128), mixer.turns(torch.arange(100, 140), torch.float32))
+    scores = torch.einsum("nhk,mhk->hnm", projected.queries, projected.window["keys"]) / 32**0.5
+    weights = scores.masked_fill(torch.ones(40, 40).triu(1) > 0, -torch.inf).softmax(-1)
+    for head, distance in enumerate(BACK):
+        assert (weights[head].diagonal(-distance) > 0.9).all()
+
+
+@pytest.mark.parametrize("other", [{"qkv_bias": False}, {"ttt_nope": False}, {"attn_qk_norm": True}])
+def test_a_lact_that_cannot_shift_is_refused(other):
+    config = {**CONFIGS["lact"], "vocab_size": VOCABULARY, "qkv_bias": True, "ttt_nope": True, **other}
+    with pytest.raises(SettingError, match="qkv_bias, ttt_nope"):
+        shift_keys(refine.models.from_config(config))
+
+
 def test_a_model_without_short_convolutions_is_refused():
-    model = refine.models.from_config({**CONFIGS["lact"], "vocab_size": VOCABULARY})
     with pytest.raises(SettingError, match="no short convolutions"):
-        shift_keys(model)
+        shift_keys(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
