@@ -63,7 +63,7 @@ def test_the_objective_s_defaults_are_the_paper_s():
         ("trainin.mid.steps=3", "no section 'trainin' (did you mean 'training'?)"),
         ("documents.sequence_length=-1", "'documents.sequence_length' is -1"),
         ("training.mid.objective.reward=cosin", "'cosine', 'binary' or 'hybrid'"),
-        ("training.mid.objective.group=position", "needs rollouts of 2 or more"),
+        ("training.mid.objective.rollouts=1", "needs rollouts of 2 or more"),
         ("training.mid.arms=[sft, sft]", "names an arm twice"),
         ("model={}", "model.checkpoint and model.config are both empty"),
         ("data.train=[{kind: package, texts: plays, wrk: 1}]", "wrk' (did you mean 'works'?)"),
