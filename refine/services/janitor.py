@@ -110,11 +110,11 @@ def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
     return bool(dead) or _in(states, found)
 
 
-def _taken_up_again(flow_run: Any) -> bool:
+def _taken_up_again(flow_run: Any, now: float | None = None) -> bool:
     """Whether a living process owns it, or one that has just begun may be about to say so."""
     from refine.tracking.run import OWNER, alive
 
-    just_now = time.time() - flow_run.state.timestamp.timestamp() < START
+    just_now = (now or time.time()) - flow_run.state.timestamp.timestamp() < START
     return (OWNER in flow_run.labels and alive(flow_run.labels)) or (just_now and _in(RUNNING, flow_run))
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -139,8 +139,23 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def owner() -> dict[str, Any]:
-    """This process: its machine, id and time of start, which together nobody else has."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    """This process: its machine, id and start, which together nobody else has. started: seconds after the machine
+    booted, since the clock may be set while it runs (after a suspension, say); boot: which boot that was."""
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": process.pid, "started": _started(process)}
+
+
+def _started(process: psutil.Process) -> float:
+    booted = psutil.boot_time()  # first: older versions of psutil remember it for create_time
+    return process.create_time() - booted
+
+
+def _boot() -> str:
+    """Of this boot alone; empty on systems that do not name theirs."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None) -> list[str]:
@@ -172,7 +187,7 @@ def alive(tags: Mapping[str, Any]) -> bool:
         try:
             process = psutil.Process(told["pid"])
             running = process.status() != psutil.STATUS_ZOMBIE
-            return running and abs(process.create_time() - told["started"]) < 2.0
+            return running and told.get("boot") == _boot() and abs(_started(process) - told["started"]) < 1.0
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:

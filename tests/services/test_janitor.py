@@ -57,5 +57,6 @@ def test_a_run_is_dead_without_a_process_that_says_it_is_its_own(flow_run, pool,
 
 
 def test_a_run_that_was_tried_again_meanwhile_is_left_alone():
-    assert _taken_up_again(a_run(Running(), 100, LIVING)) and _taken_up_again(a_run(Running(), 0, DEAD))
-    assert not _taken_up_again(a_run(Running(), 100, DEAD)) and not _taken_up_again(a_run(Completed(), 0, DEAD))
+    assert _taken_up_again(a_run(Running(), 100, LIVING), NOW) and _taken_up_again(a_run(Running(), 0, DEAD), NOW)
+    assert not _taken_up_again(a_run(Running(), 100, DEAD), NOW)
+    assert not _taken_up_again(a_run(Completed(), 0, DEAD), NOW)
