@@ -18,8 +18,8 @@ from refine.evaluation.tasks import known_task
 NAMES = paths.shipped_models()
 
 
-def test_a_deltanet_is_among_them():
-    assert "delta_net" in NAMES
+def test_a_deltanet_and_a_lact_are_among_them():
+    assert {"delta_net", "lact"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
