@@ -86,7 +86,11 @@ def main() -> None:
     run = timed("", watch)()
     seconds[IMPORTS] = time.perf_counter() - BEGUN
     seconds.pop("")
-    run(sys.argv[1:])
+    try:
+        run(sys.argv[1:])
+    except SystemExit as ended:  # click ends the process, also where all went well
+        if ended.code:
+            raise
     print(table(time.perf_counter() - BEGUN))
 
 
