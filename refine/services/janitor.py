@@ -82,7 +82,7 @@ def is_dead(flow_run: Any, pool_type: str | None, now: float | None = None) -> b
         return False
     if kind == "PENDING":
         return TAG in flow_run.tags and pool_type == TYPE
-    return not alive(labels) if OWNER in labels else TAG in flow_run.tags and pool_type == TYPE
+    return not alive(labels, now) if OWNER in labels else TAG in flow_run.tags and pool_type == TYPE
 
 
 def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
@@ -115,7 +115,7 @@ def _taken_up_again(flow_run: Any, now: float | None = None) -> bool:
     from refine.tracking.run import OWNER, alive
 
     just_now = (now or time.time()) - flow_run.state.timestamp.timestamp() < START
-    return (OWNER in flow_run.labels and alive(flow_run.labels)) or (just_now and _in(RUNNING, flow_run))
+    return (OWNER in flow_run.labels and alive(flow_run.labels, now)) or (just_now and _in(RUNNING, flow_run))
 
 
 def _in(states: Sequence[str], run: Any) -> bool:

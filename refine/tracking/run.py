@@ -180,8 +180,11 @@ def _dead(run: MlflowRun) -> bool:
     return run.info.status == "RUNNING" and OWNER in run.data.tags and not alive(run.data.tags)
 
 
-def alive(tags: Mapping[str, Any]) -> bool:
-    """Whether the process that OWNER names lives: on this machine by looking, on others by its last sign of life."""
+def alive(tags: Mapping[str, Any], now: float | None = None) -> bool:
+    """Whether the process that OWNER names lives: on this machine by looking, on others by its last sign of life.
+
+    now: Unix time [s] at which that sign may be LOST seconds old; the present one by default.
+    """
     told = json.loads(tags[OWNER])
     if told["host"] == socket.gethostname():
         try:
@@ -192,7 +195,7 @@ def alive(tags: Mapping[str, Any]) -> bool:
             return False
         except psutil.AccessDenied:
             return True
-    return time.time() - float(tags.get(ALIVE, "0")) < LOST
+    return (now or time.time()) - float(tags.get(ALIVE, "0")) < LOST
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun | None:

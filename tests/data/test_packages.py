@@ -65,10 +65,10 @@ def test_no_split_of_the_sample_shares_passages_with_another(checkout):
             assert len(shingles[split] & shingles[other]) < len(shingles[split]) / 1000
 
 
-def test_the_held_out_plays_are_works_of_the_package(checkout, all_works):
+def test_the_held_out_works_are_of_their_packages(checkout, all_works):
     data = settings.load(checkout / "params.yaml").data
-    named = [work for source in data.validation for work in source.works]
-    assert len(named) == 4 and set(named) <= {work.work for work in all_works["plays"]}
+    for source in (*data.validation, *data.second_domain):
+        assert len(source.works) == 4 and set(source.works) <= {work.work for work in all_works[source.texts]}
 
 
 def test_works_come_in_the_same_order_whatever_the_archive_s_order(all_works):
