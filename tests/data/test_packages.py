@@ -52,17 +52,20 @@ def test_books_of_the_bible_are_whole(all_works):
 
 
 def test_no_split_of_the_sample_shares_passages_with_another(checkout):
-    """Ten words in a row that occur in two splits are rarer than one in a thousand: no near-duplicates."""
+    """Fifteen words in a row that occur in two splits are rarer than one in two thousand: no near-duplicates.
+
+    Not fewer words: the Acts quote the Psalms and the prophets, and the Bible has its formulas.
+    """
     data = settings.load(checkout / "params.yaml").data
     held = {work for source in data.validation for work in source.works}
     shingles = {}
     for split in ("train", "validation", "second_domain"):
         texts = [document.text for source in getattr(data, split) for document in documents(source, held)]
         words = [re.findall(r"[a-z']+", text.lower()) for text in texts]
-        shingles[split] = {hash(tuple(text[i : i + 10])) for text in words for i in range(len(text) - 9)}
+        shingles[split] = {tuple(text[i : i + 15]) for text in words for i in range(len(text) - 14)}
     for split in ("validation", "second_domain"):
         for other in {"train", "validation"} - {split}:
-            assert len(shingles[split] & shingles[other]) < len(shingles[split]) / 1000
+            assert len(shingles[split] & shingles[other]) < len(shingles[split]) / 2000
 
 
 def test_the_held_out_works_are_of_their_packages(checkout, all_works):
