@@ -1,23 +1,35 @@
-"""Mid-training from a shipped model in many arms and seeds, at equal tokens and at equal time, each scored on the test
-prompts: python -m benchmarks.first_result --output results/first (after `make run`, whose data it reads).
+"""Mid-training from a shipped model in many arms and seeds, at equal tokens and at equal time, each scored on the same
+test prompts: python -m benchmarks.first_result (after `refine data fetch`).
 
 OUTPUT/ARM/SEED/evaluation.json is what `refine report --folder OUTPUT` lays out; OUTPUT/ARM/SEED/series.json keeps the
-rewards, entropies, advantages and gradient norms of every step. Started again it goes on with what is missing.
+rewards, entropies, advantages and gradient norms of every step; OUTPUT/prepared the prompts, more of them than the
+sample has. Started again it goes on with what is missing; several processes may each take some of the seeds.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from refine import paths, settings
+from refine.data.writing import folder_beside
 from refine.settings import Settings
+from refine.training.prepared import Prepared
 
 MODEL = "sample/delta_net"
 OBJECTIVE = "training.mid.objective."
+EXPERIMENT = (
+    "training.mid.steps=60",
+    "training.mid.checkpoint_every=60",
+    "training.mid.evaluate_every=60",
+    "needles.tasks=[niah_single_1,niah_single_2,niah_multikey_1]",
+    "needles.samples=40",
+    "questions.test_samples=100",
+)
 
 
 def _laid(positions: int = 8, rollouts: int = 1, group: str = "sequence", **others: object) -> tuple[str, ...]:
@@ -26,8 +38,9 @@ def _laid(positions: int = 8, rollouts: int = 1, group: str = "sequence", **othe
     return tuple(f"{OBJECTIVE}{name}={value}" for name, value in chosen.items())
 
 
-# arm -> settings laid over params.yaml; "sft ..." are SFT arms, which differ in steps alone.
+# arm -> settings laid over params.yaml; "sft ..." are SFT arms, which differ in steps alone; "none" is the start.
 MAIN: dict[str, tuple[str, ...]] = {
+    "none": (),
     "sft": (),
     "c=8 n=1": _laid(),
     "c=64 n=1": _laid(positions=64),
@@ -44,51 +57,107 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 
 @click.command()
 @click.option("--output", type=Path, default=paths.results() / "first", show_default=True)
+@click.option("--model", default=MODEL, show_default=True, help="Shipped model, folder or hub name to start from.")
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Training seeds.")
 @click.option("--part", type=click.Choice(["main", "time", "ablations"]), default="main", show_default=True)
 @click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
 @click.option("-S", "overrides", multiple=True, help="Laid over the settings of all arms.")
-def main(output: Path, seeds: str, part: str, params: Path, overrides: tuple[str, ...]) -> None:
-    """Train and score what is missing of a part: the main arms; SFT for as long as each of them took; the ablations."""
+def main(output: Path, model: str, seeds: str, part: str, params: Path, overrides: tuple[str, ...]) -> None:
+    """Train and score what is missing of a part: main arms; SFT for as long as each of them takes; ablations."""
     import torch
 
     from refine.cli.evaluate import quiet
 
     quiet()
     torch.set_num_threads(1)  # an arm a core: run a seed in each of several processes
+    laid = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
+    data = _prepared(settings.load(params, laid), output / "prepared")
+    arms = {"main": MAIN, "ablations": ABLATIONS}.get(part) or _as_long(settings.load(params, laid), model, data)
     for seed in map(int, seeds.split(",")):
-        arms = {"main": MAIN, "ablations": ABLATIONS}.get(part) or _as_long(output, seed, params, overrides)
         for arm, of_arm in arms.items():
             if not (output / arm / str(seed) / "evaluation.json").exists():
-                chosen = (*overrides, *of_arm, f"seed={seed}")
-                _one(arm, settings.load(params, chosen), output / arm / str(seed))
+                _one(
+                    arm, settings.load(params, (*laid, *of_arm, f"seed={seed}")), model, data, output / arm / str(seed)
+                )
 
 
-def _as_long(output: Path, seed: int, params: Path, overrides: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """SFT with as many steps as fit in the seconds that each REFINE arm took."""
-    steps = settings.load(params, overrides).training.mid.steps
-    seconds = {arm: _record(output, arm, seed)["seconds"] for arm in MAIN}
+def _prepared(values: Settings, folder: Path) -> Prepared:
+    """Sequences and prompts of data/, made where they are not there: with the settings' own seed, the same for all."""
+    from refine.data import documents, raw
+    from refine.data import tokenizer as tokenizers
+    from refine.data.needles import write_needles
+    from refine.data.questions import write_questions
+
+    if not folder.is_dir():
+        text, of = Path("data"), values.needles
+        with folder_beside(folder) as beside:
+            tokenizer = tokenizers.prepare(values.tokenizer, text / "train.parquet", beside / "tokenizer")
+            documents.prepare(values.documents, text, tokenizer, beside / "documents")
+            (beside / "needles").mkdir()
+            essay = list(raw.texts(text / "validation.parquet"))
+            write_needles(
+                of.tasks, of.lengths, of.samples, tokenizer, essay, values.seed, beside / "needles", of.answer_tokens
+            )
+            (beside / "questions").mkdir()
+            write_questions(values.questions, text, tokenizer, values.seed, beside / "questions")
+    return Prepared(folder)
+
+
+def _as_long(values: Settings, model: str, data: Prepared) -> dict[str, tuple[str, ...]]:
+    """SFT with as many steps as fit in the time that each REFINE arm's steps take (kept in cost.json)."""
+    kept = data.folder.parent / "cost.json"
+    if not kept.exists():
+        costs = step_costs(model, data, values.training.mid.sequences_per_step)
+        kept.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    costs, steps = json.loads(kept.read_text(encoding="utf-8")), values.training.mid.steps
     return {
-        f"sft for the time of {arm}": (f"training.mid.steps={round(steps * seconds[arm] / seconds['sft'])}",)
-        for arm in MAIN
+        f"sft for the time of {arm}": (f"training.mid.steps={round(steps * ratio)}",)
+        for arm, ratio in costs.items()
         if arm != "sft"
     }
 
 
-def _record(output: Path, arm: str, seed: int) -> dict[str, Any]:
-    return json.loads((output / arm / str(seed) / "training.json").read_text(encoding="utf-8"))
+def step_costs(model: str, data: Prepared, sequences: int, rounds: int = 5) -> dict[str, float]:
+    """What a step of each arm costs in SFT steps: medians over rounds of ratios of CPU time, one thread."""
+    import numpy as np
+    import pyarrow.parquet as pq
+    import torch
+
+    from refine.models import from_pretrained
+    from refine.objective import next_sequence_step
+
+    trained = from_pretrained(model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.0)
+    rows = pq.read_table(data.documents("train"))["tokens"]
+    tokens = torch.tensor([rows[i].as_py() for i in range(sequences)])
+    objectives = {arm: _objective(arm, of_arm) for arm, of_arm in MAIN.items() if arm != "none"}
+    seconds: dict[str, list[float]] = {arm: [] for arm in objectives}
+    for round_ in range(rounds + 1):
+        for arm, objective in objectives.items():
+            began = time.process_time()
+            next_sequence_step(trained, tokens, objective, torch.arange(sequences) + round_).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds[arm].append(time.process_time() - began)
+    taken = {arm: np.array(found[1:]) for arm, found in seconds.items()}  # the first round warms up
+    return {arm: float(np.median(found / taken["sft"])) for arm, found in taken.items()}
 
 
-def _one(arm: str, values: Settings, folder: Path) -> None:
+def _objective(arm: str, of_arm: tuple[str, ...]) -> Any:
+    from refine.training.mid_training import objective_of
+
+    objective = settings.load(Path("params.yaml"), of_arm).training.mid.objective
+    return objective_of("sft" if arm.startswith("sft") else "refine", objective)
+
+
+def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -> None:
     from refine.data import tokenizer as tokenizers
     from refine.evaluation import Sources, evaluate_model, load_inputs
     from refine.training.mid_training import mid_training
-    from refine.training.prepared import Prepared
 
-    data = Prepared(paths.prepared())
-    kind = "sft" if arm.startswith("sft") else "refine"
-    record = mid_training(values, kind, MODEL, data, folder / "run")
-    tokenizer = tokenizers.load(MODEL)
+    kind = arm if arm == "none" else "sft" if arm.startswith("sft") else "refine"
+    record = mid_training(values, kind, model, data, folder / "run")
+    tokenizer = tokenizers.load(model)
     inputs = load_inputs(data.folder, sources=Sources(tokenizer))
     found = evaluate_model(folder / "run" / "model", inputs, tokenizer, name=arm)
     (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -48,7 +48,7 @@ def main(output: Path, params: Path, batches: int) -> None:
     torch.set_num_threads(1)
     model = from_pretrained(MODEL).eval()
     rewards, lines = {}, [f"| setting | {' | '.join(COLUMNS.values())} |", f"|{'---|' * (len(COLUMNS) + 1)}"]
-    arms = {name: of_arm for name, of_arm in {**MAIN, **ABLATIONS}.items() if name != "sft"}
+    arms = {name: of_arm for name, of_arm in {**MAIN, **ABLATIONS}.items() if name not in ("none", "sft")}
     for name, of_arm in arms.items():
         mid = settings.load(params, of_arm).training.mid
         texts = _batches(batches, mid.sequences_per_step)
