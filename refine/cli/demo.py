@@ -48,7 +48,9 @@ def _tell(shown: Any) -> None:
         verdict = "[green]right[/green]" if right else "[red]wrong[/red]"
         answers.add_row(name, " ".join(one.text.split()), verdict, f"{one.log_prob:.3f} a token")
     console.print(answers)
-    console.print("entropy of the next token along the text (full block: 8 nats); ^ where REFINE rolls out:")
+    console.print(
+        "entropy of the next token along the text (full block: 8 nats); ^ where REFINE rolls out, = the needle:"
+    )
     for line in _entropy_lines(shown):
         console.print(line, highlight=False, markup=False)
     rollouts = Table("read", "the model writes", "the text says", "reward")
@@ -63,9 +65,10 @@ def _entropy_lines(shown: Any) -> list[str]:
     edges = [count * i // WIDTH for i in range(WIDTH + 1)]
     means = [sum(shown.entropy[a:b]) / max(b - a, 1) for a, b in pairwise(edges)]
     chosen = {one.position * WIDTH // count for one in shown.rollouts}
+    first, last = (at * WIDTH // count for at in shown.needle_at)
     return [
         "".join(BARS[min(round(mean), 8)] for mean in means),
-        "".join("^" if column in chosen else " " for column in range(WIDTH)),
+        "".join("^" if c in chosen else "=" if first <= c <= last else " " for c in range(WIDTH)),
     ]
 
 
@@ -73,16 +76,18 @@ def _draw(shown: Any, path: Path) -> Path:
     """Entropy along the text, the chosen positions, and what was written there; whole or not at all."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     axis = figure.subplots()
     axis.plot(range(1, len(shown.entropy) + 1), shown.entropy, linewidth=0.8, color="C0")
+    axis.axvspan(*shown.needle_at, color="C2", alpha=0.25, linewidth=0, label="the needle")
+    axis.legend(loc="upper right", fontsize=8)
     for one in shown.rollouts:
         axis.axvline(one.position, color="C3", linewidth=0.8, alpha=0.6)
         label = f"{one.written.strip()!r}\n({one.text.strip()!r})"
         axis.annotate(label, (one.position, 8.2), rotation=40, fontsize=7, color="C3", annotation_clip=False)
     answers = "; ".join(f"{name}: {' '.join(one.text.split())[:16]}" for name, (one, _) in shown.answers.items())
     axis.set(xlabel="tokens read", ylabel="entropy of the next token [nats]", ylim=(0, 8))
-    figure.suptitle(f"{shown.needle.strip()}.\n{answers}", fontsize=9, y=1.16)
+    figure.suptitle(f"{shown.needle.strip()}.\n{answers}", fontsize=9, y=1.13)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"part.{path.name}")
     figure.savefig(beside, dpi=110, bbox_inches="tight")

@@ -50,6 +50,7 @@ class Shown:
 
     prompt: Prompt
     needle: str
+    needle_at: tuple[int, int]  # its first and last token
     answers: dict[str, tuple[Answer, bool]]
     tokens: list[str]
     entropy: list[float]
@@ -77,7 +78,13 @@ def demonstrate(model: FastWeightLanguageModel, tokenizer: Any, length: int, see
     scorer = known_task(prompt.task).scorer
     judged = {name: (one, scorer(one.text, prompt.answers) == 1.0) for name, one in answers.items()}
     needle = next(line for line in prompt.prompt.split(". ") if prompt.answers[0] in line)
-    return Shown(prompt, needle, judged, *shown)
+    return Shown(prompt, needle, _tokens_of(needle.strip(), prompt.prompt, tokenizer), judged, *shown)
+
+
+def _tokens_of(piece: str, text: str, tokenizer: Any) -> tuple[int, int]:
+    """The first and last token of `piece` in `text`."""
+    encoded, first = tokenizer(text), text.index(piece)
+    return encoded.char_to_token(first), encoded.char_to_token(first + len(piece) - 1)
 
 
 def _scene(text: str, seed: int, words: int = 1200) -> str:

@@ -24,6 +24,8 @@ def test_the_needle_is_in_the_prompt_and_the_model_is_left_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     shown = demonstrate(model, tokenizers.load("sample/delta_net"), 256, seed=3)
     assert shown.prompt.answers[0] in shown.needle and shown.needle.strip() in shown.prompt.prompt
+    first, last = shown.needle_at
+    assert shown.prompt.answers[0] == "".join(shown.tokens[first : last + 1])[-7:]
     assert len(shown.entropy) == len(shown.tokens) <= 256
     assert [one.position for one in shown.rollouts] == sorted({one.position for one in shown.rollouts})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
