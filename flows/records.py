@@ -97,19 +97,19 @@ class Stages:
     def start(self) -> Stage:
         """Next-token training of a new model."""
         identity = start_training.identity(self.settings, self.data)
-        return _stage("start", "", hash_of([identity, code_hash(*TRAINING_CODE)]))
+        return _stage("start", "", _key(identity))
 
     def mid(self, arm: str, model: str) -> Stage:
         """Mid-training of the starting model `model` (folder or hub name) in one arm."""
         identity = mid_training.identity(self.settings, arm, model, self.revision(model), self.data)
-        return _stage("mid", arm, hash_of([identity, code_hash(*TRAINING_CODE)]))
+        return _stage("mid", arm, _key(identity))
 
     def post(self, arm: str, model: str) -> Stage:
         """Post-training of a mid-trained model in one arm, on all the training prompts that are prepared."""
         prompts, held_out = self.data.questions("train"), self.data.questions("validation")
         revision = self.revision(model)
         identity = post_training.identity(self.settings, arm, model, revision, self.data, prompts, held_out)
-        return _stage("post", arm, hash_of([identity, code_hash(*TRAINING_CODE)]))
+        return _stage("post", arm, _key(identity))
 
     def evaluation(self, model: Trained, adapted_by: str = "") -> Target:
         """Evaluation of a trained model, as it is or adapted to each prompt by an arm of test-time training."""
@@ -160,6 +160,10 @@ def trained(stage: Stage, stages: Stages) -> Trained | None:
     model = str(Path(stage.folder) / output.MODEL)
     numbers: dict[str, Any] = {name: record[name] for name in ("steps", "tokens", "seconds", "metrics")}
     return Trained(stage, model, stages.model_hash(model), **numbers)
+
+
+def _key(identity: dict[str, Any]) -> str:
+    return hash_of([output.decisive(identity), code_hash(*TRAINING_CODE)])
 
 
 def _stage(phase: str, arm: str, key: str) -> Stage:

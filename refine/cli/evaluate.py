@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         "--test-time",
         {
             "type": click.Choice(["sft", "refine"]),
-            "help": "Adapt to each prompt before answering it (params: training.test_time).",
+            "help": "Adapt to each prompt before answering it (params: training.test_time); scored before and after.",
         },
     ),
     (
@@ -109,20 +110,14 @@ def evaluate(
         check_harness(options["harness"] or (), tokenizer, lengths, options["harness_tasks"])
         inputs = _inputs(tasks, lengths, samples, tokenizer, options)
         _check_output(output)
-        found = evaluate_model(
-            folder,
-            inputs,
-            tokenizer,
-            options["batch_size"],
-            adapter,
-            device=options["device"],
-            name=model,
-            answers_file=output / "answers.jsonl",
-            harness=options["harness"] or (),
+        score = partial(
+            evaluate_model, folder, inputs, tokenizer, options["batch_size"], device=options["device"], name=model,
+            harness=options["harness"] or (), progress=lambda line: click.echo(line, err=True),
             harness_options={"samples": samples, "lengths": lengths, "include": options["harness_tasks"]},
-            progress=lambda line: click.echo(line, err=True),
-        )
-    _write(found, output)
+        )  # fmt: skip
+        before = score() if adapter else None
+        found = score(adapter=adapter, answers_file=output / "answers.jsonl")
+    _write(found, output, before)
     recorded = None if adapter else record_scores(model, found.metrics())
     if recorded:
         click.echo(f"recorded on {recorded}")
@@ -189,13 +184,16 @@ def _folder_name(model: str, test_time: str | None) -> str:
     return f"{name}-test-time-{test_time}" if test_time else name
 
 
-def _write(found: Any, output: Path) -> None:
+def _write(found: Any, output: Path, before: Any) -> None:
+    """`before`: the same prompts' scores without adapting to them, None where nothing is adapted."""
     from refine.evaluation.picture import draw
 
-    record = found.save(output)
-    (output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
-    click.echo(found.table())
+    record, table = found.save(output), found.table(before)
+    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    click.echo(table)
     written = [record, output / "table.md", output / "answers.jsonl"]
+    if before is not None:
+        written.append(before.save(output / "before"))
     if found.next_token or found.tasks:
         written.append(draw([found], output / "scores.png"))
     click.echo(f"\nwritten: {', '.join(map(str, written))}")

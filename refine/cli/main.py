@@ -4,6 +4,7 @@ so that `refine --help` answers at once."""
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -73,8 +74,20 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(args=arguments, prog_name="refine")
     except RefineError as error:
+        _one_of_several(told=True)
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except Exception:
+        _one_of_several(told=False)
+        raise
+
+
+def _one_of_several(told: bool) -> None:
+    """What one of several training processes does before it tells of an error."""
+    if "RANK" in os.environ:
+        from refine.training.several import let_others_speak
+
+        let_others_speak(told)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def _say(record: dict[str, Any], output: Path, following: str) -> None:
         for name, key in (("loss", "val/loss"), ("accuracy", "val/accuracy"), ("answer loss", "val/answer_loss"))
         if key in metrics
     ]
-    done = f"{record['steps']} steps, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
+    steps = "1 step" if record["steps"] == 1 else f"{record['steps']} steps"
+    done = f"{steps}, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
     click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *told]))
     click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / 'metrics.jsonl'}")
     if (picture := output / HISTOGRAM_PICTURE).exists():

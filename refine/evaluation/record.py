@@ -48,6 +48,19 @@ class TaskScore:
             sum(one.adapt_seconds for one in answers) / len(answers),
         )
 
+    def rows(self, which: str = "") -> list[str]:
+        """Of a Markdown table; `which` is said beside what was measured."""
+        cut = f" ({self.cut} cut in the middle)" if self.cut else ""
+        name, samples = f"{self.task} at {self.length}", self.score.samples
+        span, spread = _span(self.score.low, self.score.high), _span(self.log_prob.low, self.log_prob.high)
+        told = [
+            f"| {name}: score{which} | {self.score.value:.4f} | {span} | {samples}{cut} |",
+            f"| {name}: log-prob. of the answer{which} | {self.log_prob.value:.4f} | {spread} | {samples} |",
+        ]
+        if self.adapt_seconds:
+            told.append(f"| {name}: adapting to a prompt [s] | {self.adapt_seconds:.4f} | | {samples} |")
+        return told
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -86,8 +99,10 @@ class Evaluation:
                 found |= {f"{prefix}/score_low": low, f"{prefix}/score_high": high}
         return {name: float(value) for name, value in found.items()}
 
-    def table(self) -> str:
-        """A Markdown table: one row a measurement, each with its count and interval."""
+    def table(self, before: Evaluation | None = None) -> str:
+        """A Markdown table: one row a measurement, each with its count and interval. `before`: the scores of the same
+        prompts without adapting to them, which then stand beside those after it, and what adapting took."""
+        unadapted = {} if before is None else {(one.task, one.length): one for one in before.tasks}
         rows = ["| measured | value | 95 % interval | samples |", "|---|---|---|---|"]
         for name, score in self.next_token.items():
             for which, value, interval in (
@@ -97,13 +112,9 @@ class Evaluation:
                 span = _span(*interval) if interval else ""
                 rows.append(f"| {name} {which} | {value:.4f} | {span} | {score.sequences} ({score.tokens} tokens) |")
         for one in self.tasks:
-            cut = f" ({one.cut} cut in the middle)" if one.cut else ""
-            span, spread = _span(one.score.low, one.score.high), _span(one.log_prob.low, one.log_prob.high)
-            name = f"{one.task} at {one.length}"
-            rows.append(f"| {name}: score | {one.score.value:.4f} | {span} | {one.score.samples}{cut} |")
-            rows.append(
-                f"| {name}: log-prob. of the answer | {one.log_prob.value:.4f} | {spread} | {one.score.samples} |"
-            )
+            if (first := unadapted.get((one.task, one.length))) is not None:
+                rows += first.rows(", before adapting")
+            rows += one.rows(", adapted" if one.adapt_seconds else "")
         for lm_eval in self.harness:
             span = "" if lm_eval.error is None else _span(*lm_eval.interval())
             rows.append(

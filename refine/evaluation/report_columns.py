@@ -89,6 +89,18 @@ def _log_probs(evaluations: Sequence[Evaluation]) -> list[Column]:
     return [Column(f"{task} {length}", values((task, length)), 1.0, 3) for task, length in keys]
 
 
+def _costs(evaluations: Sequence[Evaluation]) -> list[Column]:
+    def values(key: tuple[str, int]) -> Values:
+        def mean(one: Evaluation) -> list[Stratum] | None:
+            found = [task.adapt_seconds for task in one.tasks if (task.task, task.length) == key and task.adapt_seconds]
+            return [tuple(found)] if found else None
+
+        return mean
+
+    keys = _keys(evaluations, lambda task: task.adapt_seconds > 0)
+    return [Column(f"{task} {length}", values((task, length)), 1.0, 3, less_is_better=True) for task, length in keys]
+
+
 def _next_token(evaluations: Sequence[Evaluation]) -> list[Column]:
     def losses(name: str) -> Values:
         return lambda one: [one.next_token[name].sequence_losses] if name in one.next_token else None
@@ -120,6 +132,7 @@ TABLES: tuple[tuple[str, Callable[[Sequence[Evaluation]], list[Column]]], ...] =
     ("Multi-document question answering: % answered", _questions),
     ("LongBench: score × 100", _longbench),
     ("Log-probability of the reference answer [nats per token]", _log_probs),
+    ("What adapting to a prompt takes, on average [s]", _costs),
     ("Next-token prediction on held-out documents [nats per token]", _next_token),
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from refine.errors import SettingError, nearest
 from refine.settings.base import Section, validated
@@ -56,6 +56,24 @@ class Settings(Start):
     training: TrainingSettings
     evaluation: EvaluationSettings
     registry: RegistrySettings
+
+    @model_validator(mode="after")
+    def _room_for_rollouts(self) -> Settings:
+        training, prepared = self.training, self.documents.sequence_length
+        lengths = {
+            "mid": min(training.mid.length or prepared, prepared),
+            "post": training.post and training.post.length,
+        }
+        for phase, length in lengths.items():
+            if length is None:
+                continue
+            one = getattr(training, phase).objective
+            if one.nsp_weight > 0 and one.min_prefix + one.rollout_length > length:
+                raise ValueError(
+                    f"training.{phase}.objective: min_prefix {one.min_prefix} and rollout_length {one.rollout_length} "
+                    f"leave no place for a rollout in {length} tokens: lower them, or set nsp_weight 0"
+                )
+        return self
 
 
 def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> Settings:

@@ -30,7 +30,7 @@ class PhaseSettings(Section):
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     precision: Precision = Field("float32", description="float32, or bfloat16 autocast")
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+        False, description="recompute activations in the backward pass: less memory, more time; changes no result"
     )
     checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints")
     evaluate_every: int = Field(50, ge=1, description="optimizer steps between validations")

@@ -21,12 +21,19 @@ SHOWN = (
     r"[^/]+/reward/[^/]+/mean",
     r"eval/.+/score",
     r"eval/.+/log_prob",
+    r"eval/.+/adapt_seconds",
     r"harness/.+",
 )
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in the table
-COUNTS = {"loss": "sequences", "accuracy": "sequences", "score": "samples", "log_prob": "samples"}
+COUNTS = {
+    "loss": "sequences",
+    "accuracy": "sequences",
+    "score": "samples",
+    "log_prob": "samples",
+    "adapt_seconds": "samples",
+}
 WIDE = 4  # versions that fit beside each other
-SMALLER_IS_BETTER = ("/loss",)
+SMALLER_IS_BETTER = ("/loss", "/adapt_seconds")
 
 
 @dataclass(frozen=True)

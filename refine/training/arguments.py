@@ -83,7 +83,7 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
                  sharding: str = "none", **more: Any) -> RefineArguments:  # fmt: skip
     """The arguments for a section of params.yaml; `more` overrides single ones.
 
-    Raises SettingError where `sharding` "full" has no GPU to share the model out to.
+    Raises SettingError where `sharding` "full" has no GPU to share the model out to, or processes have none each.
     """
     recompute = "activation_checkpointing" if _has("activation_checkpointing") else "gradient_checkpointing"
     values: dict[str, Any] = {
@@ -112,11 +112,22 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
         "disable_tqdm": True,
         "seed": seed,
     }
+    _check_devices()
     if not torch.cuda.is_available():
         values |= {"use_cpu": True, "ddp_backend": "gloo" if "RANK" in os.environ else None}
     if sharding == "full":
         values |= _sharded()
     return RefineArguments(**{**values, **more})
+
+
+def _check_devices() -> None:
+    """Raises SettingError where this machine has GPUs, and fewer than processes."""
+    processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < devices < processes:
+        raise SettingError(
+            f"training.processes is {processes}, and this machine has {devices} GPU{'s' if devices > 1 else ''}: a "
+            "process needs one of its own"
+        )
 
 
 def _sharded() -> dict[str, Any]:

@@ -49,15 +49,24 @@ class Progress(TrainerCallback):
     def __init__(self, title: str, interval: float = 10.0) -> None:
         self.title, self.interval = title, interval
         self.bar: Any = None
-        self.started = self.spoke = time.monotonic()
+        self.spoke = time.monotonic()
+        self.started: float | None = None
         self.first = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the clock, at the step that training goes on from."""
-        self.started = self.spoke = time.monotonic()
+        """Begin at the step that training goes on from."""
+        self.spoke, self.started = time.monotonic(), None
         self.first = state.global_step
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = tqdm(desc=self.title, total=state.max_steps, initial=self.first, unit="step", dynamic_ncols=True)
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock with the first step: the validation before it comes once, and tells nothing."""
+        if self.started is None:
+            self.started = time.monotonic()
+            if self.bar is not None:
+                self.bar.reset(total=state.max_steps)
+                self.bar.initial = self.bar.n = self.first
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Show the row that was just logged."""
@@ -80,7 +89,7 @@ class Progress(TrainerCallback):
 
     def _left(self, state: TrainerState) -> str:
         done, left = state.global_step - self.first, state.max_steps - state.global_step
-        if done == 0 or left <= 0:
+        if done == 0 or left <= 0 or self.started is None:
             return ""
         return f"  {timedelta(seconds=round((time.monotonic() - self.started) / done * left))} left"
 
@@ -93,8 +102,9 @@ def _summary(logs: dict[str, float]) -> str:
     shown = []
     for name, value in logs.items():
         part, _, key = name.partition("/")
-        if key in ("loss", "accuracy") or (key.startswith("reward/") and key.endswith("/mean")):
-            label = key.removeprefix("reward/").removesuffix("/mean")
+        answers = part != "train" and key in ("answer_loss", "answer_accuracy")  # in training they are the loss itself
+        if key in ("loss", "accuracy") or answers or (key.startswith("reward/") and key.endswith("/mean")):
+            label = key.removeprefix("reward/").removesuffix("/mean").replace("_", " ")
             shown.append(f"{'' if part == 'train' else part + ' '}{label} {value:.4f}")
     if "train/tokens_per_second" in logs:
         shown.append(f"{logs['train/tokens_per_second']:,.0f} tokens/s")

@@ -22,6 +22,7 @@ from refine.errors import TrainingError
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # what its errors name
 log = logging.getLogger(__name__)
 
 
@@ -33,17 +34,29 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """
     staging = folder.with_name(f".{folder.name}.unfinished")
     try:
+        with told_in_words(folder):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            yield staging
+            finish(staging, folder)
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        finish(staging, folder)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if (reason := _no_room(error)) is not None:
-            raise TrainingError(
-                f"cannot write {folder}: {reason}; free space there and start again: earlier checkpoints are whole"
-            ) from error
         raise
+
+
+@contextlib.contextmanager
+def told_in_words(place: Path) -> Iterator[None]:
+    """Raises TrainingError where the block cannot write to `place` for want of room or leave; other errors pass on."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        if (reason := _no_room(error)) is None:
+            raise
+        raise TrainingError(
+            f"cannot write {place}: {reason}; free space there and start again: earlier checkpoints are whole"
+        ) from error
 
 
 def finish(staging: Path, folder: Path) -> None:
@@ -138,7 +151,8 @@ def _flush(path: Path) -> None:
 
 
 def _no_room(error: BaseException) -> str | None:
-    """Why a file could not be written, for want of room or leave; torch and safetensors hide the errno in words."""
+    """Why a file could not be written, for want of room or leave; torch and safetensors hide the errno in words, or
+    raise anew what their writer stumbles over next."""
     reasons = {
         errno.ENOSPC: "No space left on device",
         errno.EDQUOT: "Disk quota exceeded",
@@ -150,4 +164,6 @@ def _no_room(error: BaseException) -> str | None:
         return reasons[error.errno]
     text = str(error)
     named = next((reason for reason in reasons.values() if reason in text), None)
-    return named or ("the file could not be written (is the disk full?)" if "PytorchStreamWriter" in text else None)
+    if named is None and any(writer in text for writer in TORCH_WRITER):
+        named = "the file could not be written (is the disk full?)"
+    return named or (None if error.__context__ is None else _no_room(error.__context__))

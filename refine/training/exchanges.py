@@ -18,8 +18,8 @@ from refine.training.sequences import Row, Sequences
 
 
 class Exchanges(Sequences):
-    """Rows of `data` with columns `prompt` and `answers` (all accepted ones; the first is trained, or, where `task`
-    is one that expects them all, all). `max_length`: tokens of prompt and answer together."""
+    """Rows of `data` with columns `prompt` and `answers` (all accepted ones, or a lone string; the first is trained,
+    or, where `task` is one that expects them all, all). `max_length`: tokens of prompt and answer together."""
 
     exchanges = True
 
@@ -40,11 +40,12 @@ class Exchanges(Sequences):
     def _encoded(self, index: int) -> tuple[list[int], list[int]]:
         """Tokens of prompt and answer. Raises DataError naming the row where one is empty."""
         row = self.data[index]
-        if not row["prompt"] or not row["answers"]:
-            raise DataError(f"row {index}: expected a prompt and at least one answer")
+        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
+        if not row["prompt"] or not answers or not all(isinstance(one, str) and one for one in answers):
+            raise DataError(f"row {index}: expected a prompt, and in `answers` one text or a list of them, none empty")
         prompt = list(self.tokenizer(row["prompt"])["input_ids"])
         task = known_task(row["task"]) if row.get("task") else None
-        answer = row["answers"][0] if task is None else task.reference(row["answers"])
+        answer = answers[0] if task is None else task.reference(answers)
         between = " " if task is None else task.before_answer
         tokens = list(reference_tokens(self.tokenizer, row["prompt"], prompt, answer, between))
         if (end := self.tokenizer.eos_token_id) is not None:

@@ -20,6 +20,6 @@ def become(processes: int, arguments: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # The same process goes on as torchrun, so it still dies with its parent; its processes die with it.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun = [sys.executable, "-m", "refine.training.several", "--standalone", "--nproc-per-node", str(processes)]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.execv(sys.executable, [*torchrun, "-m", "refine.cli.main", *arguments])

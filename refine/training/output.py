@@ -20,6 +20,7 @@ from refine.errors import SettingError, TrainingError
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
+HOW = ("sequences_per_pass", "gradient_checkpointing")
 HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 
 
@@ -54,12 +55,19 @@ def check(output: Path, identity: dict[str, Any]) -> None:
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
-    wanted = json.loads(json.dumps(identity))
+    known, wanted = decisive(known), decisive(json.loads(json.dumps(identity)))
     if known != wanted:
         raise TrainingError(
             f"{output} holds a run with {_difference(known, wanted)}: choose another --output, or remove it to start "
             "anew"
         )
+
+
+def decisive(identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity` without the settings that change how a result is computed and not what it is (to rounding), such as
+    the number of processes: they may be changed to fit the memory there is, and a run goes on."""
+    settings = {name: value for name, value in identity.get("settings", {}).items() if name not in HOW}
+    return {**identity, "settings": settings} if "settings" in identity else identity
 
 
 def claim(output: Path, identity: dict[str, Any]) -> None:
@@ -76,7 +84,7 @@ def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
         f"other {name}" if "hash" in name else f"{name} {before.get(name)!r} (now {now.get(name)!r})"
         for name in names[:3]
     ]
-    return ", ".join(told) + (f" and {len(names) - 3} more differences" if len(names) > 3 else "")
+    return ", ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -54,7 +54,10 @@ def run(
     if (record := output.finished(folder)) is not None:
         return record
     model = _built(inputs, folder)
-    with output.locked(folder) if arguments.should_save else contextlib.nullcontext():
+    with (
+        checkpoints.told_in_words(folder),
+        output.locked(folder) if arguments.should_save else contextlib.nullcontext(),
+    ):
         # What process 0 finds holds for all: another run may have finished while it waited for the lock.
         if (record := gathered(output.finished(folder))[0]) is not None:
             return record
@@ -81,7 +84,7 @@ def run(
         else:
             trainer.train(resume_from_checkpoint=True)
         trainer.save_whole(folder / output.MODEL)
-        record = {**identity, "identity_hash": hash_of(identity), **_outcome(trainer)}
+        record = {**identity, "identity_hash": hash_of(output.decisive(identity)), **_outcome(trainer)}
         if trainer.args.should_save:
             checkpoints.write_json(folder / output.RESULT, record)
         trainer.accelerator.wait_for_everyone()

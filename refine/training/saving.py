@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
+from refine.models.progress_bars import no_progress_bars
 from refine.training import checkpoints
 
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; never read here, so not kept
@@ -104,7 +105,8 @@ class WholeCheckpoints(Trainer):
         self.state.stateful_callbacks = exported
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with no_progress_bars():  # a bar for each file, beside training's own
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(Path(output_dir or self.output) / TRAINING_ARGS)

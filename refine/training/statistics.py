@@ -37,6 +37,10 @@ class Counts:
             self.answer_tokens + other.answer_tokens,
         )
 
+    def lacks_rollouts(self, objective: ObjectiveSettings) -> bool:
+        """Whether a step on texts, which `objective` wants rollouts from, has none: all texts are too short."""
+        return objective.nsp_weight > 0 and not self.rollout_tokens and not self.answer_tokens
+
 
 def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Counts:
     """What one batch contributes to its step's denominators. Known before any forward pass: positions are drawn one

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from refine.errors import ModelError, SettingError, TrainingError
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
+from refine.training import words
 from refine.training.arguments import RefineArguments
 from refine.training.callbacks import Progress
 from refine.training.data_sets import rows_of, stream_of
@@ -32,6 +34,8 @@ from refine.training.sequences import Batches, collate
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
 from refine.training.wrapped import call_through, gathered
+
+log = logging.getLogger(__name__)
 
 
 class RefineTrainer(WholeCheckpoints, Trainer):
@@ -64,7 +68,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
     ) -> None:
         args = copy.copy(args) if args is not None else RefineArguments(output_dir="refine-training")
         if not isinstance(args, RefineArguments):
-            raise SettingError(f"RefineTrainer takes RefineArguments, not {type(args).__name__}")
+            raise SettingError(f"RefineTrainer takes RefineArguments (of refine.training), not {type(args).__name__}")
+        if given := [name for name in _OWN if more.pop(name, None) is not None]:
+            raise SettingError(f"RefineTrainer has batches, loss and metrics of its own: leave out {', '.join(given)}")
         if isinstance(model, str):
             from refine.models import from_pretrained
 
@@ -98,6 +104,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
         self._step_documents: list[str] = []
+        self._warned = False
         self._step_started, self._seconds = time.perf_counter(), 0.0
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
 
@@ -135,6 +142,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
         self._counts = sum(gathered(own), Counts(0, 0, 0))
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
+        if self._counts.lacks_rollouts(self.objective) and not self._warned and self.args.process_index == 0:
+            self._warned = True
+            log.warning("step %d: %s", self.state.global_step + 1, words.too_short(self.objective))
         return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -178,30 +188,15 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 try:
                     total += super().training_step(model, batch, num_items_in_batch)
                 except (MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
+                    if not words.is_out_of_memory(error):
                         raise
-                    raise TrainingError(self._memory_advice(batch)) from error
+                    advice = words.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
+                    raise TrainingError(f"step {self.state.global_step + 1}: {advice}") from error
         return total
-
-    def _memory_advice(self, batch: dict[str, Any]) -> str:
-        rows, width = batch["tokens"].shape
-        return (
-            f"step {self.state.global_step + 1}: out of memory with {rows} sequences of {width} tokens in a pass: "
-            f"lower sequences_per_pass (now {self.args.per_device_train_batch_size}; results stay the same), turn on "
-            "gradient_checkpointing, use precision bfloat16, or lower documents.sequence_length"
-        )
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
         if not math.isfinite(float(result.loss.detach())):
-            parts = (
-                "answers"
-                if isinstance(result, AnswerResult)
-                else (f"next token {float(result.ntp_loss)}, next sequence {float(result.nsp_loss)}")
-            )
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is {float(result.loss.detach())} ({parts}) on "
-                f"{'; '.join(inputs['documents'])}: {_ADVICE}"
-            )
+            raise TrainingError(f"step {self.state.global_step + 1}: {words.non_finite(result, inputs['documents'])}")
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's; called before the optimizer's step, so weights stay as they are where it is not finite."""
@@ -209,7 +204,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         if not math.isfinite(float(norm)):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)} on "
-                f"{'; '.join(self._step_documents)}: {_ADVICE}"
+                f"{'; '.join(self._step_documents)}: {words.ADVICE}"
             )
         return norm
 
@@ -282,13 +277,4 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
 
-_ADVICE = "look at these documents, or lower learning_rate or max_gradient_norm; the last checkpoint is whole"
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-    )
+_OWN = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")  # Trainer's

@@ -186,19 +186,13 @@ def test_adapting_to_each_prompt_takes_the_settings_and_reports_its_time(prepare
         rest = (checkout / "params.yaml").read_text().split("\nevaluation:")[1]
         (prepared / "params.yaml").write_text(f"{values}\n  test_time: null\nevaluation:{rest}")
         run(evaluate, checkpoint, "--test-time", "sft")
-    run(
-        evaluate,
-        checkpoint,
-        "--test-time",
-        "refine",
-        "--params",
-        checkout / "params.yaml",
-        "--samples",
-        2,
-        "--output",
-        "out",
-    )
-    found = Evaluation.load(prepared / "out")
+    given = ["--test-time", "refine", "--params", checkout / "params.yaml", "--samples", 2, "--output", "out"]
+    ran = run(evaluate, checkpoint, *given)
+    found, before = Evaluation.load(prepared / "out"), Evaluation.load(prepared / "out" / "before")
+    for line in ("score, before adapting", "score, adapted", "adapting to a prompt [s]"):
+        assert f"| factsqa at 64: {line} |" in ran.output
+    run(evaluate, checkpoint, "--tasks", "factsqa", "--samples", 2, "--output", "plain")
+    assert before.metrics() == Evaluation.load(prepared / "plain").metrics()
     assert found.metrics()["eval/factsqa/64/adapt_seconds"] > 0 and not found.next_token
 
 

@@ -60,6 +60,21 @@ def test_needles_are_grouped_and_averaged_as_in_the_paper(experiment):
     assert found["S average"].estimate.value == pytest.approx(np.mean(three))
 
 
+def test_what_adapting_costs_stands_beside_the_scores_of_the_arms_that_adapt(experiment):
+    key = ("factsqa", 512)
+    arms = [evaluated("test_time", arm, {key: drawn(0.5)}) for arm in ("none", "sft", "refine")]
+    costly = [
+        replace(one, evaluation=replace(one.evaluation, tasks=(replace(one.evaluation.tasks[0], adapt_seconds=cost),)))
+        for one, cost in zip(arms, (0.0, 0.5, 0.75), strict=True)
+    ]
+    (table,) = [table for table in tables([*experiment, *costly]) if "adapting" in table.title]
+    assert {row.label: row.cells[0].estimate.value for row in table.rows} == {
+        "test time: SFT": 0.5, "test time: REFINE": 0.75,
+    }  # fmt: skip
+    assert "0.500" in as_markdown([table], "costs")
+    assert not [table for table in tables(experiment) if "adapting" in table.title]
+
+
 def test_rows_come_in_the_paper_s_order_whatever_was_recorded_first(experiment):
     labels = [row.label for row in tables(experiment[::-1])[0].rows]
     assert labels == ["mid-training: none", "mid-training: SFT", "mid-training: REFINE", "post-training: nested REFINE"]

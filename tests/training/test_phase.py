@@ -194,6 +194,35 @@ def test_a_changed_setting_never_goes_on_from_a_stale_checkpoint(mid, tmp_path):
         mid("run", "sft")
 
 
+@pytest.mark.parametrize(
+    "how", ["training.mid.sequences_per_pass=1", "training.mid.gradient_checkpointing=true", "training.processes=2"]
+)
+def test_a_run_goes_on_with_less_memory(mid, tmp_path, series, how):
+    """What only changes how a step is computed is no other run: out of memory, one lowers it and starts again."""
+    whole = mid("whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        mid("run", callbacks=[StopAt(3)])
+    record = mid("run", "refine", how)
+    assert [row["step"] for row in series(tmp_path / "run")] == [row["step"] for row in series(tmp_path / "whole")]
+    assert record["identity_hash"] == whole["identity_hash"]
+    assert record["metrics"]["val/loss"] == pytest.approx(whole["metrics"]["val/loss"], rel=1e-4)
+
+
+def test_a_disk_that_is_full_between_checkpoints_is_one_line(mid, monkeypatch):
+    """Metrics are written at every step, whatever becomes of the checkpoints."""
+    import errno
+
+    from refine.training.callbacks import Series
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Series, "on_log", full)
+    with pytest.raises(TrainingError, match=r"cannot write .*run: No space left on device; free space") as error:
+        mid("run")
+    assert "\n" not in str(error.value)
+
+
 def test_other_data_or_another_start_never_goes_on_from_a_stale_checkpoint(
     mid, tmp_path, params, prepared_folder, start_model
 ):

@@ -54,6 +54,19 @@ def test_an_answer_that_leaves_no_room_is_refused(data, tokenizer):
         Exchanges(data, tokenizer, 2)[0]
 
 
+def test_a_lone_string_is_the_answer(data, tokenizer):
+    """And not a list of its letters."""
+    lone = [{**row, "answers": row["answers"][0]} for row in data]
+    for one, other in zip(Exchanges(lone, tokenizer, None), Exchanges(data, tokenizer, None), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+
+
+@pytest.mark.parametrize("answers", [[], "", [""], [3], None])
+def test_a_row_without_an_answer_is_named(tokenizer, answers):
+    with pytest.raises(DataError, match=r"row 0: expected a prompt, and in `answers` one text or a list"):
+        Exchanges([{"prompt": "w1", "answers": answers}], tokenizer, None)[0]
+
+
 def test_batches_of_prompts_hold_no_answer_token(data, tokenizer):
     rows = Exchanges(data, tokenizer, None)
     batch = collate([rows[0], rows[1]], "prompts")

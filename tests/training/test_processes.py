@@ -47,6 +47,23 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
     assert all(float((others[name] - weights[name]).norm() / weights[name].norm()) <= 1e-5 for name in weights)
 
 
+@pytest.mark.parametrize(
+    ("mode", "code", "said"),
+    [
+        ("all", 1, "error: no room for anybody"),
+        ("one", 1, "error: row 7 is odd"),
+        ("killed", 137, "training process 1 was ended by SIGKILL; started again, the run resumes"),
+    ],
+)
+def test_a_failure_of_several_processes_is_one_line(mode, code, said):
+    """Whichever of them it is; no traceback of the others, which lose their partner, or of torchrun."""
+    command = [sys.executable, "-m", "refine.training.several", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(WORKER.with_name("failing_worker.py")), mode], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr.strip().splitlines()) == (code, [said])
+
+
 def test_under_fsdp_the_gradient_is_that_of_one_process(tmp_path):
     assert together(tmp_path / "fsdp", "fsdp") == 0
     found = json.loads((tmp_path / "fsdp" / "found.json").read_text())

@@ -152,10 +152,29 @@ def test_packed_rows_are_trained_as_the_documents_they_hold(tiny_model, argument
     assert logged(both[1], "train/loss") == pytest.approx(logged(both[0], "train/loss"), rel=1e-5)
 
 
-def test_a_document_too_short_for_rollouts_trains_by_next_token_alone(tiny_model, arguments):
+def test_a_document_too_short_for_rollouts_trains_by_next_token_alone_and_says_so_once(tiny_model, arguments, caplog):
     short = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
-    trainer = trained(tiny_model(), arguments(max_steps=1, sequences_per_step=2), short)
+    trainer = trained(tiny_model(), arguments(max_steps=2, sequences_per_step=2), short)
     assert logged(trainer, "train/loss") == pytest.approx(logged(trainer, "train/ntp_loss"), rel=1e-6)
+    assert [record.getMessage().partition(" tokens")[0] for record in caplog.records] == [
+        "step 1: no sequence has the 7"
+    ]
+
+
+def test_sft_and_documents_long_enough_say_nothing(tiny_model, arguments, rows, caplog):
+    trained(tiny_model(), arguments(max_steps=1), rows)
+    trained(tiny_model(), arguments(max_steps=1, objective={"nsp_weight": 0.0}), [{"tokens": [1, 2, 3]}])
+    assert not caplog.records
+
+
+def test_what_trainer_would_leave_unused_is_refused(tiny_model, arguments, rows):
+    with pytest.raises(SettingError, match="leave out data_collator, compute_metrics"):
+        RefineTrainer(tiny_model(), arguments(), rows, compute_metrics=lambda _: {}, data_collator=list)
+
+
+def test_checkpoints_are_written_without_bars(tiny_model, arguments, rows, capfd):
+    trained(tiny_model(), arguments(max_steps=1, save_strategy="steps", save_steps=1), rows)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_non_finite_loss_stops_before_the_weights_move_and_names_step_and_documents(tiny_model, arguments, rows):
