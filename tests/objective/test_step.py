@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -111,13 +113,15 @@ def test_accuracy_entropy_and_loss_are_those_of_the_real_tokens(model, draw_toke
 def test_gradient_checkpointing_changes_nothing(model, draw_tokens, steps):
     tokens = draw_tokens(2, 211)
     plain, wanted = steps.gradients(next_sequence_step, model, tokens, SETTINGS, SEEDS[:2])
-    model.gradient_checkpointing_enable()
+    model.model.gradient_checkpointing = True
     found, gradients = steps.gradients(next_sequence_step, model.train(), tokens, SETTINGS, SEEDS[:2])
     steps.same_draws(found, plain)
     steps.same_gradients(gradients, wanted, 1e-5)
 
 
-def test_the_backward_pass_gives_the_same_inside_the_autocast_region(model, draw_tokens):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_pass_gives_the_same_inside_the_autocast_region(model, draw_tokens, checkpointing):
+    model.model.gradient_checkpointing = checkpointing
     gradients = []
     for inside in (False, True):
         model.zero_grad()
@@ -128,7 +132,7 @@ def test_the_backward_pass_gives_the_same_inside_the_autocast_region(model, draw
         if not inside:
             result.loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert float((gradients[1] - gradients[0]).norm()) < 0.02 * float(gradients[0].norm())
+    assert gradients[0].any() and torch.equal(*gradients)
 
 
 def test_everything_but_the_loss_is_detached(model, draw_tokens):
@@ -188,10 +192,12 @@ class Objective(Trainer):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_it_trains_in_transformers_trainer_under_accelerate(model, draw_tokens, tmp_path, bf16):
     rows = [{"input_ids": row, "seed": torch.tensor(i)} for i, row in enumerate(draw_tokens(8, 90))]
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=bf16,
-        learning_rate=1e-3, report_to=[], remove_unused_columns=False, use_cpu=True, gradient_checkpointing=True,
-        save_strategy="no", logging_steps=1, disable_tqdm=True,
+        learning_rate=1e-3, report_to=[], remove_unused_columns=False, use_cpu=True, save_strategy="no",
+        logging_steps=1, disable_tqdm=True, **{recompute: True},
     )  # fmt: skip
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     trainer = Objective(model, arguments, train_dataset=rows)
