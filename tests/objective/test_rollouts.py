@@ -97,6 +97,8 @@ def test_a_rollout_equal_to_the_text_scores_one_one_and_two(model, draw_tokens, 
     assert (result.rewards["binary"] == 1).all()
     assert float((result.rewards["cosine"] - 1).abs().max()) < bound
     assert float((result.rewards["hybrid"] - 2).abs().max()) < bound
+    if dtype == torch.float32:  # all rewards are equal but for rounding: nothing to compare
+        assert not result.advantages.any()
 
 
 def test_another_rollout_scores_less(model, draw_tokens):

@@ -101,7 +101,7 @@ def test_accuracy_entropy_and_loss_are_those_of_the_real_tokens(model, draw_toke
         document = tokens[b, None, start : start + length]
         log_probs = model.logits(model.read(document).hidden[0].detach()).log_softmax(-1)
         right += int((log_probs[:-1].argmax(-1) == document[0, 1:]).sum())
-        loss -= float(log_probs[:-1].gather(1, document[0, 1:, None]).sum())
+        loss -= float(log_probs[:-1].gather(1, document[0, 1:, None]).detach().sum())
         entropies.append(torch.distributions.Categorical(logits=log_probs).entropy())
     assert float(result.ntp_accuracy) == pytest.approx(right / (59 + 19 + 24))
     assert float(result.ntp_loss) == pytest.approx(loss / (59 + 19 + 24), rel=1e-5)
@@ -213,6 +213,9 @@ def test_it_trains_in_transformers_trainer_under_accelerate(model, draw_tokens, 
         ({"seeds": torch.tensor([1])}, r"seeds must be int64 of shape \[2\], one a row"),
         ({"seeds": torch.tensor([1.0, 2.0])}, r"seeds must be int64 of shape \[2\]"),
         ({"positions": torch.tensor([[30], [97]])}, r"positions\[1, 0\] is 97: expected -1, or 1 or more"),
+        ({"ntp_tokens": -1}, r"ntp_tokens is -1: expected those of the whole optimizer step, and this pass has 198"),
+        ({"ntp_tokens": 0}, r"ntp_tokens is 0"),
+        ({"rollout_tokens": 0}, r"rollout_tokens is 0: .* and this pass has"),
         ({"positions": torch.tensor([30, 40])}, r"positions must be int64 of shape \[2, c\]"),
         (
             {"positions": torch.tensor([[30], [40]]), "rollouts": torch.zeros(2, 1, 2, 4, dtype=torch.int64)},
