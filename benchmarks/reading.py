@@ -23,7 +23,6 @@ import argparse
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,8 +164,7 @@ def _peak_and_time(name: str, width: int, tokens: int, threads: int, checkpointi
     torch.set_num_threads(threads)
     model = _model(name, width)
     if checkpointing:
-        warnings.simplefilter("ignore", FutureWarning)  # transformers 5.18 renamed the switch
-        model.gradient_checkpointing_enable()
+        model.model.gradient_checkpointing = True
     _reader(model, 128)()
     read, before = _reader(model, tokens), largest_resident_size()
     took = seconds(read, time.process_time)

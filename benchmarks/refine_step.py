@@ -106,7 +106,7 @@ class Bench:
             model = from_config(config)
         self.model = model.to(torch.bfloat16 if options.shapes == "published" else torch.float32).train()
         if options.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.model.gradient_checkpointing = True
         self.parameters = sum(p.numel() for p in model.parameters())
         self.vocabulary = config["vocab_size"]
 

@@ -55,6 +55,8 @@ class Batch:
         if len(lengths) != rows:
             raise ModelError(f"lengths has {len(lengths)} rows, but tokens has {rows}")
         for b, row in enumerate(lengths):
+            if not isinstance(row, Sequence):
+                raise ModelError(f"lengths[{b}] is {row!r}: expected a list of the documents packed in row {b}")
             if not row or min(row) < 1 or sum(row) > width:
                 raise ModelError(
                     f"lengths[{b}] is {list(row)}: expected documents of at least one token, together at most {width}"
@@ -94,12 +96,14 @@ class Batch:
     def taps(self, positions: Tensor) -> Taps:
         """positions [B, c] int64, tokens of the row read before each tap -> Taps, row b*c + i for positions[b, i].
 
-        Raises ModelError: wrong shape, or a position outside 1 .. the row's real tokens.
+        Raises ModelError: wrong shape, no tap, or a position outside 1 .. the row's real tokens.
         """
         if positions.ndim != 2 or positions.shape[0] != self.rows or positions.dtype != torch.int64:
             raise ModelError(
                 f"taps must be int64 of shape [{self.rows}, c], not {positions.dtype} of {tuple(positions.shape)}"
             )
+        if positions.shape[1] == 0:
+            raise ModelError("taps has no columns: expected at least one tap a row")
         documents, counts = [], []
         for b, row in enumerate(positions.tolist()):
             ends = self.ends_in_row[b]

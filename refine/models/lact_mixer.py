@@ -22,6 +22,7 @@ from refine.ops import fast_keys, fast_weight_read, rotary, shared_windows, wind
 from refine.ops.fast_weight_mlp import Rule, Tokens, initial_state, row_norms
 from refine.ops.fast_weight_schedule import Schedule
 from refine.ops.layout import Layout, Taps
+from refine.ops.own_precision import product
 from refine.ops.root_mean_square import RMSNorm
 
 EPS = 1e-5  # of q_norm, k_norm and ttt_norm, whatever norm_eps says
@@ -42,7 +43,7 @@ class LowRank(nn.Module):
         identity = torch.eye(
             self.w_left.shape[1], self.w_right.shape[2], device=self.w_left.device, dtype=self.w_left.dtype
         )
-        return self.w_left @ self.w_right + 0.5 * identity
+        return product(self.w_left, self.w_right) + 0.5 * identity
 
 
 @dataclass

@@ -229,6 +229,8 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         return Memory.cat([memory if memory is not None else self.fresh_memory(batch.rows), read]).select(order)
 
     def _check_tokens(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):
+            raise ModelError(f"tokens must be an int64 tensor of shape [rows, tokens], not a {type(tokens).__name__}")
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise ModelError(
                 f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}"

@@ -20,6 +20,7 @@ from refine.models.token_mixer import LayerMemory, at_least_float32
 
 FORMAT = "refine-memory"
 FORMAT_VERSION = 1
+HEADER = ("signature", "dtype", "kinds", "shapes")
 
 
 class Memory:
@@ -118,6 +119,7 @@ class Memory:
             "signature": self.signature,
             "dtype": str(self.dtype).removeprefix("torch."),
             "kinds": json.dumps([type(layer).__name__ for layer in self.layers]),
+            "shapes": json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}),
         }
         beside = path.with_name(path.name + ".part")
         save_file(tensors, beside, metadata=header)
@@ -125,7 +127,8 @@ class Memory:
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> Memory:
-        """Read a saved memory. Raises ModelError: missing or damaged file, no memory, a newer format."""
+        """Read a saved memory. Raises ModelError: missing or damaged file, no memory, a newer format, tensors that are
+        missing, superfluous or of another shape than was saved."""
         header, tensors = _read_file(Path(path), device)
         positions = tensors.pop("positions").cpu()
         kinds = json.loads(header["kinds"])
@@ -152,17 +155,34 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
                 raise ModelError(
                     f"{path}: not a saved memory (its format is {header.get('format')!r}, expected {FORMAT!r})"
                 )
-            if int(header["version"]) > FORMAT_VERSION:
+            version = header.get("version")
+            if version is None or not version.isdecimal() or int(version) > FORMAT_VERSION:
                 raise ModelError(
-                    f"{path}: memory format {header['version']} is newer than {FORMAT_VERSION}, the newest that this "
+                    f"{path}: memory format {version} is newer than {FORMAT_VERSION}, the newest that this "
                     "version reads: upgrade refine-fast-weights"
                 )
+            if absent := [name for name in HEADER if name not in header]:
+                raise ModelError(f"{path}: damaged memory file (its header lacks {', '.join(absent)})")
             # copies: aligned as new tensors are, so that products with them round alike
-            return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            _check_shapes(path, json.loads(header["shapes"]), tensors)
+            return header, tensors
     except FileNotFoundError:
         raise ModelError(f"{path}: no such memory file") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged memory file ({error})") from None
+
+
+def _check_shapes(path: Path, saved: dict[str, list[int]], tensors: dict[str, Tensor]) -> None:
+    """Raise ModelError unless `tensors` are those that were saved: a layer would start afresh from one that is not."""
+    for name in saved.keys() | tensors.keys():
+        if name not in tensors:
+            raise ModelError(f"{path}: damaged memory file (tensor {name} is missing)")
+        if name not in saved:
+            raise ModelError(f"{path}: damaged memory file (tensor {name} is not of this memory)")
+        if list(tensors[name].shape) != saved[name]:
+            shape = list(tensors[name].shape)
+            raise ModelError(f"{path}: damaged memory file ({name} has shape {shape}, saved was {saved[name]})")
 
 
 class Reading:

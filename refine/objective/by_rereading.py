@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.models.batch import Batch
 from refine.objective.documents import Documents, Places
 from refine.objective.result import StepResult
 from refine.objective.step import run
@@ -24,6 +25,7 @@ class Rereading:
     """A batch of which every part is read from its document's first token, whenever it is needed."""
 
     def __init__(self, model: Any, tokens: Tensor, lengths: Sequence[Sequence[int]] | None) -> None:
+        Batch.packed(tokens, lengths, None)  # lengths that do not fit are refused as in `model.read`
         self.model, self.tokens = model, tokens
         self.documents = Documents(tokens.shape, lengths)
         rows = [[model.read(tokens[d.row, None, d.start : d.start + d.length]).hidden[0]

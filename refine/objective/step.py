@@ -46,7 +46,7 @@ def next_sequence_step(
     `model.read`. `positions` [B, C] (-1: none) and `rollouts` [B, C, n, k] fix the draws. `reuse`: an earlier result on
     the same tokens, for a further update on its rollouts against its log-probabilities. `ntp_tokens`, `rollout_tokens`:
     denominators of the whole optimizer step (default: those of this pass). Without `nsp_weight` nothing is rolled out.
-    Raises SettingError: seeds, positions or rollouts that do not fit; ModelError: as `model.read`.
+    Raises SettingError: seeds, positions, rollouts or denominators that do not fit; ModelError: as `model.read`.
     """
     documents = Documents(tokens.shape, lengths)
     anywhere = settings.nsp_weight > 0 and (
@@ -75,13 +75,14 @@ def run(
     documents = Documents(tokens.shape, lengths)
     _check_seeds(seeds, tokens)
     follows = documents.has_next(tokens.device)
-    found = _next_token(reader.hidden, head, tokens, follows, ntp_tokens or max(1, documents.predicted))
+    count = _denominator("ntp_tokens", ntp_tokens, documents.predicted)
+    found = _next_token(reader.hidden, head, tokens, follows, count)
     entropy = found.entropy * documents.real(tokens.device)
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
     places = _places(entropy, documents, seeds, settings, positions, rollouts)
     sampled = _roll_out(reader, places, tokens, settings, seeds, rollouts, reuse)
-    count = rollout_tokens or max(1, sampled.tokens.numel())
+    count = _denominator("rollout_tokens", rollout_tokens, sampled.tokens.numel())
     nsp_loss, ratio, clip_fraction = policy_loss(
         sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings
     )
@@ -172,6 +173,13 @@ def _nothing(n: int, k: int, like: Tensor) -> Sampled:
     none = zeros[..., 0]
     tokens = torch.zeros((0, n, k), dtype=torch.int64, device=like.device)
     return Sampled(tokens, zeros, zeros, dict.fromkeys(REWARDS, none), none, zeros.sum())
+
+
+def _denominator(name: str, given: int | None, here: int) -> int:
+    """What a loss is divided by: the tokens of the whole optimizer step, `given`, or those of this pass."""
+    if given is not None and (given < 0 or (given == 0 and here > 0)):
+        raise SettingError(f"{name} is {given}: expected those of the whole optimizer step, and this pass has {here}")
+    return max(1, here if given is None else given)
 
 
 def _check_seeds(seeds: Tensor, tokens: Tensor) -> None:

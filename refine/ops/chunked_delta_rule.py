@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.chunks import Chunks
+from refine.ops.own_precision import own_precision
 from refine.ops.triangular import inverse_unit_lower
 
 
@@ -28,6 +29,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
     the order of the chunks (or None) -> o and u [M, C, V], state at the start of every chunk [M, K, V]."""
 
     @staticmethod
+    @own_precision
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor | None,
                 chunks: Chunks, heads: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         o, u, error = (torch.empty_like(v) for _ in range(3))
@@ -50,12 +52,8 @@ class ChunkedDeltaRule(torch.autograd.Function):
         return o, u, starts
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.autocast(ctx.chunks.layout.device.type, enabled=False):  # as in the forward pass
-            return ChunkedDeltaRule._gradients(ctx, *grads)
-
-    @staticmethod
-    def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, beta, decay, inverse, error, u, starts = ctx.saved_tensors
         chunks, heads = ctx.chunks, ctx.heads
         results = [torch.empty_like(x) if x is not None else None for x in (q, k, u, beta, decay)]

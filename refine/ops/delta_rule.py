@@ -21,6 +21,7 @@ from refine.ops.chunked_delta_rule import ChunkedDeltaRule
 from refine.ops.chunks import Chunks
 from refine.ops.later_rows import LaterRows
 from refine.ops.layout import Layout, Taps
+from refine.ops.own_precision import product
 
 CHUNK = 64
 
@@ -95,4 +96,4 @@ def _after(k: Tensor, u: Tensor, decay: Tensor | None, states: Tensor) -> Tensor
         since = decay.flip(-1).cumsum(-1).flip(-1)  # of each token and those after it
         after = torch.nn.functional.pad(since[..., 1:], (0, 1))
         k, states = k * after.exp()[..., None], states * since[..., :1, None].exp()
-    return torch.baddbmm(states.flatten(0, 1), k.flatten(0, 1).mT, u.flatten(0, 1)).unflatten(0, (-1, k.shape[1]))
+    return states + product(k.mT, u)

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from refine.ops.blocks import blocks
+from refine.ops.own_precision import own_precision
 
 EPS = 1e-5  # added to a head's norm
 
@@ -37,6 +38,7 @@ def by_steps(x: Tensor, scale: Tensor, offset: Tensor, heads: int, silu: bool) -
 
 class _FastKeys(torch.autograd.Function):
     @staticmethod
+    @own_precision
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, heads: int, silu: bool) -> Tensor:
         ctx.save_for_backward(x, scale, offset)
         ctx.heads, ctx.silu = heads, silu
@@ -48,6 +50,7 @@ class _FastKeys(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @own_precision
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, offset = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from refine.ops.muon import orthogonalise
+from refine.ops.own_precision import product
 from refine.ops.swiglu import swiglu_joined
 from refine.ops.swiglu_gradient import weighted_sides
 
@@ -104,9 +105,9 @@ def working_dtype(tokens: torch.dtype, rule: Rule) -> torch.dtype:
 def _gradients(state: State, tokens: Tokens, dtype: torch.dtype) -> State:
     """The gradients of sum over tokens of rate · <f(k), v>, for the gates and for w1, with products in `dtype`."""
     k, v = (tokens[name].transpose(1, 2).to(dtype) for name in ("keys", "values"))  # [A, H, C, K]
-    gate_up = k @ state["gates"].flatten(-3, -2).to(dtype).mT
-    sides, acts = weighted_sides(gate_up, v @ state["out"].to(dtype), tokens["rates"].transpose(1, 2))
-    return {"gates": (sides.mT @ k).unflatten(-2, (2, -1)), "out": v.mT @ acts}
+    gate_up = product(k, state["gates"].flatten(-3, -2).to(dtype).mT)
+    sides, acts = weighted_sides(gate_up, product(v, state["out"].to(dtype)), tokens["rates"].transpose(1, 2))
+    return {"gates": product(sides.mT, k).unflatten(-2, (2, -1)), "out": product(v.mT, acts)}
 
 
 def by_token(

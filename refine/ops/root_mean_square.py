@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refine.ops.own_precision import own_precision
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight over the last dimension; the result has the dtype of x."""
@@ -36,6 +38,7 @@ class _Unit(torch.autograd.Function):
     """x rsqrt(sum x² + eps): one pass forward and two backward, keeping its result and one number a row."""
 
     @staticmethod
+    @own_precision
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         scale = torch.linalg.vecdot(x, x).add_(eps).rsqrt_()[..., None]
         y = x * scale
@@ -43,6 +46,7 @@ class _Unit(torch.autograd.Function):
         return y
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
         along = torch.linalg.vecdot(grads[0], y)[..., None]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.groups import Groups
+from refine.ops.own_precision import own_precision
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -89,6 +90,7 @@ class _Attention(torch.autograd.Function):
     """Softmax attention over pool and own tokens together, with the pool's gradient summed in place."""
 
     @staticmethod
+    @own_precision
     def forward(ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
                 window: int) -> Tensor:  # fmt: skip
         size, tokens = q.shape[1:3]
@@ -103,6 +105,7 @@ class _Attention(torch.autograd.Function):
         return out.permute(0, 2, 3, 1, 4)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, own_k, own_v, pool_k, pool_v, weights = ctx.saved_tensors
         windows: Windows = ctx.windows

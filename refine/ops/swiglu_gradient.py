@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.ops.own_precision import own_precision
+
 
 def weighted_sides(gate_up: Tensor, inner: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
     """gate_up [..., 2E] (g, u), inner [..., E] (i), rates [..., 3] for w0, w1, w2 -> (rate0 dg, rate2 du) [..., 2E]
@@ -23,6 +25,7 @@ def weighted_sides(gate_up: Tensor, inner: Tensor, rates: Tensor) -> tuple[Tenso
 
 class _WeightedSides(torch.autograd.Function):
     @staticmethod
+    @own_precision
     def forward(ctx: Any, gate_up: Tensor, inner: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(gate_up, inner, rates)
         (gate, up), i, (rate0, rate1, rate2) = _unpacked(gate_up, inner, rates)
@@ -31,6 +34,7 @@ class _WeightedSides(torch.autograd.Function):
         return sides.to(gate_up.dtype), act.mul_(up).mul_(rate1).to(gate_up.dtype)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate_up, inner, rates = ctx.saved_tensors
         (gate, up), i, (rate0, rate1, rate2) = _unpacked(gate_up, inner, rates)

@@ -212,7 +212,7 @@ def test_a_tap_allocates_no_window_and_no_chunk(economical, build, tokens, monke
 
     monkeypatch.setattr(window_attention, "attend", watch)
     if economical:
-        model.gradient_checkpointing_enable()
+        model.model.gradient_checkpointing = True
     reading = model.read(tokens(1, 600), tappable=True)
     positions = torch.tensor([[450, 451, 590, 600, 405]])
     with Allocated() as made:

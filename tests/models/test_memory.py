@@ -70,11 +70,11 @@ def test_a_memory_moves_to_another_dtype(name, configs, build, tokens):
     assert single.read(tokens(2, 3), memory).hidden.isfinite().all()
 
 
-def _rewritten(path, header, **changes):
+def _rewritten(path, header, change=lambda tensors: tensors):
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         found = file.metadata()
-    save_file(tensors, path, metadata={**found, **header, **changes})
+    save_file(change(tensors), path, metadata={**found, **header})
 
 
 def test_files_that_are_no_memory_are_refused_with_their_name(name, configs, build, tokens, tmp_path):
@@ -92,6 +92,27 @@ def test_files_that_are_no_memory_are_refused_with_their_name(name, configs, bui
     _rewritten(path, {"format": "pt"})
     with pytest.raises(ModelError, match="not a saved memory"):
         Memory.load(path)
+    with pytest.raises(ModelError, match="damaged"):
+        Memory.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held, name: {k: x for k, x in held.items() if k != name}, r"tensor {} is missing"),
+        (lambda held, name: {**held, "layers.1.more": held[name].clone()}, r"tensor layers\.1\.more is not of this"),
+        (lambda held, name: {**held, name: held[name][:1].clone()}, r"{} has shape \[1.*saved was \[2"),
+        (lambda held, name: {k: x for k, x in held.items() if k != "positions"}, r"tensor positions is missing"),
+    ],
+)
+def test_a_memory_file_whose_tensors_were_changed_is_refused(name, configs, build, tokens, tmp_path, change, message):
+    path = tmp_path / "m.safetensors"
+    memory = build(configs[name]).read(tokens(2, 30)).memory
+    for tensor in memory.layers[1].tensors():
+        memory.save(path)
+        _rewritten(path, {}, lambda held, at=f"layers.1.{tensor}": change(held, at))
+        with pytest.raises(ModelError, match=r"m\.safetensors: .*" + message.format(f"layers.1.{tensor}")):
+            Memory.load(path)
 
 
 def test_a_memory_that_does_not_fit_is_refused_with_the_reason(name, configs, build, tokens):

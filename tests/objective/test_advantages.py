@@ -37,6 +37,17 @@ def test_equal_rewards_give_exactly_zero(value, n):
     assert not advantages(torch.full((3, n), value), torch.tensor([0, 0, 1]), "position").any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [1.0, 2.0, 0.3])
+def test_rewards_that_are_equal_but_for_rounding_give_exactly_zero(value, dtype):
+    eps = torch.finfo(dtype).eps
+    values = torch.tensor([[value * (1 + i * eps) for i in (0, 1, -1)]], dtype=dtype)
+    assert values.unique().numel() > 1
+    assert not advantages(values, torch.tensor([0]), "sequence").any()
+    apart = torch.tensor([[value, value + 1e-4]], dtype=dtype)
+    assert advantages(apart, torch.tensor([0]), "sequence").abs().min() > 0.6
+
+
 def test_a_lone_reward_gives_zero():
     found = advantages(torch.tensor([[0.3], [0.7], [0.1]]), torch.tensor([0, 1, 1]), "sequence")
     assert found[0] == 0 and found[1] > 0 > found[2]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refine.objective import ObjectiveSettings, next_sequence_step
+from refine.errors import ModelError
+from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
 
 SEEDS = torch.tensor([11, -5, 2**61])
 SETTINGS = {
@@ -47,6 +48,12 @@ def test_packed_rows_too(model, draw_tokens, steps):
     found, wanted = steps.both(model, draw_tokens(3, 149), settings, SEEDS, lengths=lengths)
     assert found[0].positions.shape == (3, 12)
     check(found, wanted, steps, 1e-5)
+
+
+def test_lengths_that_do_not_fit_are_refused_by_both(model, draw_tokens):
+    for step in (next_sequence_step, by_rereading.next_sequence_step):
+        with pytest.raises(ModelError, match=r"lengths\[1\] is \[150\]"):
+            step(model, draw_tokens(2, 149), ObjectiveSettings(), SEEDS[:2], lengths=[[149], [150]])
 
 
 def test_in_float64_the_gradients_agree_to_rounding(configs, build, draw_tokens, steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 
@@ -16,5 +17,6 @@ def test_the_table_for_a_gpu_is_written_with_the_kernels_in_use(tmp_path, monkey
     for name in ("DeltaNet 1.3B", "LaCT 760M"):
         assert [f"| {name} | {t} | {c}, 5, {n} |" in table for t, c, n in ((4096, 8, 1), (16384, 64, 1))] == [True] * 2
         assert f"- {name}: " in table
-    assert "delta rule by PyTorch; aten::" in table and "window attention by blocks; aten::" in table
+    for way in ("delta rule by PyTorch", "window attention by blocks"):  # which kernel leads is the machine's affair
+        assert re.search(rf"{way}; .*aten::\w*mm \d+%", table), way
     assert (tmp_path / "table.png").stat().st_size > 10_000

@@ -31,7 +31,7 @@ def count_tokens(model):
 @pytest.mark.parametrize(("c", "k", "n"), [(8, 5, 1), (3, 2, 4), (8, 1, 1)])
 def test_the_text_is_read_once_and_each_rollout_twice(model, draw_tokens, c, k, n, checkpointing):
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.model.gradient_checkpointing = True
     counts, length = count_tokens(model.train()), 331
     result = next_sequence_step(
         model, draw_tokens(1, length), ObjectiveSettings(positions=c, rollout_length=k, rollouts=n), SEEDS[:1]
@@ -76,7 +76,7 @@ def test_tokens_are_sampled_from_the_very_distribution_that_is_scored(model, dra
     places = places_of(torch.tensor([[31]]), Documents((1, 60), None), 1)
     reader = OneRead(model, tokens, None, True)
     drawn, log_probs = reader.sample(places, n, 1, torch.arange(n), temperature)
-    wanted = torch.softmax(model.logits(reader.hidden[0, 30].detach()).double() / temperature, -1)
+    wanted = torch.softmax(model.logits(reader.hidden[0, 30]).detach().double() / temperature, -1)
     counts = torch.bincount(drawn.flatten(), minlength=wanted.shape[0])
     expected = wanted * n
     degrees = len(wanted) - 1
@@ -97,6 +97,8 @@ def test_a_rollout_equal_to_the_text_scores_one_one_and_two(model, draw_tokens, 
     assert (result.rewards["binary"] == 1).all()
     assert float((result.rewards["cosine"] - 1).abs().max()) < bound
     assert float((result.rewards["hybrid"] - 2).abs().max()) < bound
+    if dtype == torch.float32:  # all rewards are equal but for rounding: nothing to compare
+        assert not result.advantages.any()
 
 
 def test_another_rollout_scores_less(model, draw_tokens):

@@ -27,3 +27,10 @@ def test_gradients_are_exact():
     assert torch.autograd.gradcheck(
         lambda x, w: torch.func.functional_call(norm, {"weight": w}, (x,)), (x, norm.weight)
     )
+
+
+def test_autocast_does_not_round_what_is_divided_by():
+    x, norm = torch.randn(7, 256), RMSNorm(256, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    assert torch.equal(found, norm(x))

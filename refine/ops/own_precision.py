@@ -1,0 +1,54 @@
+"""What is computed in the dtypes that it is given, under autocast too, forward and backward.
+
+Shape legend: ... any leading dimensions, the same in both factors · I, J, K rows and columns.
+
+`with torch.autocast(enabled=False)` around a forward pass leaves its backward pass to wherever the user calls it, and
+that may be inside an autocast region: norms and states would then be answered by products rounded to bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def own_precision(function: F) -> F:
+    """`function` outside autocast, whose device is that of its first tensor: for an autograd.Function's two passes."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        device = next(x.device.type for x in args if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.autocast(device, enabled=False):
+            return function(*args)
+
+    return run  # type: ignore[return-value]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a [..., I, K] @ b [..., K, J] -> [..., I, J] in their dtype, and so its gradients."""
+    return _Product.apply(a, b)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    @own_precision
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    @once_differentiable
+    @own_precision
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        wants_a, wants_b = ctx.needs_input_grad
+        return d @ b.mT if wants_a else None, a.mT @ d if wants_b else None
