@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from flows.records import Stage, Stages
 from refine import paths
 from refine import settings as settings_module
-from refine.errors import DataError
+from refine.errors import DataError, SettingError, nearest
 from refine.identity import Identity, identify
 from refine.settings import Settings
+from refine.tracking.registry import HEADLINES
 from refine.tracking.run import flat
 from refine.training.prepared import Prepared
 
@@ -86,6 +87,24 @@ def check(settings: Settings) -> None:
         from refine.training.prepared import check_model
 
         check_model(settings.model.checkpoint, data)
+    check_metrics(settings, data)
+
+
+def check_metrics(settings: Settings, data: Prepared) -> None:
+    """Raises SettingError where `registry` goes by a metric that no version of this experiment will have."""
+    from refine.evaluation.metric_names import evaluated
+    from refine.training.metric_names import validated
+
+    known = evaluated(data.folder) | validated(settings.training, bool(data.questions("validation")))
+    rule = settings.registry
+    for setting, name in (("metric", rule.metric), *((f"guards.{name}", name) for name in rule.guards)):
+        if name not in known:
+            told = [one for one in known if one.endswith(HEADLINES)]
+            told.sort(key=lambda one: (one.startswith("eval/"), one))
+            raise SettingError(
+                f"registry.{setting}: no version will have a metric {name!r}{nearest(name, known)}; with this data and "
+                f"these settings there will be {', '.join(told)}"
+            )
 
 
 def load(params: str, overrides: tuple[str, ...]) -> Settings:

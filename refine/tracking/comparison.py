@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refine.settings.evaluation import LESS_IS_BETTER
 from refine.tracking.registry import Version
 
 # What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
@@ -26,7 +27,6 @@ SHOWN = (
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in the table
 COUNTS = {"loss": "sequences", "accuracy": "sequences", "score": "samples", "log_prob": "samples"}
 WIDE = 4  # versions that fit beside each other
-SMALLER_IS_BETTER = ("/loss",)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def compare(versions: Sequence[Version]) -> Comparison:
 
 def smaller_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric.endswith(SMALLER_IS_BETTER)
+    return metric.endswith(LESS_IS_BETTER)
 
 
 def _shown(names: Iterable[str]) -> list[str]:

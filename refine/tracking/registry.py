@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 KEY, METRICS, SETTINGS, EVALUATION = "refine.key", "refine.metrics", "refine.settings", "refine.evaluation"
 EVALUATION_RUN = "refine.evaluation_run"  # the MLflow run that holds every sample's score
+HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
 EXPERIMENT, ARM, PHASE = "experiment", "arm", "phase"  # tags; with the headline metrics, what the registry's page shows
 
 

@@ -107,6 +107,27 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
     preparation.prepare("params.yaml", other)  # DVC has prepared what it says
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "val/loss",
+        "second_domain/loss",
+        "eval/niah_single_1/256/score",
+        "val/reward/cosine/mean",
+        "val/reward/cosine/q50",
+    ],
+)
+def test_the_champions_metric_may_be_any_that_versions_will_have(metric, workplace, settings_with):
+    from flows.experiment import check_metrics
+    from refine.training.prepared import Prepared
+
+    goal = "minimise" if metric.endswith("loss") else "maximise"
+    check_metrics(settings_with({"registry": {"metric": metric, "goal": goal}}), Prepared(workplace / "prepared"))
+    other = settings_with({"registry": {"metric": f"{metric}s", "goal": goal}})
+    with pytest.raises(SettingError, match=rf"registry\.metric: .*did you mean '{metric}'.*there will be .*val/loss"):
+        check_metrics(other, Prepared(workplace / "prepared"))
+
+
 def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (workplace / "dvc.yaml").write_text("stages:\n  tokenizer: {cmd: 'false'}\n  experiment: {cmd: 'false'}\n")
