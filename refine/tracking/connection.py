@@ -153,7 +153,7 @@ def _mlflow() -> Any:
         os.environ.setdefault(name, value)
     import logging
 
-    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
+    for noisy in ("mlflow.store.db.utils", "mlflow.store.model_registry", "alembic", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
 
