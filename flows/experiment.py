@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,13 @@ def check_metrics(settings: Settings, data: Prepared) -> None:
 def load(params: str, overrides: tuple[str, ...]) -> Settings:
     """Validated settings. Raises SettingError."""
     return settings_module.load(params, overrides)
+
+
+def told_apart(name: str, overrides: Sequence[str] | None) -> str:
+    """`name`, with what tells this run from others of that name: `sweep: reward="hybrid", seed=3`."""
+    pairs = [one.partition("=") for one in overrides or ()]
+    told = ", ".join(f"{setting.rpartition('.')[2]}={value}" for setting, _, value in pairs)
+    return f"{name}: {told}"[:200] if told else name
 
 
 def results_folder(run_id: str) -> Path:

@@ -80,7 +80,6 @@ def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
     made: Any = run_deployment(
         DEPLOYMENT,
         parameters={"params": params, "overrides": overrides, "experiment": name, "prepare": True},
-        flow_run_name=f"{name}: {label}",
         timeout=0,
         as_subflow=False,
     )

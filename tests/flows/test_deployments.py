@@ -52,6 +52,14 @@ def test_a_sweep_is_every_combination_in_every_seed():
             sweep.combinations(settings, seeds)
 
 
+def test_runs_of_a_sweep_can_be_told_apart_by_their_names():
+    from flows.experiment import told_apart
+
+    (first, second) = sweep.combinations({"training.mid.objective.reward": ["hybrid", "binary"]}, [3])
+    assert told_apart("reward", first) == 'reward: reward="hybrid", seed=3' != told_apart("reward", second)
+    assert told_apart("nightly", None) == told_apart("nightly", []) == "nightly"
+
+
 def test_a_sweep_outlasts_a_server_that_is_away_and_a_run_that_is_deleted(monkeypatch):
     import httpx
     import prefect.client.orchestration

@@ -87,6 +87,7 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
         "changed stages run again; the same weights are not scored again"
     )
+    assert "refine-sample: none, sft, refine: steps=29" in runs(workplace)["FINISHED"]
 
 
 def test_a_dead_training_is_tried_again_by_itself(start, plan, calls):
