@@ -60,6 +60,28 @@ def test_runs_of_a_sweep_can_be_told_apart_by_their_names():
     assert told_apart("nightly", None) == told_apart("nightly", []) == "nightly"
 
 
+def test_a_sweep_ends_with_its_combinations_side_by_side(workplace, settings_with, monkeypatch):
+    import prefect.artifacts
+
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.registry import register
+
+    client, folder = connect(), workplace / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for reward, name in (("cosine", "tiny"), ("binary", "tiny"), ("hybrid", "other")):
+        into = experiment_id(client, name)
+        register(
+            client, "refine-sample", folder, key=reward, run_id=client.create_run(into).info.run_id,
+            experiment_id=into, metrics={"val/loss": 3.5}, settings={"objective.reward": reward},
+            tags={"experiment": name, "phase": "mid", "arm": "refine"},
+        )  # fmt: skip
+    shown = []
+    monkeypatch.setattr(prefect.artifacts, "create_markdown_artifact", lambda text, **more: shown.append(text))
+    assert sweep._compare("tiny", settings_with()) == [1, 2]
+    assert "objective.reward" in shown[0] and "cosine" in shown[0] and "binary" in shown[0] and "hybrid" not in shown[0]
+
+
 def test_a_sweep_outlasts_a_server_that_is_away_and_a_run_that_is_deleted(monkeypatch):
     import httpx
     import prefect.client.orchestration
