@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.experiment import Experiment
 from flows.voice import say
@@ -12,6 +13,9 @@ from refine.tracking.comparison import Comparison
 from refine.tracking.connection import tracking_uri, without_password
 from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def link(this: Experiment) -> None:
@@ -43,3 +47,13 @@ def publish(this: Experiment, comparison: Comparison, best: Version, picture: Pa
     create_image_artifact(
         f"data:image/png;base64,{data}", key="comparison-picture", description=f"{this.name}: scores with intervals"
     )
+
+
+def publish_sweep(name: str, client: MlflowClient, comparison: Comparison) -> None:
+    """The versions of a sweep, and the settings in which they differ, as a table."""
+    from prefect.artifacts import create_markdown_artifact
+
+    curves = comparison_page(client, comparison.versions)
+    text = f"# {name}\n\n{comparison.markdown()}\n\n\\* best of the row; in brackets: 95 % intervals\n"
+    text += f"\nThe curves: [side by side]({curves})\n" if curves else ""
+    create_markdown_artifact(text, key="sweep", description=f"{name}: every combination side by side")

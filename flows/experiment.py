@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from flows.records import Stage, Stages
 from refine import paths
 from refine import settings as settings_module
-from refine.errors import DataError
+from refine.errors import DataError, SettingError, nearest
 from refine.identity import Identity, identify
 from refine.settings import Settings
+from refine.tracking.registry import HEADLINES
 from refine.tracking.run import flat
 from refine.training.prepared import Prepared
 
@@ -86,11 +88,36 @@ def check(settings: Settings) -> None:
         from refine.training.prepared import check_model
 
         check_model(settings.model.checkpoint, data)
+    check_metrics(settings, data)
+
+
+def check_metrics(settings: Settings, data: Prepared) -> None:
+    """Raises SettingError where `registry` goes by a metric that no version of this experiment will have."""
+    from refine.evaluation.metric_names import evaluated
+    from refine.training.metric_names import validated
+
+    known = evaluated(data.folder) | validated(settings.training, bool(data.questions("validation")))
+    rule = settings.registry
+    for setting, name in (("metric", rule.metric), *((f"guards.{name}", name) for name in rule.guards)):
+        if name not in known:
+            told = [one for one in known if one.endswith(HEADLINES)]
+            told.sort(key=lambda one: (one.startswith("eval/"), one))
+            raise SettingError(
+                f"registry.{setting}: no version will have a metric {name!r}{nearest(name, known)}; with this data and "
+                f"these settings there will be {', '.join(told)}"
+            )
 
 
 def load(params: str, overrides: tuple[str, ...]) -> Settings:
     """Validated settings. Raises SettingError."""
     return settings_module.load(params, overrides)
+
+
+def told_apart(name: str, overrides: Sequence[str] | None) -> str:
+    """`name`, with what tells this run from others of that name: `sweep: reward="hybrid", seed=3`."""
+    pairs = [one.partition("=") for one in overrides or ()]
+    told = ", ".join(f"{setting.rpartition('.')[2]}={value}" for setting, _, value in pairs)
+    return f"{name}: {told}"[:200] if told else name
 
 
 def results_folder(run_id: str) -> Path:

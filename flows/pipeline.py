@@ -28,7 +28,8 @@ from refine.tracking.run import end_dead_runs, open_run
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return f"{given.get('experiment') or 'experiment'} {time.strftime('%Y-%m-%d %H:%M')}"
+    name = opened.told_apart(given.get("experiment") or "experiment", given.get("overrides"))
+    return f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
 
 
 @flow(name="refine-experiment", flow_run_name=_run_name, persist_result=False)
@@ -55,7 +56,7 @@ def refine_experiment(
     this = opened.open_experiment(settings, experiment, client)
     end_dead_runs(client, [this.experiment_id])
     with open_run(
-        client, this.experiment_id, _title(this), key=_flow_run_key(),
+        client, this.experiment_id, opened.told_apart(_title(this), overrides), key=_flow_run_key(),
         tags=this.tags("experiment"), params=settings.model_dump(mode="json"),
     ) as run:  # fmt: skip
         this = opened.open_experiment(settings, experiment, client, run.run_id)

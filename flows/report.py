@@ -10,10 +10,9 @@ from pathlib import Path
 
 from refine.tracking.comparison import Comparison, compare
 from refine.tracking.picture import draw
-from refine.tracking.registry import Version
+from refine.tracking.registry import HEADLINES, Version
 
 METRICS, PICTURE = "metrics", "comparison.png"
-HEADLINES = ("/loss", "/score")  # ends of the metrics that DVC's table shows; it has to fit on a screen
 
 
 def write(versions: Sequence[Version], folder: Path) -> tuple[Comparison, list[Path]]:

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from flows import experiment as opened
 from flows.voice import say
 from refine.errors import ServiceError, SettingError
+from refine.settings import Settings
 
 DEPLOYMENT = "refine-experiment/experiment"
 EVERY = 5.0  # seconds between looks at the experiments
@@ -69,7 +70,20 @@ def refine_sweep(
     failed = [f"{label} ({state.lower()})" for label, state in finished.items() if state != "COMPLETED"]
     if failed:
         raise ServiceError(f"{name}: {len(failed)} of {len(finished)} experiments did not finish: {'; '.join(failed)}")
-    return {"experiment": name, "runs": len(finished)}
+    return {"experiment": name, "runs": len(finished), "versions": _compare(name, opened.load(params, ()))}
+
+
+def _compare(name: str, settings: Settings) -> list[int]:
+    """Put the versions that came out of the sweep's experiment beside each other on the run's page."""
+    from flows.artifacts import publish_sweep
+    from refine.tracking.comparison import compare
+    from refine.tracking.connection import connect
+    from refine.tracking.registry import versions
+
+    client = connect()
+    found = [one for one in versions(client, settings.registry.model_name) if one.experiment == name]
+    publish_sweep(name, client, compare(found))
+    return [one.number for one in found]
 
 
 def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
@@ -80,7 +94,6 @@ def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
     made: Any = run_deployment(
         DEPLOYMENT,
         parameters={"params": params, "overrides": overrides, "experiment": name, "prepare": True},
-        flow_run_name=f"{name}: {label}",
         timeout=0,
         as_subflow=False,
     )

@@ -212,7 +212,7 @@ def register(experiment: Experiment, scored: Scored) -> Version:
 
 def _headline(scored: Scored, metric: str) -> list[str]:
     """The metrics that MLflow's registry page shows as tags."""
-    return [metric, *(name for name in scored.metrics if name.endswith(("/loss", "/score")))]
+    return [metric, *(name for name in scored.metrics if name.endswith(registry.HEADLINES))]
 
 
 @_task("choose the champion", "champion by {metric}")

@@ -23,6 +23,7 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
     """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
     from refine import settings
     from refine.cli.status import moving_line
+    from refine.data import without_git
     from refine.data.fetch import fetch as fetch_data
 
     chosen = settings.load(params, overrides).data
@@ -32,6 +33,8 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:
         click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
+    if told := without_git.tell_dvc():
+        click.echo(told)
 
 
 @data.command()

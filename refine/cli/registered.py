@@ -16,8 +16,9 @@ def fetched(model: str) -> Iterator[str]:
         yield model
         return
     from refine.tracking.connection import connect
-    from refine.tracking.registry import download
+    from refine.tracking.registry import download, parse_reference
 
+    parse_reference(model)  # before MLflow is asked for anything
     with tempfile.TemporaryDirectory(prefix="refine-model-") as folder:
         yield str(download(connect(), model, folder))
 

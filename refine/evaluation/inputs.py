@@ -20,7 +20,6 @@ from refine.data.needles import make_needles
 from refine.data.prompts import PUBLISHED_NAMES, Prompt, load_prompts
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import DataError, SettingError, nearest
-from refine.evaluation.next_token import token_rows
 from refine.evaluation.tasks import TASKS, known_task
 
 NEXT_TOKEN = "next_token"
@@ -40,6 +39,8 @@ class Inputs:
 
     def fingerprint(self) -> str:
         """A hash of all documents and prompts: scores of models with the same one can be compared."""
+        from refine.evaluation.next_token import token_rows
+
         digest = hashlib.sha256()
         for name, sequences in sorted(self.documents.items()):
             digest.update(json.dumps([name, [row.tolist() for row in token_rows(sequences)]]).encode())
@@ -166,8 +167,15 @@ def _wanted(tasks: Sequence[str] | None) -> tuple[list[str], bool]:
     return list(dict.fromkeys(names)), NEXT_TOKEN in tasks
 
 
+def document_sets(folder: str | Path) -> dict[str, Path]:
+    """Name in metrics (`val`, `second_domain`, ...) -> file, of the documents under `folder`; `val` first."""
+    paths = [path for path in Path(folder).glob("documents/*.parquet") if path.stem not in NOT_EVALUATED]
+    paths.sort(key=lambda path: (path.stem not in DOCUMENT_NAMES, path.stem))
+    return {DOCUMENT_NAMES.get(path.stem, path.stem): path for path in paths}
+
+
 def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
-    paths = [path for path in sorted(folder.glob("documents/*.parquet")) if path.stem not in NOT_EVALUATED]
+    paths = document_sets(folder)
     if required and not paths:
         raise DataError(f"{folder}/documents: no documents to predict; `refine prepare documents` makes them")
     if paths and tokenizer is not None and (folder / "tokenizer").is_dir():
@@ -177,8 +185,7 @@ def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
                 f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
                 f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
             )
-    paths.sort(key=lambda path: (path.stem not in DOCUMENT_NAMES, path.stem))
-    return {DOCUMENT_NAMES.get(path.stem, path.stem): documents.load(path) for path in paths}
+    return {name: documents.load(path) for name, path in paths.items()}
 
 
 def _prompts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from refine.errors import RefineError
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
 OPTIONAL = ("triton",)
+PROJECT = "refine-fast-weights"  # in pyproject.toml
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,22 @@ def _packages() -> Iterator[Finding]:
     yield Finding("packages", "good", ", ".join(found))
     if missing:
         yield Finding("packages", "broken", f"not installed: {', '.join(missing)}", "run `make install`")
+    if unfit := list(_unfit()):
+        yield Finding("packages", "broken", f"versions that do not fit: {', '.join(unfit)}", "run `make install`")
+
+
+def _unfit() -> Iterator[str]:
+    """Installed packages whose versions pyproject.toml does not admit, each with what it asks for."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires(PROJECT) or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            there = importlib.metadata.version(wanted.name)
+            if not wanted.specifier.contains(there, prereleases=True):
+                yield f"{wanted.name} {there} (expected {wanted.specifier})"
 
 
 def _device() -> Iterator[Finding]:

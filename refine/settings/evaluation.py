@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from refine.settings.base import Section
+
+LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of metrics' names
 
 
 class EvaluationSettings(Section):
@@ -27,3 +29,10 @@ class RegistrySettings(Section):
     guards: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="`refine promote` allows each of these metrics to get worse by at most this"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RegistrySettings:
+        for ends, goal in ((LESS_IS_BETTER, "minimise"), (MORE_IS_BETTER, "maximise")):
+            if self.metric.endswith(ends) and self.goal != goal:
+                raise ValueError(f"goal {self.goal!r} would make the worst {self.metric!r} champion: use {goal!r}")
+        return self

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refine.settings.evaluation import LESS_IS_BETTER
 from refine.tracking.registry import Version
 
 # What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
@@ -33,7 +34,6 @@ COUNTS = {
     "adapt_seconds": "samples",
 }
 WIDE = 4  # versions that fit beside each other
-SMALLER_IS_BETTER = ("/loss", "/adapt_seconds")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def compare(versions: Sequence[Version]) -> Comparison:
 
 def smaller_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric.endswith(SMALLER_IS_BETTER)
+    return metric.endswith(LESS_IS_BETTER)
 
 
 def _shown(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
 from refine.errors import ServiceError
-from refine.tracking import unsent
+from refine.tracking import sqlite, unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,8 +62,9 @@ def connect(uri: str | None = None) -> MlflowClient:
     mlflow = _mlflow()
     _use(mlflow, uri)
     try:
-        client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        with sqlite.quickly_made(uri):
+            client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
     except Exception as error:  # whatever the store, the driver or the server makes of it
         raise ServiceError(f"MLflow at {without_password(uri)} cannot be used: {_reason(error)}{_advice()}") from None
     unsent.deliver(client)
@@ -90,7 +91,7 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
                 f"MLflow server {without_password(uri)} does not answer: {_reason(error)}{_advice()}"
             ) from None
     elif uri.startswith("sqlite:///"):
-        writable(Path(unquote(uri.removeprefix("sqlite:///"))).parent)
+        writable(sqlite.file_of(uri).parent)
 
 
 def writable(folder: Path) -> None:
@@ -153,7 +154,7 @@ def _mlflow() -> Any:
         os.environ.setdefault(name, value)
     import logging
 
-    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
+    for noisy in ("mlflow.store.db.utils", "mlflow.store.model_registry", "alembic", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 KEY, METRICS, SETTINGS, EVALUATION = "refine.key", "refine.metrics", "refine.settings", "refine.evaluation"
 EVALUATION_RUN = "refine.evaluation_run"  # the MLflow run that holds every sample's score
+HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
 EXPERIMENT, ARM, PHASE = "experiment", "arm", "phase"  # tags; with the headline metrics, what the registry's page shows
 
 
@@ -208,12 +209,14 @@ def parse_reference(reference: str) -> tuple[str, str]:
 
 
 def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> Version:
-    """Further scores of a version (an evaluation that ran later), beside those it has; returns it with them."""
+    """Further scores of a version (an evaluation that ran later), beside those it has; returns it with them. In MLflow
+    they join the run that evaluated it: a training's curves hold what the training saw."""
     together = {**version.metrics, **metrics}
     client.set_model_version_tag(version.name, str(version.number), METRICS, json.dumps(together))
     source = client.get_model_version(version.name, str(version.number)).source or ""
     if source.startswith("models:/m-"):
-        _log_metrics(client, version.run_id, source.removeprefix("models:/"), metrics)
+        run_id = version.tags.get(EVALUATION_RUN, version.run_id)
+        _log_metrics(client, run_id, source.removeprefix("models:/"), metrics)
     return version_of(client, version.name, str(version.number))
 
 

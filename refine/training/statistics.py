@@ -16,8 +16,7 @@ from refine.objective.positions import spans
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
 from refine.training import histograms
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+from refine.training.metric_names import QUANTILES, quantile
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _shape(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]
     return {
         "mean": float(together.mean()),
         "std": _spread(together),
-        **{f"q{round(100 * q):02d}": value for q, value in zip(quantiles, at, strict=True)},
+        **{quantile(q): value for q, value in zip(quantiles, at, strict=True)},
     }
 
 

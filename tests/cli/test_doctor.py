@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import time
 
@@ -41,6 +42,15 @@ def test_a_whole_installation_is_told_in_seconds(doctor):
     assert time.monotonic() - started < 20
     assert {"python", "packages", "device", "kernels", "home", "settings", "data", "mlflow", "prefect"} <= set(found)
     assert "torch" in found["packages"] and "mlflow.db" in found["mlflow"]
+
+
+def test_versions_that_do_not_fit_are_broken(doctor, monkeypatch):
+    there = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "prefect" else there(name))
+    asked = ["prefect<4,>=3.6", "click>=8.1", "pg8000>=1.31; extra == 'team'", "nowhere>=1; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
+    code, found = doctor()
+    assert code == 1 and found["packages"] == "BROKEN versions that do not fit: prefect 0.1 (expected <4,>=3.6)"
 
 
 def test_altered_data_and_wrong_settings_are_broken(doctor, tmp_path):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refine.data.prompts import Prompt
+from refine.data.prompts import Prompt, write_prompts
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
 from refine.evaluation.evaluate import check_model
+from refine.evaluation.metric_names import evaluated
 from refine.evaluation.picture import draw
 from refine.evaluation.tasks import PAPER_LONGBENCH, TASKS
 
@@ -47,6 +50,15 @@ def test_metrics_have_their_tracked_names(model, tokenizer, inputs):
     } <= set(metrics)
     assert metrics["eval/factsqa/64/samples"] == 4 and metrics["second_domain/sequences"] == 3
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_their_names_are_known_from_the_folder_alone(model, tokenizer, inputs, tmp_path):
+    (tmp_path / "documents").mkdir()
+    for split in ("train", "validation", "second_domain"):
+        pq.write_table(pa.table({"tokens": [[1, 2]]}), tmp_path / "documents" / f"{split}.parquet")
+    for split in ("", "_train", "_validation"):
+        write_prompts(PROMPTS, tmp_path / f"factsqa_64{split}.parquet")
+    assert set(evaluate_model(model, inputs, tokenizer).metrics()) == evaluated(tmp_path)
 
 
 def test_a_record_comes_back_as_it_was_saved(model, tokenizer, inputs, tmp_path):

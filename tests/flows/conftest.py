@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -86,10 +88,16 @@ def workplace(tmp_path, monkeypatch, checkout) -> Path:
     (prepared / "tokenizer" / "tokenizer.json").write_text(
         json.dumps({"added_tokens": [], "model": {"vocab": vocabulary}})
     )
-    (prepared / "documents").mkdir()
     for split in ("train", "validation", "second_domain"):
-        (prepared / "documents" / f"{split}.parquet").write_text(split)
+        write_rows(prepared / "documents" / f"{split}.parquet", {"tokens": [split]})
+    write_rows(prepared / "needles" / "niah_single_1_256.parquet", {"task": ["niah_single_1"], "prompt": ["w1"]})
     return tmp_path
+
+
+def write_rows(path: Path, columns: dict[str, list]) -> None:
+    """A parquet file with these columns."""
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path)
 
 
 @pytest.fixture

@@ -52,6 +52,36 @@ def test_a_sweep_is_every_combination_in_every_seed():
             sweep.combinations(settings, seeds)
 
 
+def test_runs_of_a_sweep_can_be_told_apart_by_their_names():
+    from flows.experiment import told_apart
+
+    (first, second) = sweep.combinations({"training.mid.objective.reward": ["hybrid", "binary"]}, [3])
+    assert told_apart("reward", first) == 'reward: reward="hybrid", seed=3' != told_apart("reward", second)
+    assert told_apart("nightly", None) == told_apart("nightly", []) == "nightly"
+
+
+def test_a_sweep_ends_with_its_combinations_side_by_side(workplace, settings_with, monkeypatch):
+    import prefect.artifacts
+
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.registry import register
+
+    client, folder = connect(), workplace / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for reward, name in (("cosine", "tiny"), ("binary", "tiny"), ("hybrid", "other")):
+        into = experiment_id(client, name)
+        register(
+            client, "refine-sample", folder, key=reward, run_id=client.create_run(into).info.run_id,
+            experiment_id=into, metrics={"val/loss": 3.5}, settings={"objective.reward": reward},
+            tags={"experiment": name, "phase": "mid", "arm": "refine"},
+        )  # fmt: skip
+    shown = []
+    monkeypatch.setattr(prefect.artifacts, "create_markdown_artifact", lambda text, **more: shown.append(text))
+    assert sweep._compare("tiny", settings_with()) == [1, 2]
+    assert "objective.reward" in shown[0] and "cosine" in shown[0] and "binary" in shown[0] and "hybrid" not in shown[0]
+
+
 def test_a_sweep_outlasts_a_server_that_is_away_and_a_run_that_is_deleted(monkeypatch):
     import httpx
     import prefect.client.orchestration
@@ -105,6 +135,27 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
         preparation.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
     monkeypatch.setenv("DVC_STAGE", "experiment")
     preparation.prepare("params.yaml", other)  # DVC has prepared what it says
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "val/loss",
+        "second_domain/loss",
+        "eval/niah_single_1/256/score",
+        "val/reward/cosine/mean",
+        "val/reward/cosine/q50",
+    ],
+)
+def test_the_champions_metric_may_be_any_that_versions_will_have(metric, workplace, settings_with):
+    from flows.experiment import check_metrics
+    from refine.training.prepared import Prepared
+
+    goal = "minimise" if metric.endswith("loss") else "maximise"
+    check_metrics(settings_with({"registry": {"metric": metric, "goal": goal}}), Prepared(workplace / "prepared"))
+    other = settings_with({"registry": {"metric": f"{metric}s", "goal": goal}})
+    with pytest.raises(SettingError, match=rf"registry\.metric: .*did you mean '{metric}'.*there will be .*val/loss"):
+        check_metrics(other, Prepared(workplace / "prepared"))
 
 
 def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):

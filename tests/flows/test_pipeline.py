@@ -87,6 +87,7 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
         "changed stages run again; the same weights are not scored again"
     )
+    assert "refine-sample: none, sft, refine: steps=29" in runs(workplace)["FINISHED"]
 
 
 def test_a_dead_training_is_tried_again_by_itself(start, plan, calls):
@@ -130,6 +131,8 @@ def test_nothing_outlives_a_flow_that_is_killed_and_the_next_one_goes_on(start, 
     ("arguments", "variables", "message"),
     [
         (("-S", "training.mid.stepz=3"), {}, "unknown setting 'training.mid.stepz' (did you mean 'steps'?)"),
+        (("-S", "registry.metric=val/los"), {}, "registry.metric: no version will have a metric 'val/los' (did you"),
+        (("-S", "registry.guards={any/loss: 0.1}"), {}, "registry.guards.any/loss: no version will have a metric"),
         ((), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "MLflow server http://127.0.0.1:9 does not answer"),
         ((), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "Prefect server http://127.0.0.1:9/api does not answer"),
         ((), {"REFINE_HOME": "/proc/home"}, "cannot write to /proc/home"),

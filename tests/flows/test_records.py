@@ -45,12 +45,12 @@ def test_what_only_names_or_speeds_changes_no_stage(keys):
 
 def test_changed_data_or_code_changes_the_stages_that_use_it(keys, workplace, monkeypatch):
     before = keys()
-    (workplace / "prepared" / "documents" / "second_domain.parquet").write_text("other text")
-    assert changed(before, keys()) == {"evaluation"}
-    (workplace / "prepared" / "documents" / "second_domain.parquet").write_text("second_domain")
-    (workplace / "prepared" / "documents" / "train.parquet").write_text("other text")
-    assert changed(before, keys()) == {"start", "none", "sft", "refine"}
-    (workplace / "prepared" / "documents" / "train.parquet").write_text("train")
+    for split, decided in (("second_domain", {"evaluation"}), ("train", {"start", "none", "sft", "refine"})):
+        file = workplace / "prepared" / "documents" / f"{split}.parquet"
+        as_it_was = file.read_bytes()
+        file.write_text("other text")
+        assert changed(before, keys()) == decided
+        file.write_bytes(as_it_was)
     monkeypatch.setattr(records, "code_hash", lambda *rooms: "new " + " ".join(rooms))
     assert changed(before, keys()) == set(before)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 
 import psutil
 import pytest
@@ -14,11 +15,28 @@ from refine.errors import ServiceError
 from refine.services import prefect_api
 
 
-def test_a_server_of_its_own_answers_and_is_gone_afterwards(home):
+def post(url: str, values: dict):
+    body = json.dumps(values).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        return json.load(response) if response.status != 204 else None
+
+
+def scheduled(url: str) -> list[dict]:
+    """What Prefect's server puts into its database for a deployment with a cron."""
+    flow = post(f"{url}/flows/", {"name": "any"})
+    nightly = {"active": True, "schedule": {"cron": "0 2 * * *", "timezone": "UTC"}}
+    made = post(f"{url}/deployments/", {"name": "nightly", "flow_id": flow["id"], "schedules": [nightly]})
+    post(f"{url}/deployments/{made['id']}/schedule", {})
+    return post(f"{url}/flow_runs/filter", {"deployments": {"id": {"any_": [made["id"]]}}})
+
+
+def test_a_server_of_its_own_answers_schedules_and_is_gone_afterwards(home):
     with prefect_api.prefect_api() as url:
         assert os.environ["PREFECT_API_URL"] == url
         prefect_api.wait_until_ready(url)
         assert prefect_api.answers(url)
+        assert [run["state_type"] for run in scheduled(url)][:2] == ["SCHEDULED"] * 2, "does it fit this SQLAlchemy?"
     assert not prefect_api.answers(url) and "PREFECT_API_URL" not in os.environ
 
 

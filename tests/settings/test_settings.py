@@ -10,6 +10,7 @@ import yaml
 from refine import settings
 from refine.errors import SettingError
 from refine.settings import ObjectiveSettings, Section, Settings
+from refine.settings.evaluation import RegistrySettings
 
 FREE_FORM = {"data", "model.config"}  # lists of sources, and a config.json
 
@@ -98,3 +99,12 @@ def test_a_broken_settings_file_is_said_so(tmp_path, text, said):
 def test_a_missing_settings_file_says_where_to_run(tmp_path):
     with pytest.raises(SettingError, match="no such settings file"):
         settings.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong", "right"), [("val/loss", "maximise", "minimise"), ("eval/a/512/score", "minimise", "maximise")]
+)
+def test_a_goal_that_would_crown_the_worst_is_refused(metric, wrong, right):
+    with pytest.raises(SettingError, match=rf"goal '{wrong}' would make the worst '{metric}' champion: use '{right}'"):
+        settings.validated(RegistrySettings, {"metric": metric, "goal": wrong})
+    assert settings.validated(RegistrySettings, {"metric": metric, "goal": right}).goal == right

@@ -66,6 +66,18 @@ def test_the_first_champion_needs_no_rival_and_others_need_the_same_test():
 def test_a_metric_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(ServiceError, match=r"has no metric 'val/los' \(did you mean 'val/loss'"):
         judge(rule(metric="val/los"), version(2, 3.0), None)
+    for champion in (None, version(1, 3.5), version(2, 3.0)):
+        with pytest.raises(ServiceError, match=r"'second_domain/los' \(did you mean 'second_domain/loss'"):
+            judge(rule(guards={"second_domain/los": 0.1}), version(2, 3.0), champion)
+
+
+def test_losses_of_answers_are_losses():
+    low, high = (
+        Version("m", number, KNOWN, metrics={"val/loss": 3.0 - number / 10, "val/answer_loss": loss})
+        for number, loss in ((1, 3.0), (2, 4.0))
+    )
+    found = judge(rule(guards={"val/answer_loss": 0.5}), high, low)
+    assert found.reasons == ("val/answer_loss is worse by 1.0000, and at most 0.5000 is allowed",)
 
 
 def test_the_alias_moves_and_why_is_written_on_the_version(client, experiment, model_folder):

@@ -6,6 +6,7 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.tracking.registry import (
+    EVALUATION_RUN,
     add_metrics,
     choose_champion,
     download,
@@ -113,6 +114,18 @@ def test_an_unknown_model_version_or_alias_names_what_there_is(client, make):
 def test_later_scores_join_those_a_version_has(client, make):
     version = add_metrics(client, make("sft", 3.6), {"eval/qasper/4096/score": 0.2})
     assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
+
+
+def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_folder):
+    trained, scored = (client.create_run(experiment).info.run_id for _ in range(2))
+    client.log_metric(trained, "val/loss", 3.9, step=20)
+    version = register(
+        client, "refine-sample", model_folder, key="k", run_id=trained, scored_by=scored, experiment_id=experiment,
+        metrics={"val/loss": 3.6}, settings={}, tags={EVALUATION_RUN: scored},
+    )  # fmt: skip
+    add_metrics(client, version, {"val/loss": 3.5})
+    assert [point.value for point in client.get_metric_history(trained, "val/loss")] == [3.9]
+    assert [point.value for point in client.get_metric_history(scored, "val/loss")] == [3.6, 3.5]
 
 
 def test_a_folder_that_is_no_model_is_refused(client, experiment, tmp_path):

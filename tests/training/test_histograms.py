@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 
+from refine import settings
 from refine.objective.rewards import REWARDS
 from refine.training import histograms
+from refine.training.metric_names import validated
 from refine.training.trainer import RefineTrainer
 
 
@@ -55,6 +57,15 @@ def test_each_validation_counts_every_rollout_once_with_the_logged_mean(tiny_mod
 def test_what_evaluate_returns_are_numbers(tiny_model, arguments, rows):
     found = RefineTrainer(tiny_model(), arguments(), eval_dataset=rows[:2]).evaluate()
     assert all(isinstance(value, float) for value in found.values()) and "eval_reward/cosine/q50" in found
+
+
+def test_the_names_of_its_metrics_are_known_before(tiny_model, arguments, rows, params):
+    training = settings.load(params).training
+    trainer = RefineTrainer(tiny_model(), arguments(objective=training.mid.objective), eval_dataset=rows[:2])
+    made = {name.replace("eval_", "val/", 1) for name in trainer.evaluate()} - {"val/tokens"}
+    alone = training.model_copy(update={"post": None})
+    assert made == validated(alone, answers=False) < validated(training, answers=True)
+    assert "val/answer_loss" in validated(training, answers=True)
 
 
 def test_a_table_and_a_picture_are_written_and_none_without_rollouts(tmp_path):
