@@ -135,16 +135,18 @@ def test_what_the_command_left_running_is_ended(tmp_path):
     assert wait_for(lambda: not alive(left), 5)
 
 
-def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path, monkeypatch):
+def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path):
     ids = tmp_path / "ids"
 
     def interrupt() -> None:
         wait_for(ids.exists)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         run_in_own_process([sys.executable, "-c", FAMILY, str(ids)], grace=2)
+    signal.signal(signal.SIGINT, before)
     family = [int(word) for word in ids.read_text().split()]
     assert wait_for(lambda: not any(alive(pid) for pid in family), 5)
 
