@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from refine import paths
-from refine.errors import ServiceError
+from refine.errors import ServiceError, SettingError
 from refine.services import databases, prefect_api
 from refine.services.configuration import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
 from refine.tracking.connection import writable
@@ -49,14 +49,16 @@ class Program:
 def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     """Start what does not run, wait until it answers, and return the addresses (prefect, prefect_api, mlflow).
 
-    Raises SettingError: a database's address is none; ServiceError: $REFINE_HOME cannot be written to, a port is taken,
-    a database or the store of models does not answer, a server does not come up. Then, and on Ctrl-C, nothing stays
-    behind.
+    Raises SettingError: a database's address is none, or one port for both; ServiceError: $REFINE_HOME cannot be
+    written to, a port is taken, a database or the store of models does not answer, a server does not come up. Then,
+    and on Ctrl-C, nothing stays behind.
     """
     if supervisor_runs():
         say("the services run already")
         return state()
     writable(folder())
+    if wanted.prefect_port == wanted.mlflow_port:
+        raise SettingError(f"--prefect-port and --mlflow-port are both {wanted.mlflow_port}: each server needs its own")
     for name, port in (("prefect", wanted.prefect_port), ("mlflow", wanted.mlflow_port)):
         _check_port(wanted.host, port, name)
     for name, database in (("prefect", wanted.prefect_database), ("mlflow", wanted.mlflow_database)):
