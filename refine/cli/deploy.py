@@ -22,9 +22,10 @@ FILE = Path("flows") / "prefect.yaml"
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
     from refine.services import environment, pools, prefect_api
+    from refine.services.noted import noted
 
     url = prefect_api.server()
-    pool = pool or prefect_api.noted("pool") or "gpu"
+    pool = pool or noted("pool") or "gpu"
     environment.prepare(quiet=True)
     os.environ["PREFECT_API_URL"] = url  # before Prefect is imported, which reads it then and never again
     check_schedule(cron, timezone)
