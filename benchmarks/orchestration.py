@@ -23,6 +23,7 @@ from typing import Any
 
 BEGUN = time.perf_counter()
 STAGES, SERVER, IMPORTS = "stages' own work", "wait for Prefect's server", "imports"
+DEVICE = "wait for a device that another run holds"
 seconds: dict[str, float] = defaultdict(float)
 calls: dict[str, int] = defaultdict(int)
 _inner: list[float] = []  # of each entry that is open: seconds of the entries inside of it
@@ -44,6 +45,17 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             calls[name] += 1
             if _inner:
                 _inner[-1] += took
+
+    return measured
+
+
+def entered(name: str, opened: Callable[..., Any]) -> Callable[..., Any]:
+    """`opened`, a context manager; the seconds until it lets in are added to `name`."""
+
+    @contextlib.contextmanager
+    def measured(*given: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            yield timed(name, stack.enter_context)(opened(*given))
 
     return measured
 
@@ -76,6 +88,7 @@ def watch() -> Callable[[list[str]], None]:
     from refine.tracking import registry
 
     prefect_api.prefect_api = watched(prefect_api.prefect_api, prefect_api.wait_until_ready)
+    tasks.device_slots = entered(DEVICE, tasks.device_slots)
     parts: list[tuple[Any, str, str]] = [
         (tasks, "run_in_own_process", STAGES),
         (prefect_api, "wait_until_ready", SERVER),
@@ -98,7 +111,7 @@ def watch() -> Callable[[list[str]], None]:
 
 def table(total: float) -> list[str]:
     """Where the time went, the longest first, as Markdown."""
-    beside = total - started[0] - sum(seconds[name] for name in (STAGES, IMPORTS))
+    beside = total - started[0] - sum(seconds[name] for name in (STAGES, IMPORTS, DEVICE))
     rest = total - sum(seconds.values())
     rows = [*sorted(seconds.items(), key=lambda one: -one[1]), ("all else: Prefect's engine, MLflow's runs", rest)]
     lines = [f"| {name} | {calls[name] or ''} | {took:.1f} |" for name, took in rows]
@@ -112,7 +125,7 @@ def report(total: float, arguments: list[str]) -> str:
     return "\n".join([
         "# Orchestration", "",
         f"`{command}` on {platform.processor() or platform.machine()}, Python {platform.python_version()}: a whole "
-        "experiment. *Orchestration* is all that is not the stages' own work, imports or the "
+        "experiment. *Orchestration* is all that is not the stages' own work, imports, waiting for other runs or the "
         f"{started[0]:.1f} s in which Prefect's server started (MLflow's database is opened meanwhile).", "",
         *table(total), "",
         f"CPU time of the flow's own process, imports included: {time.process_time():.1f} s.", "",

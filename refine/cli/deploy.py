@@ -21,16 +21,17 @@ FILE = Path("flows") / "prefect.yaml"
 @click.option("--checkout", default=None, help="The project's folder on workers that name none (default: this one).")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
-    from refine.services import environment, prefect_api
+    from refine.services import environment, pools, prefect_api
+    from refine.services.noted import noted
 
     url = prefect_api.server()
-    pool = pool or prefect_api.noted("pool") or "gpu"
+    pool = pool or noted("pool") or "gpu"
     environment.prepare(quiet=True)
     os.environ["PREFECT_API_URL"] = url  # before Prefect is imported, which reads it then and never again
     check_schedule(cron, timezone)
     if not FILE.exists():
         raise SettingError(f"{FILE} is not here: run `refine deploy` in the project's folder")
-    check_pool(pool)
+    pools.check(pool)
     told = {"REFINE_POOL": pool, "REFINE_CRON": cron, "REFINE_TIMEZONE": timezone,
             "REFINE_CHECKOUT": checkout or str(Path.cwd())}  # fmt: skip
     prefect = str(Path(sys.executable).parent / "prefect")
@@ -56,24 +57,3 @@ def check_schedule(cron: str, timezone: str) -> None:
         raise SettingError(
             f"schedule {cron!r} in {timezone!r}: {said}; expected minute hour day month weekday, as in '0 2 * * *'"
         ) from None
-
-
-def check_pool(pool: str) -> None:
-    """Raises ServiceError where the server has no such pool, or does not let us ask."""
-    import httpx
-    from prefect.client.orchestration import get_client
-
-    from refine.errors import nearest
-
-    try:
-        with get_client(sync_client=True) as client:
-            known = [one.name for one in client.read_work_pools()]
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        hint = "; set PREFECT_API_AUTH_STRING to the server's user:password" if code in (401, 403) else ""
-        raise ServiceError(f"Prefect's server does not list its work pools: it says {code}{hint}") from None
-    if pool not in known:
-        raise ServiceError(
-            f"no work pool {pool!r}{nearest(pool, known)}; there are: {', '.join(known) or 'none'}; make one with "
-            f"`prefect work-pool create {pool} --type process`, or let `refine up --pool {pool}` do it"
-        )

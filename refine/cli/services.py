@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import click
 
+PORT = click.IntRange(1, 65535)
+
 
 @click.command()
-@click.option("--prefect-port", type=int, default=4200, show_default=True, help="Port of Prefect's server and pages.")
-@click.option("--mlflow-port", type=int, default=5000, show_default=True, help="Port of MLflow's server and pages.")
+@click.option("--prefect-port", type=PORT, default=4200, show_default=True, help="Port of Prefect's server and pages.")
+@click.option("--mlflow-port", type=PORT, default=5000, show_default=True, help="Port of MLflow's server and pages.")
 @click.option("--pool", default="gpu", show_default=True, help="Work pool that the worker takes runs from.")
 @click.option(
     "--prefect-database", envvar="REFINE_PREFECT_DATABASE", help="postgresql+asyncpg://... (default: SQLite)."

@@ -32,14 +32,13 @@ def _written(results: Path) -> list[tuple[str, str]]:
 
 
 def _pages() -> list[tuple[str, str]]:
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.home() / 'mlflow.db'}"
-    look = (
-        store
-        if store.startswith("http")
-        else f".venv/bin/mlflow server --backend-store-uri {store}   then http://127.0.0.1:5000"
-    )
+    from refine.services.prefect_api import VARIABLE, running_server
+    from refine.tracking.connection import tracking_uri, without_password
+
+    mlflow, prefect = tracking_uri(), os.environ.get(VARIABLE) or running_server()
+    start = ".venv/bin/refine up   then http://127.0.0.1:"
     return [
         ("compare", ".venv/bin/refine compare"),
-        ("MLflow", look),
-        ("Prefect", ".venv/bin/prefect server start   then http://127.0.0.1:4200"),
+        ("MLflow", without_password(mlflow) if mlflow.startswith("http") else f"{start}5000"),
+        ("Prefect", without_password(prefect).removesuffix("/api") if prefect else f"{start}4200"),
     ]

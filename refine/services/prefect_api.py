@@ -14,9 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from refine import paths
 from refine.errors import ServiceError
 from refine.services import environment
+from refine.services.noted import noted
 from refine.tracking.connection import without_password, writable
 from refine.training.process import PARENT_VARIABLE
 
@@ -94,19 +94,6 @@ def check_answers(url: str) -> None:
         f"Prefect server {without_password(url)} does not answer: {reason}; start it (`refine up`), mend {VARIABLE}, "
         "or unset it to run without a server"
     )
-
-
-def state_file() -> Path:
-    """Where `refine up` notes what it started."""
-    return paths.home() / "services" / "state.json"
-
-
-def noted(name: str) -> str | None:
-    """What `refine up` noted under `name` (prefect, prefect_api, mlflow, pool), if it started something."""
-    try:
-        return str(json.loads(state_file().read_text(encoding="utf-8"))[name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def running_server() -> str | None:

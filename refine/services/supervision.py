@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 
 from refine import paths
-from refine.errors import ServiceError
-from refine.services import databases, prefect_api
+from refine.errors import ServiceError, SettingError
+from refine.services import databases
 from refine.services.configuration import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
+from refine.services.noted import state_file
 from refine.tracking.connection import writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer
@@ -49,14 +50,16 @@ class Program:
 def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     """Start what does not run, wait until it answers, and return the addresses (prefect, prefect_api, mlflow).
 
-    Raises SettingError: a database's address is none; ServiceError: $REFINE_HOME cannot be written to, a port is taken,
-    a database or the store of models does not answer, a server does not come up. Then, and on Ctrl-C, nothing stays
-    behind.
+    Raises SettingError: a database's address is none, or one port for both; ServiceError: $REFINE_HOME cannot be
+    written to, a port is taken, a database or the store of models does not answer, a server does not come up. Then,
+    and on Ctrl-C, nothing stays behind.
     """
     if supervisor_runs():
         say("the services run already")
         return state()
     writable(folder())
+    if wanted.prefect_port == wanted.mlflow_port:
+        raise SettingError(f"--prefect-port and --mlflow-port are both {wanted.mlflow_port}: each server needs its own")
     for name, port in (("prefect", wanted.prefect_port), ("mlflow", wanted.mlflow_port)):
         _check_port(wanted.host, port, name)
     for name, database in (("prefect", wanted.prefect_database), ("mlflow", wanted.mlflow_database)):
@@ -68,7 +71,7 @@ def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     _write_private(_configuration_file(), configuration(wanted, _socket_file()))
     try:
         _start_supervisor()
-        _write_private(prefect_api.state_file(), json.dumps({**addresses, "pool": wanted.pool}))
+        _write_private(state_file(), json.dumps({**addresses, "pool": wanted.pool}))
         _wait(addresses, wanted.pool, say)
     except BaseException:
         down()
@@ -90,7 +93,7 @@ def down() -> bool:
         except psutil.TimeoutExpired:
             process.kill()  # what it leads is on a leash
             process.wait(timeout=10)
-    for left in (prefect_api.state_file(), _socket_file()):
+    for left in (state_file(), _socket_file()):
         left.unlink(missing_ok=True)
     return ran
 
@@ -98,7 +101,7 @@ def down() -> bool:
 def state() -> dict[str, str]:
     """What `up` noted: addresses and pool; empty where nothing was started."""
     try:
-        return dict(json.loads(prefect_api.state_file().read_text(encoding="utf-8")))
+        return dict(json.loads(state_file().read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from refine.errors import ServiceError
-
-TYPE = "process"  # of the pools that these workers serve; others have Prefect's own
+from refine.services import pools
+from refine.services.pools import PROCESSES
 
 
 def main(pool: str) -> None:
@@ -24,30 +24,31 @@ def main(pool: str) -> None:
     wait_until_ready(os.environ["PREFECT_API_URL"], patience=600)
     prefect = str(Path(sys.executable).parent / "prefect")
     name = f"{socket.gethostname()}-{pool}"
-    os.execv(prefect, [prefect, "worker", "start", "--pool", pool, "--type", TYPE, "--name", name])
+    os.execv(prefect, [prefect, "worker", "start", "--pool", pool, "--type", PROCESSES, "--name", name])
 
 
 def serve(pool: str) -> None:
     """Run a worker of `pool` until this process is ended, however it is; the worker and its runs end with it.
 
     Raises SettingError: this is not the project's folder; ServiceError: a server does not answer, $REFINE_HOME cannot
-    be written to, or the pool is no pool of processes.
+    be written to, or there is no such pool of processes.
     """
     from refine import paths
     from refine.services import checkout, environment, prefect_api
+    from refine.services.noted import noted
     from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
     from refine.training.process import ProcessFailed, run_in_own_process
 
     here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
     url = prefect_api.server()
-    mlflow = os.environ.get(VARIABLE) or prefect_api.noted("mlflow") or tracking_uri()
+    mlflow = os.environ.get(VARIABLE) or noted("mlflow") or tracking_uri()
     check_answers(mlflow)
     writable(paths.home())
     os.environ.update({"PREFECT_API_URL": url, checkout.VARIABLE: str(here)})
     if mlflow.startswith("http"):
         os.environ[VARIABLE] = mlflow
     environment.prepare()
-    _check_type(pool)
+    pools.check(pool, PROCESSES)
     signal.signal(signal.SIGTERM, _stop)
     try:
         run_in_own_process([sys.executable, "-m", "refine.services.worker", pool], echo=_tell, name="the worker")
@@ -55,22 +56,6 @@ def serve(pool: str) -> None:
         raise ServiceError(str(error).splitlines()[0]) from None
     except KeyboardInterrupt:
         return
-
-
-def _check_type(pool: str) -> None:
-    """Raises ServiceError where there is such a pool and its runs are no processes."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        try:
-            kind = client.read_work_pool(pool).type
-        except ObjectNotFound:
-            return
-    if kind != TYPE:
-        raise ServiceError(
-            f"work pool {pool!r} is of type {kind}: start its workers with `prefect worker start -p {pool}`"
-        )
 
 
 def _tell(line: str) -> None:

@@ -1,4 +1,5 @@
-"""The MLflow that records go to: a SQLite file under $REFINE_HOME, or what MLFLOW_TRACKING_URI names.
+"""The MLflow that records go to: what MLFLOW_TRACKING_URI names, or the server of `refine up`, or else a SQLite file
+under $REFINE_HOME.
 
 `connect` finds out at once, in seconds and before any long work, whether it can be written to.
 """
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
 from refine.errors import ServiceError
+from refine.services.noted import noted
 from refine.tracking import sqlite, unsent
 
 if TYPE_CHECKING:
@@ -38,12 +40,23 @@ ENVIRONMENT = {
 
 def tracking_uri() -> str:
     """Where MLflow's records are kept."""
-    return os.environ.get(VARIABLE) or f"sqlite:///{paths.home() / 'mlflow.db'}"
+    return os.environ.get(VARIABLE) or running_server() or f"sqlite:///{paths.home() / 'mlflow.db'}"
+
+
+def running_server() -> str | None:
+    """The MLflow server that `refine up` started, if it answers: models that it was given come from it alone."""
+    uri = noted("mlflow")
+    try:
+        if uri is not None:
+            check_answers(uri, patience=2.0)
+    except ServiceError:
+        return None
+    return uri
 
 
 def artifact_root() -> str | None:
-    """Where artifacts of a new experiment are kept; None where MLFLOW_TRACKING_URI names a server, which decides."""
-    return None if os.environ.get(VARIABLE) else (paths.home() / "mlartifacts").as_uri()
+    """Where artifacts of a new experiment are kept; None where a server is named or runs, which decides."""
+    return None if os.environ.get(VARIABLE) or running_server() else (paths.home() / "mlartifacts").as_uri()
 
 
 def without_password(uri: str) -> str:

@@ -19,6 +19,7 @@ PATIENCE = 90.0  # seconds that a store may be away
 LONGEST_PAUSE = 15.0  # seconds between two tries
 # What does not pass by itself, as S3 and its client call it.
 LASTING = ("NoSuchBucket", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "credentials")
+SERVED = "mlflow-artifacts"  # addresses that only a server's clients can follow
 
 T = TypeVar("T")
 
@@ -54,6 +55,11 @@ def patiently(action: Callable[[], T], what: str) -> T:
             return action()
         except Exception as error:  # of MLflow, of its HTTP client, of boto
             said = " ".join(str(error).split()) or type(error).__name__
+            if SERVED in said and "tracking" in said:
+                raise ServiceError(
+                    f"{what}: an MLflow server keeps it, and none is in use: start it (`refine up`), or name yours in "
+                    "MLFLOW_TRACKING_URI"
+                ) from None
             lasting = any(sign in said for sign in LASTING)
             if lasting or time.monotonic() + pause > deadline:
                 tried = "" if lasting else f", tried for {PATIENCE:.0f} s"

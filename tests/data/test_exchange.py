@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
+import urllib.request
 
 import pytest
 
@@ -20,7 +21,10 @@ def bucket(monkeypatch):
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    _credentials(monkeypatch, "http://{}:{}".format(*server.get_host_and_port()))
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    _credentials(monkeypatch, address)
+    # moto keeps what earlier servers of this process were given
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
     boto3.client("s3").create_bucket(Bucket="store")
     yield "s3://store/refine"
     server.stop()

@@ -13,6 +13,7 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.services import prefect_api
+from refine.services.noted import state_file
 
 
 def post(url: str, values: dict):
@@ -49,8 +50,8 @@ def test_a_named_server_that_does_not_answer_is_one_line(home, monkeypatch):
 
 
 def test_a_server_that_was_noted_and_is_gone_is_passed_over(home):
-    prefect_api.state_file().parent.mkdir(parents=True)
-    prefect_api.state_file().write_text(json.dumps({"prefect_api": "http://127.0.0.1:9/api"}))
+    state_file().parent.mkdir(parents=True)
+    state_file().write_text(json.dumps({"prefect_api": "http://127.0.0.1:9/api"}))
     assert prefect_api.running_server() is None
 
 

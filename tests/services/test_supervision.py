@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from refine.cli.main import cli
-from refine.errors import ServiceError
+from refine.errors import ServiceError, SettingError
 from refine.services import supervision
-from refine.services.prefect_api import answers, running_server, state_file
+from refine.services.noted import state_file
+from refine.services.prefect_api import answers, running_server
 
 
 def wait_for(condition, seconds: float = 60.0) -> bool:
@@ -42,6 +43,14 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(home):
         with pytest.raises(ServiceError, match=rf"port {port} is taken.*--prefect-port") as error:
             supervision.up(supervision.Wanted(prefect_port=port))
     assert "\n" not in str(error.value) and not supervision.supervisor_runs() and not state_file().exists()
+
+
+def test_ports_that_are_none_or_the_same_are_refused(home):
+    with pytest.raises(SettingError, match="--prefect-port and --mlflow-port are both 4300"):
+        supervision.up(supervision.Wanted(prefect_port=4300, mlflow_port=4300))
+    told = CliRunner().invoke(cli, ["up", "--prefect-port", "99999"])
+    assert told.exit_code == 2 and "99999 is not in the range 1<=x<=65535" in told.output
+    assert not supervision.supervisor_runs()
 
 
 def test_a_home_that_cannot_be_written_to_is_named(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import threading
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from refine.errors import ServiceError
-from refine.tracking.connection import connect, experiment_id, tracking_uri, without_password
+from refine.tracking.connection import artifact_root, connect, experiment_id, tracking_uri, without_password
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_records_go_to_sqlite_under_home_unless_a_server_is_named(home, client, 
     assert experiment.artifact_location.startswith(f"file://{home}/mlartifacts")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri() == "http://127.0.0.1:1"
+
+
+def test_records_go_to_the_server_that_refine_up_started_while_it_answers(home, answering, monkeypatch):
+    noted = home / "services" / "state.json"
+    noted.parent.mkdir()
+    noted.write_text(json.dumps({"mlflow": answering(200)}))
+    assert tracking_uri() == json.loads(noted.read_text())["mlflow"] and artifact_root() is None
+    noted.write_text(json.dumps({"mlflow": "http://127.0.0.1:9"}))
+    assert tracking_uri() == f"sqlite:///{home}/mlflow.db" and artifact_root() is not None
+    noted.write_text(json.dumps({"mlflow": answering(200)}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking_uri() == "sqlite:///other.db"
 
 
 def test_a_server_that_does_not_answer_is_one_line_in_seconds(monkeypatch, free_port):

@@ -10,7 +10,7 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.tracking import storage
-from refine.tracking.registry import fetch, register, versions
+from refine.tracking.registry import download, fetch, register, versions
 
 
 class Store:
@@ -109,4 +109,14 @@ def test_what_does_not_pass_is_told_at_once(client, s3, model_folder):
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"storing the model in .*: failed \(.*NoSuchBucket"):
         storage.store(client, model_folder, experiment_id=experiment, name="m", run_id=run, tags={})
+    assert time.monotonic() - started < storage.PATIENCE / 2
+
+
+def test_a_model_that_only_a_server_gives_is_told_at_once(client, model_folder, tmp_path):
+    experiment = client.create_experiment("served", artifact_location="mlflow-artifacts:/1")
+    made = client.create_logged_model(experiment, name="m")
+    version = client.create_registered_model("m") and client.create_model_version("m", f"models:/{made.model_id}")
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match=r"fetching models:/m/1: an MLflow server keeps it.*refine up"):
+        download(client, f"models:/m/{version.version}", tmp_path)
     assert time.monotonic() - started < storage.PATIENCE / 2
