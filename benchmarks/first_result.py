@@ -72,13 +72,15 @@ def main(output: Path, model: str, seeds: str, part: str, params: Path, override
     torch.set_num_threads(1)  # an arm a core: run a seed in each of several processes
     laid = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
     data = _prepared(settings.load(params, laid), output / "prepared")
-    arms = {"main": MAIN, "ablations": ABLATIONS}.get(part) or _as_long(settings.load(params, laid), model, data)
+    arms = {"main": MAIN, "ablations": ABLATIONS}.get(part)
+    if arms is None:
+        values = {arm: settings.load(params, (*laid, *of_arm)) for arm, of_arm in MAIN.items() if arm != "none"}
+        arms = _as_long(values, model, data)
     for seed in map(int, seeds.split(",")):
         for arm, of_arm in arms.items():
-            if not (output / arm / str(seed) / "evaluation.json").exists():
-                _one(
-                    arm, settings.load(params, (*laid, *of_arm, f"seed={seed}")), model, data, output / arm / str(seed)
-                )
+            folder = output / arm / str(seed)
+            if not (folder / "evaluation.json").exists():
+                _one(arm, settings.load(params, (*laid, *of_arm, f"seed={seed}")), model, data, folder)
 
 
 def _prepared(values: Settings, folder: Path) -> Prepared:
@@ -103,13 +105,14 @@ def _prepared(values: Settings, folder: Path) -> Prepared:
     return Prepared(folder)
 
 
-def _as_long(values: Settings, model: str, data: Prepared) -> dict[str, tuple[str, ...]]:
-    """SFT with as many steps as fit in the time that each REFINE arm's steps take (kept in cost.json)."""
+def _as_long(values: dict[str, Settings], model: str, data: Prepared) -> dict[str, tuple[str, ...]]:
+    """SFT with as many steps as fit in the time that each REFINE arm's steps take (kept in cost.json). values: of the
+    arms that train."""
     kept = data.folder.parent / "cost.json"
     if not kept.exists():
-        costs = step_costs(model, data, values.training.mid.sequences_per_step)
+        costs = step_costs(model, data, values)
         kept.write_text(json.dumps(costs, indent=1), encoding="utf-8")
-    costs, steps = json.loads(kept.read_text(encoding="utf-8")), values.training.mid.steps
+    costs, steps = json.loads(kept.read_text(encoding="utf-8")), values["sft"].training.mid.steps
     return {
         f"sft for the time of {arm}": (f"training.mid.steps={round(steps * ratio)}",)
         for arm, ratio in costs.items()
@@ -117,7 +120,7 @@ def _as_long(values: Settings, model: str, data: Prepared) -> dict[str, tuple[st
     }
 
 
-def step_costs(model: str, data: Prepared, sequences: int, rounds: int = 5) -> dict[str, float]:
+def step_costs(model: str, data: Prepared, values: dict[str, Settings], rounds: int = 5) -> dict[str, float]:
     """What a step of each arm costs in SFT steps: medians over rounds of ratios of CPU time, one thread."""
     import numpy as np
     import pyarrow.parquet as pq
@@ -125,12 +128,17 @@ def step_costs(model: str, data: Prepared, sequences: int, rounds: int = 5) -> d
 
     from refine.models import from_pretrained
     from refine.objective import next_sequence_step
+    from refine.training.mid_training import objective_of
 
     trained = from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=0.0)
     rows = pq.read_table(data.documents("train"))["tokens"]
+    sequences = values["sft"].training.mid.sequences_per_step
     tokens = torch.tensor([rows[i].as_py() for i in range(sequences)])
-    objectives = {arm: _objective(arm, of_arm) for arm, of_arm in MAIN.items() if arm != "none"}
+    objectives = {
+        arm: objective_of("sft" if arm == "sft" else "refine", one.training.mid.objective)
+        for arm, one in values.items()
+    }
     seconds: dict[str, list[float]] = {arm: [] for arm in objectives}
     for round_ in range(rounds + 1):
         for arm, objective in objectives.items():
@@ -141,13 +149,6 @@ def step_costs(model: str, data: Prepared, sequences: int, rounds: int = 5) -> d
             seconds[arm].append(time.process_time() - began)
     taken = {arm: np.array(found[1:]) for arm, found in seconds.items()}  # the first round warms up
     return {arm: float(np.median(found / taken["sft"])) for arm, found in taken.items()}
-
-
-def _objective(arm: str, of_arm: tuple[str, ...]) -> Any:
-    from refine.training.mid_training import objective_of
-
-    objective = settings.load(Path("params.yaml"), of_arm).training.mid.objective
-    return objective_of("sft" if arm.startswith("sft") else "refine", objective)
 
 
 def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -> None:

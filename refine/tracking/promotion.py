@@ -32,7 +32,8 @@ class Verdict:
 def judge(rule: RegistrySettings, challenger: Version, champion: Version | None) -> Verdict:
     """Hold `challenger` against the rule. Raises ServiceError where it lacks a metric that the rule names."""
     refused, fine = _origin(challenger)
-    value, *_ = (_metric(challenger, name) for name in (rule.metric, *rule.guards))
+    values = {name: _metric(challenger, name) for name in (rule.metric, *rule.guards)}
+    value = values[rule.metric]
     if champion is None:
         fine.append(f"{rule.metric} {value:.4f}, and there is no champion yet")
     elif champion.number == challenger.number:

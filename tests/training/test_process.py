@@ -144,9 +144,11 @@ def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path):
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_in_own_process([sys.executable, "-c", FAMILY, str(ids)], grace=2)
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_in_own_process([sys.executable, "-c", FAMILY, str(ids)], grace=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     family = [int(word) for word in ids.read_text().split()]
     assert wait_for(lambda: not any(alive(pid) for pid in family), 5)
 
