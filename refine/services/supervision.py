@@ -31,7 +31,7 @@ from refine import paths
 from refine.errors import ServiceError, SettingError
 from refine.services import databases
 from refine.services.configuration import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
-from refine.services.noted import state_file
+from refine.services.noted import configuration_file, state_file, supervisor_pid, supervisor_runs
 from refine.tracking.connection import writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer
@@ -68,7 +68,7 @@ def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
     if wanted.artifacts:
         databases.check_artifacts(wanted.artifacts)
     addresses = addresses_of(wanted)
-    _write_private(_configuration_file(), configuration(wanted, _socket_file()))
+    _write_private(configuration_file(), configuration(wanted, _socket_file()))
     try:
         _start_supervisor()
         _write_private(state_file(), json.dumps({**addresses, "pool": wanted.pool}))
@@ -123,24 +123,8 @@ def programs() -> list[Program]:
     ]
 
 
-def supervisor_runs() -> bool:
-    """Whether the supervisor of this $REFINE_HOME runs."""
-    return supervisor_pid() is not None
-
-
-def supervisor_pid() -> int | None:
-    """Process id of the supervisor of this $REFINE_HOME, if it runs."""
-    try:
-        pid = int((folder() / "supervisord.pid").read_text())
-        process = psutil.Process(pid)
-        ours = str(_configuration_file()) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, psutil.Error):
-        return None
-    return pid if ours else None
-
-
 def _start_supervisor() -> None:
-    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(_configuration_file())]
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_file())]
     # It leaves this process's group and terminal: Ctrl-C here is not its end.
     started = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
     if started.returncode:
@@ -231,10 +215,6 @@ def _supervisor() -> Iterator[xmlrpc.client.ServerProxy]:
         yield xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
     finally:
         transport.close()
-
-
-def _configuration_file() -> Path:
-    return folder() / "supervisord.conf"
 
 
 def _socket_file() -> Path:

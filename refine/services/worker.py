@@ -35,13 +35,12 @@ def serve(pool: str) -> None:
     """
     from refine import paths
     from refine.services import checkout, environment, prefect_api
-    from refine.services.noted import noted
     from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
     from refine.training.process import ProcessFailed, run_in_own_process
 
     here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
     url = prefect_api.server()
-    mlflow = os.environ.get(VARIABLE) or noted("mlflow") or tracking_uri()
+    mlflow = tracking_uri()
     check_answers(mlflow)
     writable(paths.home())
     os.environ.update({"PREFECT_API_URL": url, checkout.VARIABLE: str(here)})

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
 from refine.errors import ServiceError
-from refine.services.noted import noted
+from refine.services.noted import noted, supervisor_runs
 from refine.tracking import sqlite, unsent
 
 if TYPE_CHECKING:
@@ -44,14 +44,9 @@ def tracking_uri() -> str:
 
 
 def running_server() -> str | None:
-    """The MLflow server that `refine up` started, if it answers: models that it was given come from it alone."""
-    uri = noted("mlflow")
-    try:
-        if uri is not None:
-            check_answers(uri, patience=2.0)
-    except ServiceError:
-        return None
-    return uri
+    """The MLflow server that `refine up` keeps running: models that it was given come from it alone. One that is away
+    for a while is still the one: what was meant for it never goes to a file beside it."""
+    return noted("mlflow") if supervisor_runs() else None
 
 
 def artifact_root() -> str | None:

@@ -6,12 +6,15 @@ import http.server
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from refine.errors import ServiceError
+from refine.services.noted import configuration_file, state_file
 from refine.tracking.connection import artifact_root, connect, experiment_id, tracking_uri, without_password
 
 
@@ -55,16 +58,22 @@ def test_records_go_to_sqlite_under_home_unless_a_server_is_named(home, client, 
     assert tracking_uri() == "http://127.0.0.1:1"
 
 
-def test_records_go_to_the_server_that_refine_up_started_while_it_answers(home, answering, monkeypatch):
-    noted = home / "services" / "state.json"
-    noted.parent.mkdir()
-    noted.write_text(json.dumps({"mlflow": answering(200)}))
-    assert tracking_uri() == json.loads(noted.read_text())["mlflow"] and artifact_root() is None
-    noted.write_text(json.dumps({"mlflow": "http://127.0.0.1:9"}))
+def test_records_go_to_the_server_that_refine_up_keeps_running(home, free_port, monkeypatch):
+    """Also while that server is away: nothing goes to a file beside it. What was noted before a power cut is void."""
+    url = f"http://127.0.0.1:{free_port}"
+    state_file().parent.mkdir()
+    state_file().write_text(json.dumps({"mlflow": url}))
+    keeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(configuration_file())])
+    try:
+        (home / "services" / "supervisord.pid").write_text(str(keeper.pid))
+        assert tracking_uri() == url and artifact_root() is None
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+        assert tracking_uri() == "sqlite:///other.db"
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    finally:
+        keeper.kill()
+        keeper.wait()
     assert tracking_uri() == f"sqlite:///{home}/mlflow.db" and artifact_root() is not None
-    noted.write_text(json.dumps({"mlflow": answering(200)}))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    assert tracking_uri() == "sqlite:///other.db"
 
 
 def test_a_server_that_does_not_answer_is_one_line_in_seconds(monkeypatch, free_port):
