@@ -125,3 +125,52 @@ def series() -> Callable[[Path], list[dict[str, float]]]:
         return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
 
     return read
+
+
+@pytest.fixture(scope="module")
+def start_model(prepared_folder, tmp_path_factory, checkout) -> Path:
+    """A starting model, trained once for all tests of a file."""
+    from refine import settings
+    from refine.training.prepared import Prepared
+    from refine.training.start_training import start_training
+
+    output = tmp_path_factory.mktemp("start")
+    values = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
+    values["model"] = {"config": CONFIG}
+    values["training"]["start"] = {
+        "steps": 4, "sequences_per_step": 4, "sequences_per_pass": 4, "learning_rate": 1e-2, "checkpoint_every": 2,
+        "evaluate_every": 2,
+    }  # fmt: skip
+    path = output / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    start_training(settings.load(path), Prepared(prepared_folder), output / "run")
+    return output / "run" / "model"
+
+
+@pytest.fixture
+def mid(params, prepared_folder, start_model, tmp_path):
+    """Runs an arm of mid-training into tmp_path/NAME; overrides as on the command line."""
+    from refine import settings
+    from refine.training.mid_training import mid_training
+    from refine.training.prepared import Prepared
+
+    def run(name: str, arm: str = "refine", *overrides: str, callbacks=(), model: Path = start_model) -> dict:
+        values = settings.load(params, overrides)
+        return mid_training(values, arm, str(model), Prepared(prepared_folder), tmp_path / name, callbacks=callbacks)
+
+    return run
+
+
+@pytest.fixture
+def stop_at() -> Callable[..., Any]:
+    """Callbacks that end training with an error after a step, as a crash would."""
+    from transformers import TrainerCallback
+
+    def build(step: int, event: str = "on_step_end") -> TrainerCallback:
+        def stop(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise RuntimeError("crash")
+
+        return type("StopAt", (TrainerCallback,), {event: stop})()
+
+    return build

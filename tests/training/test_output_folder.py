@@ -1,0 +1,118 @@
+"""Whose folder an output folder is: never another run's, another model's or nobody's, and finished once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from refine import settings as settings_module
+from refine.errors import DataError, ModelError, SettingError, TrainingError
+from refine.training.mid_training import mid_training
+from refine.training.prepared import Prepared
+from refine.training.start_training import start_training
+
+
+def test_a_finished_run_does_nothing(mid, tmp_path):
+    first = mid("run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    assert mid("run") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_changed_setting_never_goes_on_from_a_stale_checkpoint(mid, tmp_path, stop_at):
+    with pytest.raises(RuntimeError, match="crash"):
+        mid("run", callbacks=[stop_at(3)])
+    with pytest.raises(
+        TrainingError, match=r"run holds a run with settings\.learning_rate 0\.01 \(now 0\.02\)"
+    ) as error:
+        mid("run", "refine", "training.mid.learning_rate=0.02")
+    assert "\n" not in str(error.value)
+    with pytest.raises(TrainingError, match=r"arm 'refine' \(now 'sft'\)"):
+        mid("run", "sft")
+
+
+def test_other_data_or_another_start_never_goes_on_from_a_stale_checkpoint(
+    mid, tmp_path, params, prepared_folder, start_model
+):
+    mid("run")
+    other = shutil.copytree(prepared_folder, tmp_path / "other")
+    shutil.copy(other / "documents" / "validation.parquet", other / "documents" / "train.parquet")
+    with pytest.raises(TrainingError, match=r"other data\.train_hash"):
+        mid_training(settings_module.load(params), "refine", str(start_model), Prepared(other), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"other start\.model_hash"):
+        mid("run", model=tmp_path / "run" / "model")
+
+
+def test_the_list_of_arms_is_not_part_of_an_arm_s_identity(mid):
+    mid("run")
+    assert mid("run", "refine", "training.mid.arms=[refine]")["steps"] == 6
+
+
+def test_two_processes_do_not_write_to_one_folder(mid, tmp_path):
+    from refine.training import output
+
+    mid("run")
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+            "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); time.sleep(600)",
+            str(tmp_path / "run" / ".lock"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(TrainingError, match="being trained into by process 4711"),
+            output.locked(tmp_path / "run", 0.2),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with output.locked(tmp_path / "run", 5):
+        pass
+
+
+def test_an_unwritable_output_folder_is_one_line(mid, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SettingError, match="cannot write to the output folder") as error:
+        mid("file/run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused_before_anything_is_written(mid, tmp_path, start_model):
+    other = shutil.copytree(start_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 32000}))
+    with pytest.raises(ModelError, match=r"vocabulary of 32000 pieces, but .*tokenizer has 64"):
+        mid("run", model=other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(mid, tmp_path, start_model):
+    other = shutil.copytree(start_model, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text().replace('"w63"', '"x63"')
+    (other / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match="comes with another tokenizer"):
+        mid("run", model=other)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(mid, tmp_path, start_model):
+    other = shutil.copytree(start_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(ModelError, match="llama"):
+        mid("run", model=other)
+
+
+def test_missing_data_says_how_to_make_it(params, tmp_path):
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing: make it with `dvc repro documents`"):
+        start_training(settings_module.load(params), Prepared(tmp_path / "nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
