@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from flows import artifacts, preparation, report, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from flows.records import Target, Trained
+from flows.records import Scored, Target, Trained
 from refine.errors import RefineError
 from refine.services import prefect_api
 from refine.services.orphans import end_with_worker
@@ -62,9 +62,9 @@ def refine_experiment(
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
         models = _trained(this)
-        versions, best = _compared(this, models)
+        scores, versions, best = _compared(this, models)
         run.tag({"champion": f"{best.name} version {best.label}"} | _reused(models))
-        return _finish(this, run.run_id, versions, best)
+        return _finish(this, run.run_id, scores, versions, best)
 
 
 def _trained(this: Experiment) -> list[Trained]:
@@ -95,18 +95,20 @@ def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
     return targets
 
 
-def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Version], Version]:
+def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], list[Version], Version]:
     targets = _targets(this, models)
     scores = tasks.evaluate(this, targets, ", ".join(f"{target.phase} {target.arm}" for target in targets))
     versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
-    return versions, tasks.champion(this, versions, this.settings.registry.metric)
+    return scores, versions, tasks.champion(this, versions, this.settings.registry.metric)
 
 
-def _finish(this: Experiment, run_id: str, versions: list[Version], best: Version) -> dict[str, Any]:
+def _finish(
+    this: Experiment, run_id: str, scores: list[Scored], versions: list[Version], best: Version
+) -> dict[str, Any]:
     """Write and show the comparison; the flow's result is a small record of where everything is."""
     settings = this.settings.registry
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
-    comparison, files = report.write(current, opened.results_folder(run_id))
+    comparison, files = report.write(current, opened.results_folder(run_id), report.test_time(scores))
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
     artifacts.publish(this, comparison, best, files[-1])

@@ -8,23 +8,42 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from refine.tracking.comparison import Comparison, compare
+from flows.records import Scored
+from refine.tracking.comparison import Comparison, compare, side_by_side
 from refine.tracking.picture import draw
 from refine.tracking.registry import HEADLINES, Version
 
 METRICS, PICTURE = "metrics", "comparison.png"
 
 
-def write(versions: Sequence[Version], folder: Path) -> tuple[Comparison, list[Path]]:
-    """Write the results of these versions; returns their comparison and its files, the picture last."""
+def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple[Comparison, list[Path]]:
+    """Write the results of these versions; returns their comparison and its files, the picture last. adapted: of
+    `test_time`, what stands below the comparison."""
     comparison = compare(versions)
     for left in (folder / METRICS).glob("*.json"):  # of arms that the experiment no longer has
         left.unlink()
     for name, values in metrics(comparison).items():
         _write(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
-    texts = {"comparison.md": comparison.markdown() + "\n", "comparison.csv": comparison.csv()}
+    texts = {
+        "comparison.md": "\n\n".join(filter(None, (comparison.markdown(), adapted))) + "\n",
+        "comparison.csv": comparison.csv(),
+    }
     files = [_write(folder / name, text) for name, text in texts.items()]
     return comparison, [*files, draw(comparison, folder / PICTURE)]
+
+
+def test_time(scores: Sequence[Scored]) -> str:
+    """A model as it is beside the same model adapted to each prompt, by every arm of test-time training; nothing where
+    there is no such arm."""
+    adapted = [one for one in scores if one.target.adapted_by]
+    if not adapted:
+        return ""
+    model = adapted[0].target.model
+    base = next(one for one in scores if one.target.model == model and not one.target.adapted_by)
+    known = adapted[0].metrics
+    columns = {f"{model.stage.title}, as it is": {name: base.metrics[name] for name in known if name in base.metrics}}
+    columns |= {f"adapted by {one.target.arm}": dict(one.metrics) for one in adapted}
+    return side_by_side(columns)
 
 
 def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:

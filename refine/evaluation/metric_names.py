@@ -7,7 +7,7 @@ from pathlib import Path
 from refine.evaluation.inputs import document_sets, find_prompts
 
 OF_DOCUMENTS = ("loss", "loss_low", "loss_high", "accuracy", "accuracy_low", "accuracy_high", "tokens", "sequences")
-OF_PROMPTS = ("score", "score_low", "score_high", "samples", "log_prob", "cut")
+OF_PROMPTS = ("score", "score_low", "score_high", "samples", "log_prob", "log_prob_low", "log_prob_high", "cut")
 
 
 def evaluated(folder: str | Path) -> set[str]:

@@ -87,8 +87,9 @@ class Evaluation:
             prefix = f"eval/{one.task}/{one.length}"
             found |= {f"{prefix}/score": one.score.value, f"{prefix}/samples": one.score.samples}
             found |= {f"{prefix}/log_prob": one.log_prob.value, f"{prefix}/cut": one.cut}
-            if one.score.low is not None and one.score.high is not None:
-                found |= {f"{prefix}/score_low": one.score.low, f"{prefix}/score_high": one.score.high}
+            for which, estimate in (("score", one.score), ("log_prob", one.log_prob)):
+                if estimate.low is not None and estimate.high is not None:
+                    found |= {f"{prefix}/{which}_low": estimate.low, f"{prefix}/{which}_high": estimate.high}
             if one.adapt_seconds:
                 found[f"{prefix}/adapt_seconds"] = one.adapt_seconds
         for lm_eval in self.harness:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class Comparison:
         writer.writerow(["metric", "version", "arm", "value", "low", "high", "samples", "champion"])
         for row in self.rows:
             for version, cell in zip(self.versions, row.cells, strict=True):
-                samples = _samples(version, row.metric)
+                samples = _samples(version.metrics, row.metric)
                 writer.writerow(
                     [row.metric, version.number, version.arm, *(_plain(x) for x in (cell.value, cell.low, cell.high)),
                      _plain(samples), str(version.is_champion).lower()]
@@ -113,6 +113,7 @@ class Comparison:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Header and lines of text, the same number in each, as a Markdown table whose columns line up."""
     head, *body = lines
     widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
     rule = ["-" * width for width in widths]
@@ -125,8 +126,15 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 def compare(versions: Sequence[Version]) -> Comparison:
     """The comparison of these versions, in their order."""
     names = _shown(name for version in versions for name in version.metrics)
-    rows = tuple(_row(name, versions) for name in names)
+    rows = tuple(_row(name, [version.metrics for version in versions]) for name in names)
     return Comparison(tuple(versions), rows, tuple(_differing(versions)))
+
+
+def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics that are no versions' (title -> metrics) as a Markdown table whose columns line up."""
+    rows = [_row(name, list(columns.values())) for name in _shown(name for one in columns.values() for name in one)]
+    lines = [[row.metric, row.samples, *(cell.text(intervals=True) for cell in row.cells)] for row in rows]
+    return _aligned([["metric", "samples", *columns], *lines])
 
 
 def smaller_is_better(metric: str) -> bool:
@@ -147,29 +155,29 @@ def _natural(name: str) -> list[Any]:
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _row(metric: str, versions: Sequence[Version]) -> Row:
-    values = [version.metrics.get(metric) for version in versions]
+def _row(metric: str, columns: Sequence[Mapping[str, float]]) -> Row:
+    values = [metrics.get(metric) for metrics in columns]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     best = (min if smaller_is_better(metric) else max)(finite, default=None)
     told = len(finite) > 1 and len(set(finite)) > 1
     cells = tuple(
         Cell(
             value,
-            version.metrics.get(f"{metric}_low"),
-            version.metrics.get(f"{metric}_high"),
+            metrics.get(f"{metric}_low"),
+            metrics.get(f"{metric}_high"),
             told and value == best,
         )
-        for version, value in zip(versions, values, strict=True)
+        for metrics, value in zip(columns, values, strict=True)
     )
-    counts = dict.fromkeys(_samples(version, metric) for version in versions)
+    counts = dict.fromkeys(_samples(metrics, metric) for metrics in columns)
     return Row(metric, " / ".join(_plain(count) for count in counts if count is not None), cells)
 
 
-def _samples(version: Version, metric: str) -> float | None:
+def _samples(metrics: Mapping[str, float], metric: str) -> float | None:
     if "/reward/" in metric:
-        return version.metrics.get(f"{metric.partition('/')[0]}/rollouts")
+        return metrics.get(f"{metric.partition('/')[0]}/rollouts")
     prefix, _, which = metric.rpartition("/")
-    return version.metrics.get(f"{prefix}/{COUNTS[which]}") if which in COUNTS else None
+    return metrics.get(f"{prefix}/{COUNTS[which]}") if which in COUNTS else None
 
 
 def _plain(value: float | None) -> str:

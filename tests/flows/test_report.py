@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from flows import report
+from flows.records import Scored, Stage, Target, Trained
 from refine.tracking.registry import Version
 
 SCORES = {"val/loss": 3.5, "val/loss_low": 3.4, "val/accuracy": 0.3, "eval/niah/256/score": 0.5}
@@ -30,6 +31,30 @@ def test_each_arm_has_a_file_and_arms_that_are_gone_have_none(tmp_path):
     }
     assert [file.name for file in files] == ["comparison.md", "comparison.csv", "comparison.png"]
     assert all(file.stat().st_size for file in files) and len(comparison.versions) == 2
+
+
+def test_below_the_comparison_a_model_stands_beside_itself_adapted_to_each_prompt(tmp_path):
+    model = Trained(Stage("post", "nested_refine", "k", "runs/p"), "runs/p/model", "h")
+
+    def scored(adapted_by: str, score: float, **more: float) -> Scored:
+        found = {"eval/qa/512/score": score, "eval/qa/512/score_low": score - 0.1, "eval/qa/512/score_high": 0.9}
+        return Scored(
+            Target(model.stage, model, adapted_by), "on", metrics={**found, "eval/qa/512/samples": 40, **more}
+        )
+
+    scores = [scored("", 0.2, **{"val/loss": 3.5}), scored("sft", 0.3), scored("refine", 0.4)]
+    assert report.test_time(scores[:1]) == ""
+    report.write(VERSIONS, tmp_path, report.test_time(scores))
+    text = (tmp_path / "comparison.md").read_text()
+    comparison, adapted = text.split("\n\n")
+    assert "val/loss" in comparison and "val/loss" not in adapted
+    head, _, row = adapted.splitlines()
+    assert [cell.strip() for cell in head.split("|")[3:-1]] == [
+        "post nested_refine, as it is", "adapted by sft", "adapted by refine",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "eval/qa/512/score", "40", "0.2000 [0.1000, 0.9000]", "0.3000 [0.2000, 0.9000]", "0.4000 [0.3000, 0.9000] *",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
