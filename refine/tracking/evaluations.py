@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
+TEST_TIME = "test_time"  # a phase
 PHASE, ARM, SEED, TRAINED_BY = "phase", "arm", "identity.seed", "refine.trained_by"  # tags
 
 
 def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
-    """The finished evaluations of `experiment`, oldest first; for each seed, those scored on what its newest one was.
+    """The finished evaluations of `experiment`, oldest first; for each seed, those scored on what its newest one was:
+    newest of the models as they are, and newest at test time, which is scored on the questions alone.
 
     Raises ServiceError: no such experiment (naming the nearest), or none of its runs holds an evaluation.
     """
@@ -32,8 +34,12 @@ def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
     evaluated = [_evaluated(client, run) for run in runs]
     if not evaluated:
         raise ServiceError(f"experiment {experiment!r} holds no finished evaluation; `make run` records some")
-    newest = {one.seed: one.evaluation.settings.get("scored_on") for one in evaluated}
-    return [one for one in evaluated if one.evaluation.settings.get("scored_on") == newest[one.seed]]
+    newest = {_kind(one): one.evaluation.settings.get("scored_on") for one in evaluated}
+    return [one for one in evaluated if one.evaluation.settings.get("scored_on") == newest[_kind(one)]]
+
+
+def _kind(one: Evaluated) -> tuple[int, bool]:
+    return one.seed, one.phase == TEST_TIME
 
 
 def _finished(client: MlflowClient, experiment_id: str) -> list[MlflowRun]:

@@ -51,6 +51,15 @@ def test_unfinished_evaluations_and_those_of_earlier_prompts_are_left_out(client
     assert [(one.arm, one.seed) for one in find_evaluations(client, "sample")] == [("sft", 1), ("sft", 2)]
 
 
+def test_test_time_is_scored_on_fewer_prompts_and_leaves_no_other_phase_out(client, record):
+    record("mid", "sft", 0.1, scored_on="earlier prompts")
+    record("test_time", "sft", 0.1, scored_on="earlier questions")
+    record("post", "sft", 0.2, scored_on="everything")
+    record("test_time", "refine", 0.3, scored_on="questions")
+    found = [(one.phase, one.arm) for one in find_evaluations(client, "sample")]
+    assert found == [("post", "sft"), ("test_time", "refine")]
+
+
 def test_an_experiment_that_is_not_there_or_empty_is_refused_by_name(client, experiment):
     with pytest.raises(ServiceError, match=r"no experiment 'smaple' \(did you mean 'sample'\?\)"):
         find_evaluations(client, "smaple")
