@@ -32,4 +32,5 @@ def record_scores(model: str, metrics: Mapping[str, float]) -> str | None:
 
     client = connect()
     version = add_metrics(client, version_of(client, *parse_reference(model)), metrics)
-    return f"{version.name} version {version.label}"
+    kept = any(version.metrics.get(name) != value for name, value in metrics.items())
+    return f"{version.name} version {version.label}" + (", but for scores that it has over more samples" * kept)

@@ -27,6 +27,7 @@ CHAMPION = "champion"
 KEY, METRICS, SETTINGS, EVALUATION = "refine.key", "refine.metrics", "refine.settings", "refine.evaluation"
 EVALUATION_RUN = "refine.evaluation_run"  # the MLflow run that holds every sample's score
 HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
+COUNTS = ("/samples", "/sequences")  # ends of the metrics that say what a score is a mean over
 EXPERIMENT, ARM, PHASE = "experiment", "arm", "phase"  # tags; with the headline metrics, what the registry's page shows
 
 
@@ -210,7 +211,9 @@ def parse_reference(reference: str) -> tuple[str, str]:
 
 def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> Version:
     """Further scores of a version (an evaluation that ran later), beside those it has; returns it with them. In MLflow
-    they join the run that evaluated it: a training's curves hold what the training saw."""
+    they join the run that evaluated it: a training's curves hold what the training saw. Scores over fewer samples than
+    those it has (a quick look with --samples) leave these as they are."""
+    metrics = _over_no_fewer(metrics, version.metrics)
     together = {**version.metrics, **metrics}
     client.set_model_version_tag(version.name, str(version.number), METRICS, json.dumps(together))
     source = client.get_model_version(version.name, str(version.number)).source or ""
@@ -218,6 +221,13 @@ def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, fl
         run_id = version.tags.get(EVALUATION_RUN, version.run_id)
         _log_metrics(client, run_id, source.removeprefix("models:/"), metrics)
     return version_of(client, version.name, str(version.number))
+
+
+def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
+    """`found` without what is measured on fewer samples or sequences than in `known`."""
+    counts = [name for name in found if name.endswith(COUNTS) and found[name] < known.get(name, 0.0)]
+    fewer = {name.rpartition("/")[0] for name in counts}
+    return {name: value for name, value in found.items() if name.rpartition("/")[0] not in fewer}
 
 
 def better(goal: str, value: float, than: float) -> bool:

@@ -116,6 +116,21 @@ def test_later_scores_join_those_a_version_has(client, make):
     assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
 
 
+def test_a_quick_look_leaves_scores_over_more_samples_as_they_are(client, make):
+    full = {"eval/qa/512/score": 0.2, "eval/qa/512/samples": 40.0}
+    version = add_metrics(client, make("sft", 3.6), full)
+    quick = {
+        "eval/qa/512/score": 1.0,
+        "eval/qa/512/samples": 4.0,
+        "eval/qa/1024/score": 0.5,
+        "eval/qa/1024/samples": 4.0,
+    }
+    version = add_metrics(client, version, quick)
+    assert {**full, "eval/qa/1024/score": 0.5}.items() <= version.metrics.items()
+    again = {"eval/qa/512/score": 0.3, "eval/qa/512/samples": 40.0}
+    assert add_metrics(client, version, again).metrics["eval/qa/512/score"] == 0.3
+
+
 def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_folder):
     trained, scored = (client.create_run(experiment).info.run_id for _ in range(2))
     client.log_metric(trained, "val/loss", 3.9, step=20)
