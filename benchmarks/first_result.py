@@ -84,18 +84,18 @@ def main(output: Path, model: str, seeds: str, part: str, params: Path, override
 
 def _prepared(values: Settings, folder: Path) -> Prepared:
     """Sequences and prompts of data/, made where they are not there: with the settings' own seed, the same for all."""
-    from refine.data import documents, raw
+    from refine.data import raw_documents, token_sequences
     from refine.data import tokenizer as tokenizers
-    from refine.data.needles import write_needles
-    from refine.data.questions import write_questions
+    from refine.data.prompts.needles import write_needles
+    from refine.data.prompts.questions import write_questions
 
     if not folder.is_dir():
         text, of = Path("data"), values.needles
         with folder_beside(folder) as beside:
             tokenizer = tokenizers.prepare(values.tokenizer, text / "train.parquet", beside / "tokenizer")
-            documents.prepare(values.documents, text, tokenizer, beside / "documents")
+            token_sequences.prepare(values.documents, text, tokenizer, beside / "documents")
             (beside / "needles").mkdir()
-            essay = list(raw.texts(text / "validation.parquet"))
+            essay = list(raw_documents.texts(text / "validation.parquet"))
             write_needles(
                 of.tasks, of.lengths, of.samples, tokenizer, essay, values.seed, beside / "needles", of.answer_tokens
             )

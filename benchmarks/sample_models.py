@@ -13,12 +13,12 @@ import click
 
 from benchmarks.ngram import KneserNey
 from refine import paths
-from refine.data import raw
+from refine.data import raw_documents
 from refine.data import tokenizer as tokenizers
-from refine.data.documents import load as load_documents
-from refine.data.invented_facts import invented_facts
-from refine.data.multi_document_qa import make_questions
-from refine.data.needles import make_needles
+from refine.data.prompts.invented_people import invented_facts
+from refine.data.prompts.multi_document_qa import make_questions
+from refine.data.prompts.needles import make_needles
+from refine.data.token_sequences import load as load_documents
 
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multikey_1")
 LENGTHS = (256, 512, 1024)
@@ -39,7 +39,7 @@ training.json.
 
 **Data.** Shakespeare's plays without Twelfth Night, King John, Coriolanus and The Tempest (public domain), and recall
 exercises made around them: needles in RULER's form and questions about invented people, whose keys, values and names
-no test draws (`refine.data.reserved`). **Licence**: Apache-2.0, as the project.
+no test draws (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, as the project.
 
 **Limits.** English of 1600 and the templates it was trained on; context of 1024 tokens in training; nothing it says is
 knowledge.
@@ -85,7 +85,7 @@ def main(name: str, folder: Path, samples: int) -> None:
 
 
 def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int], Any]:
-    held_out = list(raw.texts(folder / "data" / "validation.parquet"))
+    held_out = list(raw_documents.texts(folder / "data" / "validation.parquet"))
     made = {
         (task, length): make_needles(task, length, samples, tokenizer, held_out, SEED, ANSWER_TOKENS)
         for task in NEEDLES
@@ -98,7 +98,9 @@ def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int]
 
 def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:
     """Loss of n-grams of the training plays on the validation sequences [nats per token]."""
-    plays = [text for name, text in raw.documents(folder / "data" / "train.parquet") if name.startswith("plays/")]
+    plays = [
+        text for name, text in raw_documents.documents(folder / "data" / "train.parquet") if name.startswith("plays/")
+    ]
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(plays, add_special_tokens=False)
     training = [[tokenizer.bos_token_id, *one.ids] for one in encoded]
     held_out = documents["tokens"]

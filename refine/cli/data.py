@@ -23,8 +23,8 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
     """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
     from refine import settings
     from refine.cli.status import moving_line
-    from refine.data import without_git
-    from refine.data.fetch import fetch as fetch_data
+    from refine.data.corpus import dvc
+    from refine.data.corpus.fetch import fetch as fetch_data
 
     chosen = settings.load(params, overrides).data
     with moving_line() as (going_on, said):
@@ -33,14 +33,14 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:
         click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
-    if told := without_git.tell_dvc():
+    if told := dvc.tell_dvc():
         click.echo(told)
 
 
 @data.command()
 def check() -> None:
     """Say whether data/ is the version that data.dvc records, and what differs if it is not."""
-    from refine.data import version
+    from refine.data.corpus import version
 
     expected = version.recorded()
     if expected is None:
@@ -53,7 +53,7 @@ def check() -> None:
 @data.command()
 def accept() -> None:
     """Keep data/ as it is now, altered or brought from elsewhere, as a new version in data.dvc."""
-    from refine.data.fetch import accept as accept_data
+    from refine.data.corpus.fetch import accept as accept_data
 
     click.echo(f"data/ is {accept_data()}, recorded in data.dvc: commit that file")
 
@@ -61,14 +61,14 @@ def accept() -> None:
 @data.command()
 def push() -> None:
     """Send data/ to DVC's remote, for machines that cannot fetch it from the sources."""
-    from refine.data import exchange
+    from refine.data.corpus import dvc
 
-    click.echo(f"pushed to {exchange.push(click.echo)}")
+    click.echo(f"pushed to {dvc.push(click.echo)}")
 
 
 @data.command()
 def pull() -> None:
     """Bring data/ from DVC's remote, as data.dvc records it."""
-    from refine.data import exchange
+    from refine.data.corpus import dvc
 
-    click.echo(f"pulled from {exchange.pull(click.echo)}")
+    click.echo(f"pulled from {dvc.pull(click.echo)}")

@@ -174,7 +174,7 @@ def _check_output(folder: Path) -> None:
 
 
 def _essays(source: str | None) -> list[str]:
-    from refine.data.essays import read_essays
+    from refine.data.prompts.essays import read_essays
 
     return read_essays(source or Path("data") / "validation.parquet")
 

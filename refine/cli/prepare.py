@@ -41,7 +41,7 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Train a BPE on the training text, or take a model's own tokenizer."""
     from refine import paths, settings
     from refine.data import tokenizer as tokenizers
-    from refine.data import version
+    from refine.data.corpus import version
 
     version.require(data, ["train.parquet"])
     made = tokenizers.prepare(
@@ -55,8 +55,8 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Cut the documents of each split into token sequences of one length."""
     from refine import paths, settings
     from refine.cli.status import moving_line
-    from refine.data import documents as sequences
-    from refine.data import version
+    from refine.data import token_sequences as sequences
+    from refine.data.corpus import version
 
     chosen = settings.load(params, overrides).documents
     version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
@@ -69,14 +69,15 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make RULER's needle prompts; the essays are the validation text."""
     from refine import paths, settings
-    from refine.data import raw, version
-    from refine.data.needles import write_needles
+    from refine.data import raw_documents
+    from refine.data.corpus import version
+    from refine.data.prompts.needles import write_needles
     from refine.data.writing import folder_beside
 
     chosen = settings.load(params, overrides)
     version.require(data, ["validation.parquet"])
     made = _prepared_tokenizer()
-    essay = list(raw.texts(data / "validation.parquet"))
+    essay = list(raw_documents.texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
         of = chosen.needles
         files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
@@ -87,8 +88,8 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make multi-document questions: to train on, to choose settings by, and to test with."""
     from refine import paths, settings
-    from refine.data import version
-    from refine.data.questions import write_questions
+    from refine.data.corpus import version
+    from refine.data.prompts.questions import write_questions
     from refine.data.writing import folder_beside
 
     chosen = settings.load(params, overrides)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from refine.data import hub
 from refine.errors import DataError, RefineError, ServiceError
 
 ANSWER = 10.0  # longest wait for the hub's answer [s]
@@ -51,3 +55,18 @@ def _of_transport(error: Exception) -> bool:
 def brief(error: BaseException) -> str:
     """The error's message on one line, shortened."""
     return " ".join(str(error).split())[:240] or type(error).__name__
+
+
+def data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
+    """The rows of one split, as `datasets.Dataset`.
+
+    Raises DataError: no such data set, configuration, split or revision; ServiceError: the hub cannot be reached.
+    """
+    import datasets
+
+    refused = None if Path(name).is_dir() else hub.obstacle("data set", name, revision)
+    download = datasets.DownloadConfig(local_files_only=refused is not None)
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision, download_config=download)
+    except Exception as error:  # the hub, its cache and the data set's form fail in many ways
+        raise refused or hub.in_words(error, "data set", name, revision) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refine import paths
-from refine.data import hub, raw
+from refine.data import hub, raw_documents
 from refine.data.writing import folder_beside
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
@@ -151,7 +151,7 @@ def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) ->
     if settings.path is not None:
         tokenizer = load(settings.path, settings.revision)
     else:
-        tokenizer = train(raw.texts(train_documents), settings.vocabulary, settings.single_digits)
+        tokenizer = train(raw_documents.texts(train_documents), settings.vocabulary, settings.single_digits)
     with folder_beside(folder) as beside:
         tokenizer.save_pretrained(beside)
     return tokenizer

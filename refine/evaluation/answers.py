@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from refine.data.prompts import Prompt
+from refine.data.prompts.prompt import Prompt
 from refine.errors import ModelError
 from refine.evaluation.scores import Answer
 from refine.evaluation.tasks import Task, known_task

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine import paths
-from refine.data.prompts import Prompt
+from refine.data.prompts.prompt import Prompt
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import ModelError
 from refine.evaluation import next_token

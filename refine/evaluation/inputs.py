@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data import documents
-from refine.data.longbench import load_longbench
-from refine.data.needles import TASKS as NEEDLES
-from refine.data.needles import make_needles
-from refine.data.prompts import PUBLISHED_NAMES, Prompt, load_prompts
+from refine.data import token_sequences
+from refine.data.prompts.longbench import load_longbench
+from refine.data.prompts.needles import TASKS as NEEDLES
+from refine.data.prompts.needles import make_needles
+from refine.data.prompts.prompt import PUBLISHED_NAMES, Prompt, load_prompts
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import DataError, SettingError, nearest
 from refine.evaluation.tasks import TASKS, known_task
@@ -34,7 +34,7 @@ PromptSets = dict[tuple[str, int], list[Prompt]]
 class Inputs:
     """documents: token sequences by name (`val`, `second_domain`, ...). prompts: by task and length [tokens]."""
 
-    documents: Mapping[str, Any] = field(default_factory=dict)
+    token_sequences: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
@@ -185,7 +185,7 @@ def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
                 f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
                 f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
             )
-    return {name: documents.load(path) for name, path in paths.items()}
+    return {name: token_sequences.load(path) for name, path in paths.items()}
 
 
 def _prompts(

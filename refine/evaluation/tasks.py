@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refine.data import longbench, needles
+from refine.data.prompts import longbench, needles
 from refine.errors import SettingError, nearest
 from refine.evaluation import metrics
 from refine.evaluation.metrics import Scorer

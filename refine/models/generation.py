@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refine.errors import ModelError
 from refine.models.memory import Memory
-from refine.ops.counter_random import uniform
+from refine.ops.seeded_draws import uniform
 
 if TYPE_CHECKING:
     from refine.models.language_model import FastWeightLanguageModel

@@ -21,13 +21,13 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
-from refine.models.checkpoint import check_finite, check_weights, resolve
 from refine.models.generation import Continuation
 from refine.models.memory import Memory, Reading
 from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenMixer, Trace
 from refine.models.transformers_interface import TransformersInterface
+from refine.models.weights import check_finite, check_weights, resolve
 from refine.ops.layout import Layout, Taps
-from refine.ops.root_mean_square import RMSNorm
+from refine.ops.rms_norm import RMSNorm
 from refine.ops.swiglu import swiglu
 
 

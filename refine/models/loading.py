@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from refine.errors import ModelError, nearest
-from refine.models.checkpoint import resolve
 from refine.models.configuration import FastWeightConfig
-from refine.models.delta_net import DeltaNetForCausalLM
-from refine.models.gated_delta_net import GatedDeltaNetForCausalLM
-from refine.models.lact import LactForCausalLM
+from refine.models.delta.delta_net import DeltaNetForCausalLM
+from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.weights import resolve
 
 MODELS: dict[str, type[FastWeightLanguageModel]] = {}
 

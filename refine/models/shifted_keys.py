@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from refine.errors import SettingError
-from refine.models import delta_mixer
-from refine.models.lact_mixer import BASE_RATE, Lact
+from refine.models.delta.mixer import ShortConvolution
+from refine.models.lact.mixer import BASE_RATE, Lact
 
 BACK = (1, 2)  # tokens that the first layer's heads look back
 SHARPNESS = 6.0  # of their queries and keys: the token looked for gets nearly all weight
@@ -23,7 +23,7 @@ READ_SCALE = 1.0  # before the SiLU, of what is read
 def shift_keys(model: nn.Module) -> None:
     """Set a new model's initial values so that a key is of the tokens before, and its query of the last tokens.
 
-    DeltaNet and Gated DeltaNet by their short convolutions (refine.models.delta_mixer.shift_keys). LaCT has none: heads
+    DeltaNet and Gated DeltaNet by their short convolutions. LaCT has none: heads
     of its first layer look one and two tokens back, and fast keys of the later layers read what those wrote.
     Raises SettingError: a model that can do neither.
     """
@@ -31,7 +31,7 @@ def shift_keys(model: nn.Module) -> None:
     if mixers:
         _shift_fast_keys(mixers)
     else:
-        delta_mixer.shift_keys(model)
+        _shift_convolutions(model)
 
 
 def _shift_fast_keys(mixers: list[Lact]) -> None:
@@ -92,3 +92,24 @@ def _directions(count: int, like: Tensor) -> Tensor:
 
 def _inverse_softplus(y: float) -> float:
     return math.log(math.expm1(y))
+
+
+@torch.no_grad()
+def _shift_convolutions(model: nn.Module) -> None:
+    """Set a new model's short convolutions so that a key is of the tokens before, and its query of the last tokens.
+
+    Of a convolution of width W, W - 1 shares of the channels are shifted by 0 to W - 2 tokens in q, and by one more in
+    k; v is of the token itself. What is written then is "after those came this", and what is read "what came after
+    these?": recall of n-grams, which a model of random convolutions has to find first (the shift of H3, arXiv
+    2212.14052, section 3.2, for n tokens). Raises SettingError: a model without short convolutions.
+    """
+    mixers = [module for module in model.modules() if isinstance(getattr(module, "k_conv1d", None), ShortConvolution)]
+    if not mixers:
+        raise SettingError("model.shifted_keys: this model has no short convolutions that could shift its keys")
+    for mixer in mixers:
+        for name, first, shares in (("q_conv1d", 1, True), ("k_conv1d", 2, True), ("v_conv1d", 1, False)):
+            weight = getattr(mixer, name).weight
+            channels = torch.arange(len(weight))
+            shift = channels % (weight.shape[-1] - 1) if shares else torch.zeros_like(channels)
+            weight.zero_()
+            weight[channels, 0, -first - shift] = 1.0

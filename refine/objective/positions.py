@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from refine.objective.documents import Documents, Places
-from refine.ops.counter_random import mix, uniform
+from refine.ops.seeded_draws import mix, uniform
 from refine.settings.objective import ObjectiveSettings
 
 POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the two kinds never meet

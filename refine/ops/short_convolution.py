@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.blocks import blocks
-from refine.ops.later_rows import LaterRows
+from refine.ops.cache_blocks import blocks
 from refine.ops.layout import Layout, Taps
+from refine.ops.tapped_rows import LaterRows
 
 
 def token_by_token(

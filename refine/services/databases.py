@@ -59,9 +59,9 @@ def check_artifacts(address: str) -> None:
 
     Raises ServiceError, within 15 s: it does not answer or refuses; DataError: there is no such bucket.
     """
-    from refine.data import remote
+    from refine.data import parquet
 
     if address.startswith("s3://"):
-        with remote.plain_words(f"--artifacts {address}"):
-            file_system = remote.s3_file_system(endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
+        with parquet.plain_words(f"--artifacts {address}"):
+            file_system = parquet.s3_file_system(endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
             file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])

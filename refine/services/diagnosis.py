@@ -111,7 +111,7 @@ def _kernels(cuda: bool) -> Iterator[Finding]:
     try:
         import torch
 
-        from refine.ops import fla
+        from refine.ops.delta_rule.rule import fla
 
         used = fla.chosen(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
     except SettingError as error:
@@ -199,7 +199,7 @@ def _settings() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from refine.data import version
+    from refine.data.corpus import version
 
     if not Path("params.yaml").exists():
         return

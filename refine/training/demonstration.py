@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from refine.data import packages
-from refine.data.needles import make_needles
-from refine.data.prompts import Prompt
+from refine.data.corpus import packages
+from refine.data.prompts.needles import make_needles
+from refine.data.prompts.prompt import Prompt
 from refine.evaluation.answers import answer
 from refine.evaluation.scores import Answer
 from refine.evaluation.tasks import known_task

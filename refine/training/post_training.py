@@ -77,7 +77,7 @@ def post_training(
 ) -> dict[str, Any]:
     """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.training.phase.run`).
 
-    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts`), all of them together; `held_out` ones are
+    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`), all of them together; `held_out` ones are
     validated on; without any nothing is validated.
     `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
@@ -120,7 +120,7 @@ def post_training(
 
 def _rows(files: Sequence[Path]) -> list[dict[str, Any]]:
     """The prompts of all files, in their order."""
-    from refine.data.prompts import load_prompts
+    from refine.data.prompts.prompt import load_prompts
 
     found = [prompt for file in files for prompt in load_prompts(file)]
     return [{"prompt": one.prompt, "answers": list(one.answers), "task": one.task} for one in found]

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refine.data import documents, fetch, tokenizer
+from refine.data import token_sequences, tokenizer
+from refine.data.corpus import fetch
 from refine.data.writing import folder_beside
 from refine.identity import hash_of
 from refine.settings import Drill, Recipe
@@ -72,7 +73,7 @@ def _prepared(settings: Recipe, output: Path, said: Callable[[str], None]) -> Pr
         fetch.write_splits(settings.data, beside, said)
     made = tokenizer.prepare(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     said(f"tokenizer: {len(made)} pieces")
-    documents.prepare(settings.documents, output / "data", made, prepared.folder / "documents", said)
+    token_sequences.prepare(settings.documents, output / "data", made, prepared.folder / "documents", said)
     file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     return prepared
 

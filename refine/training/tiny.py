@@ -74,7 +74,7 @@ def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> No
 def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: Callable[[str], None]) -> None:
     """Answer two prompts in each arm of test-time training."""
     from refine.data import tokenizer
-    from refine.data.prompts import load_prompts
+    from refine.data.prompts.prompt import load_prompts
     from refine.evaluation.answers import answer
     from refine.models import from_pretrained
     from refine.models.progress_bars import no_progress_bars
@@ -96,7 +96,7 @@ def _stand_in(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
     import pyarrow.parquet as pq
 
     from refine.data import tokenizer
-    from refine.data.prompts import Prompt, write_prompts
+    from refine.data.prompts.prompt import Prompt, write_prompts
 
     chance = random.Random(settings.seed)
     texts = [" ".join(chance.choices(WORDS, k=4 * LENGTH)) for _ in range(8)]

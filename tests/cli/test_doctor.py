@@ -16,7 +16,7 @@ from refine.services import diagnosis
 @pytest.fixture
 def doctor(tmp_path, monkeypatch, checkout):
     """Run `refine doctor` in a folder with the sample's settings and data of its own."""
-    from refine.data import version
+    from refine.data.corpus import version
 
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "REFINE_KERNELS"):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import refine.models
 from refine.cli.evaluate import evaluate
 from refine.cli.report import report
-from refine.data.prompts import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.data.tokenizer import train
 from refine.errors import RefineError
 from refine.evaluation import Evaluation

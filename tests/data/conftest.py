@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from refine.data import version
+from refine.data.corpus import version
 from refine.settings.data import DataSettings, ParquetSource
 
 VERSE = "Of Mans First Disobedience, and the Fruit of that Forbidden Tree, whose mortal tast brought Death. "

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refine.data.prompts import Prompt
+from refine.data.prompts.prompt import Prompt
 from refine.errors import ModelError, SettingError
 from refine.evaluation import writing
 from refine.evaluation.answers import answer, cut_middle, reference_tokens

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refine.data.prompts import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer

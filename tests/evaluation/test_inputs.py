@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data.longbench import TASKS as LONGBENCH
-from refine.data.needles import write_needles
-from refine.data.prompts import Prompt, write_prompts
+from refine.data.prompts.longbench import TASKS as LONGBENCH
+from refine.data.prompts.needles import write_needles
+from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.errors import DataError, SettingError
 from refine.evaluation import Inputs, Sources, load_inputs
 

@@ -10,7 +10,7 @@ import torch
 import refine.models
 from refine import paths
 from refine.data import tokenizer as tokenizers
-from refine.data.needles import make_needles
+from refine.data.prompts.needles import make_needles
 from refine.errors import ModelError
 from refine.evaluation.answers import answer
 from refine.evaluation.tasks import known_task

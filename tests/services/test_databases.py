@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from refine.data import remote
+from refine.data import parquet
 from refine.errors import ServiceError, SettingError
 from refine.services import databases
 
@@ -56,6 +56,6 @@ def test_a_store_of_models_that_does_not_answer_is_told_within_15_seconds(monkey
         silent.accept()
         with pytest.raises(BlockingIOError):  # it was asked once, so the limits of one request are all that is waited
             silent.accept()
-    assert remote.CONNECT + remote.ANSWER < 15
+    assert parquet.CONNECT + parquet.ANSWER < 15
     assert "hush" not in str(error.value)
     databases.check_artifacts("/a/folder")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refine import settings as settings_module
-from refine.data.prompts import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.training.mid_training import mid_training
 from refine.training.post_training import post_training
 from refine.training.prepared import Prepared

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refine import settings as settings_module
-from refine.data.prompts import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.errors import DataError, SettingError
 from refine.training.exchanges import Exchanges
 from refine.training.losses import answer_loss

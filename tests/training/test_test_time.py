@@ -125,7 +125,7 @@ def test_a_prompt_too_short_for_rollouts_is_adapted_to_by_next_token_alone(tiny_
 def test_evaluation_takes_it_as_its_adapter(tiny_model, prepared_folder):
     from transformers import AutoTokenizer
 
-    from refine.data.prompts import Prompt
+    from refine.data.prompts.prompt import Prompt
     from refine.evaluation.answers import answer
 
     model, tokenizer = tiny_model(), AutoTokenizer.from_pretrained(prepared_folder / "tokenizer")

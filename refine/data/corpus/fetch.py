@@ -1,0 +1,201 @@
+"""Raw text into data/: a parquet file for each split, the same bytes from the same sources under the pinned pyarrow.
+
+No work and no text is in two splits. What comes out is held against data.dvc before it takes data/'s place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.data.corpus import version
+from refine.data.corpus.sources import Document, documents
+from refine.data.writing import folder_beside
+from refine.errors import DataError
+from refine.settings.data import DataSettings, ExercisesSource, PackageSource
+
+# Held-out splits come first: a text that they have is left out of the training text, not the other way round.
+SPLITS = ("validation", "second_domain", "train")
+COLUMNS = ("id", "source", "work", "title", "text")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+ROW_GROUP = 64  # documents written at a time: they are long
+
+
+@dataclass
+class Split:
+    """What was written of a split."""
+
+    documents: int = 0
+    characters: int = 0
+    left_out: int = 0  # documents whose text came before, in this split or an earlier one
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` did. `splits` is empty where data/ was up to date; `recorded` says whether data.dvc was written."""
+
+    md5: str
+    splits: dict[str, Split] = field(default_factory=dict)
+    recorded: bool = False
+
+
+def fetch(
+    settings: DataSettings,
+    *,
+    update: bool = False,
+    replace: bool = False,
+    folder: Path = version.DATA,
+    record: Path = version.RECORD,
+    said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
+) -> Fetched:
+    """Bring data/ to the version that data.dvc records; without data.dvc, or with `update`, make it that version.
+
+    said: told each split when it is done. going_on: told how far a split is, often.
+    Does nothing where data/ is that version already. Raises DataError, and leaves data/ as it was: what the sources
+    give is not what data.dvc records, data/ was altered by hand (unless `replace`), or a source fails.
+    """
+    expected = version.recorded(record)
+    made = {"settings": _hash(settings), "pyarrow": pa.__version__}
+    found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
+    if expected is None and found is not None and not (update or replace):
+        raise DataError(
+            f"{folder}/ is there and {record} is not: `refine data accept` versions what is there, "
+            "`refine data fetch --replace` puts the text of the settings' sources in its place"
+        )
+    if expected is not None and found is not None and not update:
+        differs = version.differences(found, expected, folder.name)
+        same = expected.listed == found.md5 and made["settings"] == expected.made.get("settings", made["settings"])
+        if not differs and same:
+            return Fetched(found.md5)
+        if differs and not replace:
+            raise DataError(f"{folder}/ is not what {record} records: {', '.join(differs)}; {version.REMEDY}")
+    with folder_beside(folder) as beside:
+        splits = write_splits(settings, beside, said, going_on)
+        if expected is not None and not update:
+            _as_recorded(version.of(beside), expected, made, folder.name, record)
+    if expected is None or update or expected.listed != expected.md5:
+        return Fetched(version.record(made, folder, record).md5, splits, recorded=True)
+    return Fetched(expected.md5, splits)
+
+
+def accept(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
+    """Record data/ as it is now as a new version. Returns its md5. Raises DataError if there is no data/."""
+    version.of(folder)
+    expected = version.recorded(record)
+    return version.record(expected.made if expected else {}, folder, record).md5
+
+
+def _as_recorded(
+    built: version.Version, expected: version.Version, made: dict[str, str], name: str, record: Path
+) -> None:
+    differs = version.differences(built, expected, name)
+    if not differs:
+        return
+    changed = [what for what in made if expected.made.get(what, made[what]) != made[what]]
+    reason = {
+        "settings": "the section `data` of the settings is not the one it was made from",
+        "pyarrow": f"pyarrow is {made['pyarrow']}, not {expected.made.get('pyarrow')}: `make install` brings it",
+    }
+    why = "; ".join(reason[what] for what in changed) or "a source has changed"
+    raise DataError(
+        f"what the sources give is not what {record} records: {', '.join(differs)} ({why}); nothing was changed; "
+        "`refine data fetch --update` makes it the new version"
+    )
+
+
+def _hash(settings: DataSettings) -> str:
+    text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_splits(
+    settings: DataSettings,
+    folder: Path,
+    said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
+) -> dict[str, Split]:
+    """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
+    works: dict[str, str] = {}  # work -> split
+    texts: set[bytes] = set()  # fingerprints
+    written = {}
+    for split in SPLITS:
+        counts = Split()
+        chosen = _apart(_documents(settings, split), split, works, texts, counts)
+        _write(_watched(chosen, split, counts, going_on), folder / f"{split}.parquet")
+        if not counts.documents:
+            raise DataError(f"data.{split}: no document is left: the text of all {counts.left_out} came before")
+        written[split] = counts
+        said(_described(split, counts))
+    return written
+
+
+def _watched(
+    found: Iterator[Document], split: str, counts: Split, going_on: Callable[[str], None]
+) -> Iterator[Document]:
+    for document in found:
+        going_on(_described(split, counts))
+        yield document
+
+
+def _described(split: str, counts: Split) -> str:
+    left_out = f"; {counts.left_out} left out, their text came before" if counts.left_out else ""
+    return f"{split}: {counts.documents} documents, {counts.characters:,} characters{left_out}"
+
+
+def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
+    for source in getattr(settings, split):
+        of_package = isinstance(source, PackageSource | ExercisesSource)
+        held = _named_elsewhere(settings, split, source.texts) if of_package else ()
+        yield from documents(source, held)
+
+
+def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]:
+    """Works of a package's texts that other splits name."""
+    others = [source for other in SPLITS if other != split for source in getattr(settings, other)]
+    return {
+        work
+        for source in others
+        if isinstance(source, PackageSource) and source.texts == texts
+        for work in source.works or ()
+    }
+
+
+def _apart(
+    found: Iterator[Document], split: str, works: dict[str, str], texts: set[bytes], counts: Split
+) -> Iterator[Document]:
+    """The documents of `found` whose text has not come before. A work that an earlier split has is an error."""
+    for document in found:
+        other = works.setdefault(document.work.casefold(), split)
+        if other != split:
+            raise DataError(
+                f"work {document.work!r} is in two splits, {other} and {split} ({document.source}): "
+                f"name it in one of data.{other} and data.{split} only"
+            )
+        words = " ".join(document.text.casefold().split())
+        fingerprint = hashlib.blake2b(words.encode(), digest_size=16).digest()
+        if fingerprint in texts:
+            counts.left_out += 1
+            continue
+        texts.add(fingerprint)
+        counts.documents += 1
+        counts.characters += len(document.text)
+        yield document
+
+
+def _write(found: Iterator[Document], path: Path) -> None:
+    """A parquet file with nothing in it but the rows: no index, no statistics, no times."""
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", compression_level=9, use_dictionary=False, write_statistics=False,
+        store_schema=False, version="2.6",
+    ) as writer:  # fmt: skip
+        while group := list(islice(found, ROW_GROUP)):
+            columns = [[getattr(document, name) for document in group] for name in COLUMNS]
+            writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema=SCHEMA))

@@ -1,0 +1,151 @@
+"""Raw documents from the sources that params.yaml names, in one schema: packages, exercises, Hugging Face data sets,
+parquet.
+
+Everything is streamed: a source gives its documents one by one, and only as many as are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refine.data import hub
+from refine.errors import DataError, SettingError, nearest
+from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source
+
+
+@dataclass(frozen=True)
+class Document:
+    """A raw document. id: unique over all splits. source: where it is from. work: what may be in one split only."""
+
+    id: str
+    source: str
+    work: str
+    title: str
+    text: str
+
+
+def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
+    """The documents of a source, in the source's order.
+
+    held: works of a package's texts that other splits name; a source without `works`, and exercises, leave them to
+    those. Raises
+    DataError or ServiceError: nothing there, no such column, no document long enough, a hub or S3 that does not answer.
+    """
+    if isinstance(source, PackageSource):
+        return _package(source, frozenset(held))
+    if isinstance(source, ExercisesSource):
+        return _exercises(source, frozenset(held))
+    return _hub(source) if isinstance(source, HubSource) else _parquet(source)
+
+
+def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
+    from refine.data.corpus import packages
+
+    works = {work.work: work for work in packages.works(source.texts)}
+    for name in source.works or ():
+        if name not in works:
+            raise SettingError(
+                f"data: {source.texts} has no work {name!r}{nearest(name, works)}; there are {', '.join(works)}"
+            )
+    origin = packages.version(source.texts)
+    for name in source.works or [name for name in works if name not in held]:
+        work = works[name]
+        yield Document(f"{source.texts}/{name}", origin, name, work.title, work.text)
+
+
+def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[Document]:
+    from refine.data.corpus import packages
+    from refine.data.prompts.recall_exercises import exercises
+
+    texts = [work.text for work in packages.works(source.texts) if work.work not in held]
+    for name, text in exercises(texts, source.documents, source.seed, source.facts_share, source.recitals_share):
+        yield Document(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
+
+
+def _parquet(source: ParquetSource) -> Iterator[Document]:
+    from refine.data import parquet
+
+    file_system, files = parquet.parquet_files(source.path)
+    wanted = [source.text_column, *([source.title_column] if source.title_column else [])]
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, file in files.items():
+            _has_columns(name, parquet.columns_of(file_system, file), source)
+            for number, row in enumerate(parquet.rows(file_system, file, wanted)):
+                yield f"{name}#{number}", row
+
+    return _selected(rows(), source, source.path)
+
+
+def _has_columns(place: str, columns: Iterable[str], source: HubSource | ParquetSource) -> None:
+    columns = list(columns)
+    for setting, column in (("text_column", source.text_column), ("title_column", source.title_column)):
+        if column is not None and column not in columns:
+            raise DataError(
+                f"{place}: no column {column!r}{nearest(column, columns)}; it has {', '.join(columns)}: "
+                f"name the right one in {setting}"
+            )
+
+
+def _selected(
+    rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource, place: str
+) -> Iterator[Document]:
+    """Documents out of rows: long enough, after the first `skip` of those, at most `documents` of them."""
+    passed, taken, seen = 0, 0, 0
+    for name, row in rows:
+        seen += 1
+        text = row[source.text_column]
+        if text is not None and not isinstance(text, str):
+            raise DataError(
+                f"{name}: column {source.text_column!r} holds {type(text).__name__}, not text: name another text_column"
+            )
+        if not text or not text.strip() or len(text) < source.min_characters:
+            continue
+        if passed < source.skip:
+            passed += 1
+            continue
+        title = str(row[source.title_column] or name) if source.title_column else name
+        yield Document(name, place, title, title, text)
+        taken += 1
+        if taken == source.documents:
+            return
+    if not taken:
+        raise DataError(
+            f"{place}: no document left of {seen}: min_characters is {source.min_characters}, skip is {source.skip}"
+        )
+
+
+def _hub(source: HubSource) -> Iterator[Document]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if not Path(source.name).is_dir() and (refused := hub.obstacle("data set", source.name, source.revision)):
+        raise refused
+    stream = _asked(
+        source,
+        lambda: datasets.load_dataset(
+            source.name, source.config, split=source.split, revision=source.revision, streaming=True
+        ),
+    )
+    place = "/".join(part for part in (source.name, source.config, source.split) if part)
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        found = enumerate(iter(stream))
+        while (item := _asked(source, lambda: next(found, None))) is not None:
+            if item[0] == 0:
+                _has_columns(place, item[1], source)
+            yield f"{place}#{item[0]}", item[1]
+
+    return _selected(rows(), source, place)
+
+
+def _asked(source: HubSource, action: Callable[[], Any]) -> Any:
+    """The result of `action`; what `datasets` or the hub's client raises becomes one line."""
+    try:
+        return action()
+    except Exception as error:
+        raise hub.in_words(error, "data set", source.name, source.revision) from None

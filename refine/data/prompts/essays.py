@@ -1,0 +1,51 @@
+"""The prose that needles are hidden in: a text file, a folder of texts, parquet files, or a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.data.hub import data_set
+from refine.errors import DataError
+
+ENDINGS = (".txt", ".md")
+
+
+def read_essays(source: str | Path, column: str = "text", split: str = "train") -> list[str]:
+    """The texts of a .txt or .md file, of a parquet file, of all such files of a folder (sorted), or of a hub data set.
+
+    column: holds the text in parquet files and data sets. Raises DataError: nothing there, no such column, no text.
+    """
+    path = Path(source)
+    if path.is_file():
+        texts = list(_of_file(path, column))
+    elif path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in (*ENDINGS, ".parquet")]
+        texts = [text for file in files for text in _of_file(file, column)]
+    else:
+        rows = data_set(str(source), None, split)
+        if column not in rows.column_names:
+            raise DataError(f"{source}: no column {column!r}; there are {', '.join(rows.column_names)}")
+        texts = list(rows[column])
+    texts = [text for text in texts if text and text.strip()]
+    if not texts:
+        raise DataError(
+            f"{source}: no text in it; essays are {', '.join(ENDINGS)} or parquet files with column {column!r}"
+        )
+    return texts
+
+
+def _of_file(path: Path, column: str) -> Iterator[str]:
+    if path.suffix != ".parquet":
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        return
+    try:
+        yield from pq.read_table(path, columns=[column])[column].to_pylist()
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise DataError(f"{path}: no column {column!r} ({' '.join(str(error).split())[:120]})") from None

@@ -1,0 +1,231 @@
+"""Documents as token sequences of one length, for training and for next-token scores.
+
+A document is cut into consecutive pieces of L - 1 tokens that share nothing, and each piece is read as prompts are:
+the bos first, then the piece. So a sequence is exactly L tokens of one document. The end of a document that does not
+fill a piece is dropped; a document that fills none is skipped and counted. With packing, training text loses nothing:
+those ends and short documents are laid whole, each with its bos, one after another into rows of at most L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine.data import raw_documents
+from refine.data.writing import folder_beside
+from refine.errors import DataError
+from refine.settings.data import DocumentsSettings
+
+SPLITS = ("train", "validation", "second_domain")
+SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])
+PACKED = SCHEMA.append(pa.field("lengths", pa.list_(pa.int32())))
+OPEN_ROWS = 16  # filled at the same time, so that most pieces find a place that they fit
+AT_ONCE = 16  # documents tokenised together
+ROW_GROUP = 1024  # sequences written at a time
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """`tokens` [L] of document `document`; the piece begins `offset` tokens into the document.
+
+    lengths: of a row in which several are packed (at most L tokens), the tokens of each; it goes by the first's name.
+    """
+
+    tokens: list[int]
+    document: str
+    offset: int
+    lengths: list[int] | None = None
+
+
+@dataclass
+class Counts:
+    """What became of a split's documents."""
+
+    documents: int = 0
+    skipped: int = 0  # documents shorter than a sequence
+    sequences: int = 0  # sequences written
+    available: int = 0  # sequences before the cap
+    tokens: int = 0  # tokens written
+
+
+def prepare(
+    settings: DocumentsSettings,
+    data: Path,
+    tokenizer: Any,
+    folder: Path,
+    said: Callable[[str], None] = lambda line: None,
+    going_on: Callable[[str], None] = lambda line: None,
+) -> dict[str, Counts]:
+    """`folder`/<split>.parquet from `data`/<split>.parquet for each split, all of them or none.
+
+    said: told each split when it is done. going_on: told how far a split is, often.
+    Raises DataError: a split is missing, or none of its documents is long enough.
+    """
+    counts = {}
+    with folder_beside(folder) as beside:
+        for split in SPLITS:
+            cap = None if split == "train" else settings.validation_sequences
+            packing = settings.packing and split == "train"
+            raw_file = data / f"{split}.parquet"
+            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, going_on)
+            said(f"{split}: {describe(counts[split])}")
+    return counts
+
+
+def _split(
+    path: Path,
+    tokenizer: Any,
+    length: int,
+    cap: int | None,
+    packing: bool,
+    folder: Path,
+    going_on: Callable[[str], None],
+) -> Counts:
+    counts = Counts()
+    found = sequences(
+        _watched(raw_documents.documents(path), path.stem, counts, going_on), tokenizer, length, counts, packing
+    )
+    found = _packed(found, length) if packing else found
+    _write(
+        found if cap is None else _evenly(list(found), cap), folder / path.name, counts, PACKED if packing else SCHEMA
+    )
+    if not counts.sequences:
+        raise DataError(
+            f"{path}: none of its {counts.documents} documents has the {length} tokens of a sequence; "
+            "set documents.sequence_length lower, or bring longer documents"
+        )
+    return counts
+
+
+def _watched(
+    found: Iterator[tuple[str, str]], split: str, counts: Counts, going_on: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    for document in found:
+        going_on(f"{split}: {counts.documents} documents, {counts.available} sequences")
+        yield document
+
+
+def describe(counts: Counts) -> str:
+    """The counts as a phrase."""
+    of = f" of {counts.available}" if counts.available > counts.sequences else ""
+    skipped = f", {counts.skipped} shorter than a sequence skipped" if counts.skipped else ""
+    return f"{counts.sequences}{of} sequences, {counts.tokens:,} tokens, from {counts.documents} documents{skipped}"
+
+
+def sequences(
+    documents: Iterable[tuple[str, str]],
+    tokenizer: Any,
+    length: int,
+    counts: Counts | None = None,
+    short: bool = False,
+) -> Iterator[Sequence]:
+    """Sequences of `length` tokens out of (id, text) pairs, in order, and, with `short`, the shorter rest of each
+    document; `counts` is kept up to date."""
+    counts = Counts() if counts is None else counts
+    documents = iter(documents)
+    while group := list(islice(documents, AT_ONCE)):
+        # the backend's fast way leaves out character offsets, which take longer than the tokens
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast([text for _, text in group], add_special_tokens=False)
+        for (name, _), encoding in zip(group, encoded, strict=True):
+            pieces = list(_pieces(name, encoding.ids, tokenizer.bos_token_id, length, short))
+            counts.documents += 1
+            counts.skipped += not pieces
+            counts.available += len(pieces)
+            yield from pieces
+
+
+def _pieces(document: str, tokens: list[int], bos: int, length: int, short: bool) -> Iterator[Sequence]:
+    step = length - 1
+    for offset in range(0, len(tokens) if short else len(tokens) - step + 1, step):
+        yield Sequence([bos, *tokens[offset : offset + step]], document, offset)
+
+
+def _packed(found: Iterable[Sequence], length: int) -> Iterator[Sequence]:
+    """Rows of at most `length` tokens: each piece goes where it leaves the least room."""
+    rows: list[list[Sequence]] = []
+    for piece in found:
+        fitting = [row for row in rows if _filled(row) + len(piece.tokens) <= length]
+        if fitting:
+            max(fitting, key=_filled).append(piece)
+            continue
+        if len(rows) == OPEN_ROWS:
+            rows.sort(key=_filled)
+            yield _row(rows.pop())
+        rows.append([piece])
+    yield from map(_row, rows)
+
+
+def _filled(row: list[Sequence]) -> int:
+    return sum(len(piece.tokens) for piece in row)
+
+
+def _row(pieces: list[Sequence]) -> Sequence:
+    tokens = [token for piece in pieces for token in piece.tokens]
+    return Sequence(tokens, pieces[0].document, pieces[0].offset, [len(piece.tokens) for piece in pieces])
+
+
+def _evenly(found: list[Sequence], cap: int) -> list[Sequence]:
+    """At most `cap` sequences, as many of each document as of any other (or all it has), spread over the document.
+
+    With fewer places than documents, the documents are spread as well.
+    """
+    by_document: dict[str, list[Sequence]] = {}
+    for sequence in found:
+        by_document.setdefault(sequence.document, []).append(sequence)
+    groups = list(by_document.values())
+    if cap < len(groups):
+        groups = _spread(groups, cap)
+    shares = [0] * len(groups)
+    left = min(cap, len(found))
+    while left:
+        for i, group in enumerate(groups):
+            if left and shares[i] < len(group):
+                shares[i] += 1
+                left -= 1
+        if shares == [len(group) for group in groups]:
+            break
+    return [sequence for group, share in zip(groups, shares, strict=True) for sequence in _spread(group, share)]
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    """`count` of `items`, the middle one of each of as many equal parts."""
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _write(found: Iterable[Sequence], path: Path, counts: Counts, schema: pa.Schema) -> None:
+    found = iter(found)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(islice(found, ROW_GROUP)):
+            rows = {name: [getattr(sequence, name) for sequence in group] for name in schema.names}
+            writer.write_table(pa.table(rows, schema=schema))
+            counts.sequences += len(group)
+            counts.tokens += sum(len(sequence.tokens) for sequence in group)
+
+
+def load(path: str | Path) -> Any:
+    """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset.
+
+    Raises DataError if the file is missing or has other columns.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} is missing: run `dvc repro documents`, or `refine prepare documents`")
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a parquet file ({' '.join(str(error).split())[:160]})") from None
+    if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+        raise DataError(
+            f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
+            "prepared sequences have tokens, document and offset"
+        )
+    return Dataset(table)

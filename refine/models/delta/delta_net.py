@@ -1,0 +1,93 @@
+"""DeltaNet (arXiv 2406.06484): config, token mixer and model, in flash-linear-attention's format `delta_net`.
+
+Shape legend: N tokens of all documents · D hidden size · H heads · K width of a head's keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refine.models.configuration import FastWeightConfig, check
+from refine.models.delta.mixer import DeltaMixer
+from refine.models.language_model import FastWeightLanguageModel
+from refine.ops.rms_norm import unit_length
+
+
+class DeltaNetConfig(FastWeightConfig):
+    """config.json of fla's `delta_net`; fields and defaults are fla's. See `FastWeightConfig` for the shared ones."""
+
+    model_type = "delta_net"
+    num_heads: int = 16
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    use_gate: bool = False
+    use_short_conv: bool = True
+    conv_size: int = 4
+    use_beta: bool = True
+    use_output_norm: bool = True
+    qk_norm: str = "l2"
+    qk_activation: str = "silu"
+    allow_neg_eigval: bool = False
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        super().refuse_unsupported()
+        check(self, "use_output_norm", (True,))
+        check(self, "qk_norm", ("l2", "sum"))
+        check(self, "qk_activation", ("silu", "relu", "elu", "identity"))
+        for field in ("expand_k", "expand_v"):
+            width = self.hidden_size * getattr(self, field)
+            whole = width > 0 and width == int(width) and int(width) % self.num_heads == 0
+            rule = f"{self.hidden_size} (hidden_size) times this must be a multiple of {self.num_heads} (num_heads)"
+            self.require(whole, field, rule)
+
+    def memory_shape(self) -> str:
+        """The dimensions of a memory, in words."""
+        key, value = round(self.hidden_size * self.expand_k), round(self.hidden_size * self.expand_v)
+        width = self.conv_size if self.use_short_conv else 0
+        return (
+            f"layers {self.num_hidden_layers}, heads {self.num_heads}, keys {key}, values {value}, convolution {width}"
+        )
+
+
+class DeltaNet(DeltaMixer):
+    """The delta rule without decay: beta = sigmoid(linear), twice that where negative eigenvalues are allowed."""
+
+    def __init__(self, config: DeltaNetConfig) -> None:
+        heads = config.num_heads
+        key, value = (round(config.hidden_size * expand) // heads for expand in (config.expand_k, config.expand_v))
+        conv_size = config.conv_size if config.use_short_conv else 0
+        super().__init__(config.hidden_size, heads, heads, key, value, conv_size, config.use_gate, config.norm_eps)
+        self.qk_norm, self.qk_activation, self.negative = config.qk_norm, config.qk_activation, config.allow_neg_eigval
+        self.silu_keys = config.qk_activation == "silu"
+        if config.use_beta:
+            self.b_proj = nn.Linear(config.hidden_size, heads, bias=False)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """q or k [N, H, K], SiLU already applied where that is its activation: any other activation, then norm."""
+        if self.qk_activation == "relu":
+            x = F.relu(x)
+        elif self.qk_activation == "elu":
+            x = F.elu(x) + 1
+        return F.normalize(x, p=1, dim=-1, eps=1e-6) if self.qk_norm == "sum" else unit_length(x)
+
+    def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, None]:
+        """beta [N, H]; no decay."""
+        if hasattr(self, "b_proj"):
+            beta = self.b_proj(x).to(dtype).sigmoid()
+        else:
+            beta = torch.ones(x.shape[0], self.heads, dtype=dtype, device=x.device)
+        return beta * 2 if self.negative else beta, None
+
+
+class DeltaNetForCausalLM(FastWeightLanguageModel):
+    """DeltaNet with a language-model head."""
+
+    config_class = DeltaNetConfig
+
+    def make_mixer(self, config: Any) -> DeltaNet:
+        return DeltaNet(config)

@@ -1,0 +1,105 @@
+"""Gated DeltaNet (arXiv 2412.06464): config, token mixer and model, in fla's format `gated_deltanet`.
+
+Shape legend: N tokens of all documents · D hidden size · H heads of q and k · J heads of v · K width of a head's keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from refine.models.configuration import FastWeightConfig, check
+from refine.models.delta.mixer import DeltaMixer
+from refine.models.language_model import FastWeightLanguageModel
+from refine.ops.rms_norm import unit_length
+
+
+class GatedDeltaNetConfig(FastWeightConfig):
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FastWeightConfig` has the shared ones."""
+
+    model_type = "gated_deltanet"
+    num_hidden_layers: int = 21
+    num_heads: int = 6
+    num_v_heads: int | None = None
+    head_dim: int = 256
+    expand_v: float = 2.0
+    use_gate: bool = True
+    output_gate_activation: str = "swish"
+    use_short_conv: bool = True
+    conv_size: int = 4
+    allow_neg_eigval: bool = False
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        super().refuse_unsupported()
+        check(self, "output_gate_activation", ("swish", "silu", "sigmoid"))
+        self.require(
+            isinstance(self.head_dim, int) and self.head_dim > 0, "head_dim", "expected a whole number above 0"
+        )
+        groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
+        self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
+        width = self.head_dim * self.expand_v
+        self.require(width > 0 and math.isclose(width, int(width), rel_tol=1e-5), "expand_v",
+                     f"{self.head_dim} (head_dim) times this must be a whole number above 0")  # fmt: skip
+
+    def memory_shape(self) -> str:
+        """The dimensions of a memory, in words."""
+        heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
+        widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
+        return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
+
+
+class GatedDeltaNet(DeltaMixer):
+    """The delta rule with a decay exp(−exp(A_log) softplus(a_proj x + dt_bias)) of each value head."""
+
+    def __init__(self, config: GatedDeltaNetConfig) -> None:
+        value_heads = config.num_v_heads or config.num_heads
+        conv_size = config.conv_size if config.use_short_conv else 0
+        value = int(config.head_dim * config.expand_v)
+        super().__init__(config.hidden_size, config.num_heads, value_heads, config.head_dim, value, conv_size,
+                         config.use_gate, config.norm_eps)  # fmt: skip
+        self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
+        self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
+        self.A_log = nn.Parameter(torch.empty(value_heads))
+        self.dt_bias = nn.Parameter(torch.empty(value_heads))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """q or k [N, H, K], SiLU already applied: unit length."""
+        return unit_length(x)
+
+    def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """beta and log decay [N, J]."""
+        beta = self.b_proj(x).to(dtype).sigmoid()
+        log_decay = -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
+        return beta * 2 if self.negative else beta, log_decay
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Activation of the output gate."""
+        return x.sigmoid() if self.output_gate == "sigmoid" else F.silu(x)
+
+    def reset_decay(self) -> None:
+        """fla's initial decay: exp(A_log) uniform in (0, 16), softplus(dt_bias) log-uniform in (0.001, 0.1)."""
+        rate = torch.empty_like(self.A_log, dtype=torch.float32).uniform_(0, 16).clamp_(min=1e-4)
+        init.copy_(self.A_log, rate.log())
+        step = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(math.log(0.001), math.log(0.1)).exp()
+        init.copy_(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+
+
+class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
+    """Gated DeltaNet with a language-model head."""
+
+    config_class = GatedDeltaNetConfig
+
+    def make_mixer(self, config: Any) -> GatedDeltaNet:
+        return GatedDeltaNet(config)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GatedDeltaNet):
+            module.reset_decay()

@@ -1,0 +1,212 @@
+"""What DeltaNet and Gated DeltaNet share: convolved q, k, v, the delta rule, per-head norm, gate, output projection.
+
+Shape legend: N tokens of all documents · G documents · R tapped rows · D hidden size · W width of the convolution
+              H heads of q and k · J heads of v (H, or a multiple where values are grouped) · K, V widths of a head.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
+from refine.models.token_mixer import at_least_float32 as wide
+from refine.ops import short_convolution
+from refine.ops.delta_rule.rule import fla
+from refine.ops.delta_rule.rule import rule as delta_rule
+from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.layout import Layout, Taps
+from refine.ops.rms_norm import RMSNorm
+
+States = delta_rule.ChunkStates | fla.SegmentStates
+
+
+class ShortConvolution(nn.Conv1d):
+    """Weights of a depthwise causal convolution, [F, 1, W] as fla saves (and initialises) them."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, channels, width, groups=channels, bias=False)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, tail: Tensor | None, layout: Layout, silu: bool
+    ) -> tuple[Tensor, short_convolution.Tails]:
+        """x [N, F], tail [G, W - 1, F] -> y [N, F] in at least float32, with SiLU if `silu`, and the tails."""
+        dtype = wide(x.dtype)
+        return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout, silu)
+
+
+class DeltaMixer(TokenMixer):
+    """The layer but for its rates: a subclass says how q and k are normalised, and how much is written and forgotten.
+
+    `silu_keys`: whether SiLU is the activation of q and k; it always is that of v.
+    A memory has "state" [R, J, K, V] and, with a convolution, its last inputs "q", "k", "v" [R, W - 1, .].
+    """
+
+    silu_keys = True
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        value_heads: int,
+        key: int,
+        value: int,
+        conv_size: int,
+        gated_output: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.heads, self.value_heads, self.key, self.value = heads, value_heads, key, value
+        self.conv_size = conv_size
+        self.q_proj = nn.Linear(hidden, heads * key, bias=False)
+        self.k_proj = nn.Linear(hidden, heads * key, bias=False)
+        self.v_proj = nn.Linear(hidden, value_heads * value, bias=False)
+        if conv_size:
+            self.q_conv1d = ShortConvolution(heads * key, conv_size)
+            self.k_conv1d = ShortConvolution(heads * key, conv_size)
+            self.v_conv1d = ShortConvolution(value_heads * value, conv_size)
+        if gated_output:
+            self.g_proj = nn.Linear(hidden, value_heads * value, bias=False)
+        self.o_norm = RMSNorm(value, norm_eps)
+        self.o_proj = nn.Linear(value_heads * value, hidden, bias=False)
+
+    @abstractmethod
+    def normalised(self, x: Tensor) -> Tensor:
+        """q or k [N, H, K] after convolution and SiLU (where `silu_keys`) -> activated otherwise, and normalised."""
+
+    @abstractmethod
+    def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """x [N, D] -> beta [N, J] (how much of its error each token writes), log decay [N, J] or None, in `dtype`."""
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Activation of the output gate."""
+        return F.silu(x)
+
+    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
+        held = memory.tensors() if memory is not None else {}
+        projected = self._projected(x)
+        beta, log_decay = self.rates(x, wide(x.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            (q, k, v), tails = self._convolved(projected, held, layout)
+            q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
+            v = v.view(layout.tokens, self.value_heads, self.value)
+            o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, x.dtype)
+            o = self.o_norm(o)
+        return self._output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
+
+    def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> TensorMemory:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, device=device, dtype=wide(dtype))
+
+        widths = {"q": self.heads * self.key, "k": self.heads * self.key, "v": self.value_heads * self.value}
+        tails = {name: zeros(self.conv_size - 1, width) for name, width in widths.items()} if self.conv_size else {}
+        return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
+
+    @staticmethod
+    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
+              layout: Layout, dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
+        """o [N, J, V], at least float32, by kernels that read `dtype` (the activations') or by PyTorch; the states."""
+        if not fla.chosen(q.device, dtype):
+            return delta_rule.read(q, k, v, beta, log_decay, state, layout)
+        o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
+        return o.to(wide(dtype)), states
+
+    def _projected(self, x: Tensor) -> dict[str, Tensor]:
+        return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
+
+    def _convolved(
+        self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
+    ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
+        silu = {"q": self.silu_keys, "k": self.silu_keys, "v": True}
+        if not self.conv_size:
+            whole = {name: y.to(wide(y.dtype)) for name, y in projected.items()}
+            return [F.silu(y) if silu[name] else y for name, y in whole.items()], {}
+        convolutions = {"q": self.q_conv1d, "k": self.k_conv1d, "v": self.v_conv1d}
+        both = {name: convolutions[name](y, held.get(name), layout, silu[name]) for name, y in projected.items()}
+        return [y for y, _ in both.values()], {name: tails for name, (_, tails) in both.items()}
+
+    def _output(self, x: Tensor, o: Tensor) -> Tensor:
+        """o [N, J, V], normalised -> [N, D]."""
+        if hasattr(self, "g_proj"):
+            o = o * self.gate(self.g_proj(x).to(o.dtype)).view(o.shape)
+        return self.o_proj(o.flatten(1).to(x.dtype))
+
+    def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
+        if keep is Keep.SPARSE:
+            return SparseDeltaTrace(self, trace, layout, memory)
+        if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
+            ends = layout.once("ends", lambda: Taps.ends(layout))  # a small product; else the whole read stays alive
+            return Settled(trace.tap(ends, None), ends)
+        return trace
+
+
+class DeltaTrace(Trace):
+    """The states of the delta rule and the inputs of the convolutions of one read."""
+
+    def __init__(self, states: States, tails: dict[str, short_convolution.Tails]) -> None:
+        self.states, self.tails = states, tails
+
+    def tap(self, taps: Taps, inputs: Inputs | None) -> TensorMemory:
+        tails = {name: tails.at(taps) for name, tails in self.tails.items()}
+        return TensorMemory({"state": self.states.at(taps), **tails})
+
+
+class SparseDeltaTrace(Trace):
+    """States at every few chunks of a document; a tap reads the tokens since then once more."""
+
+    def __init__(self, mixer: DeltaMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
+        self.mixer, self.layout = mixer, layout
+        self.start = (
+            memory
+            if memory is not None
+            else mixer.fresh(layout.documents, layout.device, trace.states.starts.whole.dtype)
+        )
+        chunks, every = trace.states.chunks, trace.states.sparse
+        self.span = chunks.size * every  # tokens between kept states
+        self.kept, place = layout.once(("sparse", chunks.size), lambda: self._places(chunks, every))
+        self.states = trace.states.starts.pick(place)
+
+    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+        assert inputs is not None
+        begin = [(n - 1) // self.span * self.span for n in taps.counts]
+        state = self.states.index_select(
+            0, taps.tensor([self.kept[g, n // self.span] for g, n in zip(taps.documents, begin, strict=True)])
+        )
+        tails = self._tails(taps, begin, inputs) if self.mixer.conv_size else {}
+        lengths = [n - b for n, b in zip(taps.counts, begin, strict=True)]
+        places = [self.layout.starts[g] + b for g, b in zip(taps.documents, begin, strict=True)]
+        index = torch.cat([torch.arange(place, place + n) for place, n in zip(places, lengths, strict=True)])
+        layout = Layout(lengths, device=taps.device)
+        before = TensorMemory({"state": state, **tails})
+        _, trace = self.mixer(inputs(index.to(taps.device)), layout, before, Keep.ENDS)
+        return trace.tap(Taps.ends(layout), None)
+
+    def _tails(self, taps: Taps, begin: list[int], inputs: Inputs) -> dict[str, Tensor]:
+        """The convolutions' inputs before token begin[r] of each tapped document: projected again, or the memory's."""
+        more = self.mixer.conv_size - 1
+        inside = [b > 0 for b in begin]  # then at least a chunk, and so more than W - 1 tokens, stand before it
+        tails = self.start.select(taps.tensor(taps.documents)).tensors()
+        if not any(inside):
+            return {name: tails[name] for name in ("q", "k", "v")}
+        first = [self.layout.starts[g] + b - more if b else 0 for g, b in zip(taps.documents, begin, strict=True)]
+        index = (taps.tensor(first)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
+        again = self.mixer._projected(inputs(index.clamp(max=self.layout.tokens - 1)))
+        here = torch.tensor(inside, device=taps.device)[:, None, None]
+        return {
+            n: torch.where(here, y.view(taps.rows, more, y.shape[-1]).to(tails[n].dtype), tails[n])
+            for n, y in again.items()
+        }
+
+    @staticmethod
+    def _places(chunks: Chunks, every: int) -> tuple[dict[tuple[int, int], int], Tensor]:
+        """Row of each kept (document, number of the kept state), and the chunk that each row is the start of."""
+        rows: dict[tuple[int, int], int] = {}
+        places: list[int] = []
+        for g, n in enumerate(chunks.layout.lengths):
+            for number, j in enumerate(range(0, -(-n // chunks.size), every)):
+                rows[g, number] = len(places)
+                places.append(chunks.offset[j] + chunks.rank[g])
+        return rows, chunks.layout.tensor(places)

@@ -1,0 +1,145 @@
+"""Attention of a few new tokens over windows that lie in a longer text, without copying the windows.
+
+Shape legend: R rows · T new tokens of a row · j own tokens read before (after the window) · L tokens of the pool
+· D distinct windows · n rows that share one · H heads · K width of a head · S tokens of the longest window · W window.
+
+Rollouts from many taps of one read see windows that are pieces of one text: the pool. Rows that share a window are
+laid side by side; every window is read where it lies, and gradients are summed where they belong in the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine.ops.autocast import own_precision
+from refine.ops.row_groups import Groups
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+class Windows:
+    """The windows (from, to) of R rows in a pool of tokens: products with each where it lies, laid out as [D, ..., S].
+
+    Windows are aligned at their last token; `length` [D] says how many of the S places are real.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
+        self.groups = Groups(ranges, device)
+        self.ranges: Ranges = tuple(self.groups.distinct)
+        lengths = [to - start for start, to in self.ranges]
+        self.longest = max(lengths)
+        self.length = torch.tensor(lengths, device=device)
+        ends = [to for _, to in self.ranges]
+        self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
+        # windows at equal distances (one after the other in a batch that is decoded) are one strided view
+        even = all(b - a == self._step for a, b in itertools.pairwise(ends))
+        self._even = even and 0 < self.longest <= min(self._step, ends[0])
+        self._first = ends[0] - self.longest
+
+    def _strided(self, pool: Tensor) -> Tensor:
+        """[D, H, S, K], a view."""
+        token, head, width = pool.stride()
+        size = (len(self.ranges), pool.shape[1], self.longest, pool.shape[2])
+        return pool.as_strided(
+            size, (self._step * token, head, token, width), pool.storage_offset() + self._first * token
+        )
+
+    def times_tokens(self, x: Tensor, pool: Tensor) -> Tensor:
+        """x [D, H, r, K], pool [L, H, K] -> products with each token of the row's window, [D, H, r, S]."""
+        if self._even:
+            return x @ self._strided(pool).mT
+        out = x.new_zeros(*x.shape[:3], self.longest)
+        for d, (start, to) in enumerate(self.ranges):
+            out[d, :, :, self.longest - (to - start) :] = x[d] @ pool[start:to].permute(1, 2, 0)
+        return out
+
+    def mix(self, weights: Tensor, pool: Tensor) -> Tensor:
+        """weights [D, H, r, S] -> weighted sums of the windows' tokens, [D, H, r, K]."""
+        if self._even:
+            return weights @ self._strided(pool)
+        parts = []
+        for d, (start, to) in enumerate(self.ranges):
+            parts.append(weights[d, :, :, self.longest - (to - start) :] @ pool[start:to].transpose(0, 1))
+        return torch.stack(parts)
+
+    def add(self, into: Tensor, weights: Tensor, x: Tensor) -> None:
+        """Add weightsᵀ x to each window, in place: weights [D, H, r, S], x [D, H, r, K], into [L, H, K]."""
+        if self._even:
+            self._strided(into).add_(weights.mT @ x)
+            return
+        for d, (start, to) in enumerate(self.ranges):
+            into[start:to] += (weights[d, :, :, self.longest - (to - start) :].mT @ x[d]).transpose(0, 1)
+
+
+def attend(q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
+           window: int) -> Tensor:  # fmt: skip
+    """q [R, T, H, K] over each row's window in the pool [L, H, K] and its own tokens [R, j + T, H, K] -> [R, T, H, K].
+
+    Each token sees itself and the W - 1 before it.
+    """
+    grouped = [windows.groups.gather(x) for x in (q, own_k, own_v)]
+    return windows.groups.scatter(_Attention.apply(*grouped, pool_k, pool_v, windows, window))
+
+
+class _Attention(torch.autograd.Function):
+    """Softmax attention over pool and own tokens together, with the pool's gradient summed in place."""
+
+    @staticmethod
+    @own_precision
+    def forward(ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
+                window: int) -> Tensor:  # fmt: skip
+        size, tokens = q.shape[1:3]
+        queries = _heads_first(q) * q.shape[-1] ** -0.5
+        far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, (size, tokens))
+        near = queries @ _heads_first(own_k).mT
+        weights = _softmax(far, near, windows, window)
+        far, near = weights.split([far.shape[-1], near.shape[-1]], dim=-1)
+        out = windows.mix(far.flatten(2, 3), pool_v).unflatten(2, (size, tokens)) + near @ _heads_first(own_v)
+        ctx.save_for_backward(queries, own_k, own_v, pool_k, pool_v, weights)
+        ctx.windows = windows
+        return out.permute(0, 2, 3, 1, 4)
+
+    @staticmethod
+    @own_precision
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queries, own_k, own_v, pool_k, pool_v, weights = ctx.saved_tensors
+        windows: Windows = ctx.windows
+        shape = queries.shape[2:4]
+        out = _heads_first(grads[0])  # [D, H, n, T, K]
+        keys, values = _heads_first(own_k), _heads_first(own_v)
+        split = [weights.shape[-1] - keys.shape[-2], keys.shape[-2]]
+        far = windows.times_tokens(out.flatten(2, 3), pool_v).unflatten(2, shape)
+        slope = torch.cat([far, out @ values.mT], dim=-1)
+        slope = weights * (slope - (slope * weights).sum(-1, keepdim=True))
+        far, near = slope.split(split, dim=-1)
+        far_weights, near_weights = weights.split(split, dim=-1)
+        d_q = windows.mix(far.flatten(2, 3), pool_k).unflatten(2, shape) + near @ keys
+        d_k, d_v = torch.zeros_like(pool_k), torch.zeros_like(pool_v)
+        windows.add(d_k, far.flatten(2, 3), queries.flatten(2, 3))
+        windows.add(d_v, far_weights.flatten(2, 3), out.flatten(2, 3))
+        back = (d_q * queries.shape[-1] ** -0.5, near.mT @ queries, near_weights.mT @ out)
+        return (*(x.permute(0, 2, 3, 1, 4) for x in back), d_k, d_v, None, None)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[D, n, T, H, K] -> [D, H, n, T, K]."""
+    return x.permute(0, 3, 1, 2, 4)
+
+
+def _softmax(far: Tensor, near: Tensor, windows: Windows, window: int) -> Tensor:
+    """Weights over window and own tokens together: far [D, H, n, T, S], near [D, H, n, T, j + T], in near's dtype."""
+    tokens, own = near.shape[-2:]
+    steps = torch.arange(tokens, device=near.device)[:, None]
+    ago = torch.arange(far.shape[-1] - 1, -1, -1, device=near.device)  # 0 for the window's last token
+    seen = (ago < windows.length[:, None, None]) & (ago <= window - 2 - (own - tokens) - steps)  # [D, T, S]
+    back = steps + own - tokens - torch.arange(own, device=near.device)
+    scores = torch.cat([
+        far.masked_fill(~seen[:, None, None], float("-inf")),
+        near.masked_fill((back < 0) | (back >= window), float("-inf")),
+    ], dim=-1)  # fmt: skip
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(near.dtype)

@@ -1,0 +1,195 @@
+"""The delta rule by flash-linear-attention's CUDA kernels: the one file that imports them.
+
+Shape legend: N tokens of all documents · G documents · X segments of all documents · R tapped rows
+              H heads of q and k · J heads of v (a multiple of H) · K, V widths of a head.
+
+Same interface as `delta_rule.read`. Kernels give the state at the end of a call only; so a document is read in
+segments of `every` tokens, whose states are kept, and a tap reads again what lies between the last kept state and
+itself: at most `every` tokens of one layer's k, v and rates, never a projection.
+
+`REFINE_KERNELS` chooses: "auto" (default: kernels where there are a CUDA device, fla, triton and 16-bit activations,
+else PyTorch), "torch", or "fla" (an error where they cannot run). The choice is logged once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine.errors import SettingError
+from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.layout import Layout, Taps
+from refine.ops.tapped_rows import LaterRows
+
+log = logging.getLogger(__name__)
+EVERY = 512  # tokens between kept states: enough blocks to fill a device, few enough to read again at a tap
+SHORT = 64  # up to so many tokens the recurrent kernels are faster than the chunked ones (fla's own threshold)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """fla's functions: q, k [B, T, H, K], v [B, T, J, V], beta and g [B, T, J], states [B, J, K, V]."""
+
+    chunk: Callable[..., tuple[Tensor, Tensor]]
+    chunk_gated: Callable[..., tuple[Tensor, Tensor]]
+    recurrent: Callable[..., tuple[Tensor, Tensor]]
+    recurrent_gated: Callable[..., tuple[Tensor, Tensor]]  # has no backward pass
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """Import fla's kernels (seconds; needs triton)."""
+    from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+
+    return Kernels(
+        chunk_delta_rule, chunk_gated_delta_rule, fused_recurrent_delta_rule, fused_recurrent_gated_delta_rule
+    )
+
+
+def chosen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError where that is asked in vain."""
+    return _choice(os.environ.get("REFINE_KERNELS", "auto"), device.type, dtype)
+
+
+@functools.cache
+def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
+    if wish not in ("auto", "torch", "fla"):
+        raise SettingError(f"REFINE_KERNELS is {wish!r}: expected auto, torch or fla")
+    absent = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    reason = None
+    if device != "cuda":
+        reason = f"the model is on {device}, not on a CUDA device"
+    elif absent:
+        reason = f"{' and '.join(absent)} cannot be imported"
+    elif dtype not in (torch.bfloat16, torch.float16):
+        reason = f"activations are {dtype}, and the kernels read 16-bit ones"
+    if wish == "fla" and reason:
+        raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: use auto or torch")
+    use = reason is None and wish != "torch"
+    log.info("delta rule on %s in %s: %s", device, dtype, "flash-linear-attention's kernels" if use else "PyTorch")
+    return use
+
+
+def read(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    layout: Layout,
+    every: int = EVERY,
+) -> tuple[Tensor, SegmentStates]:
+    """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J]; state [G, J, K, V] or None (zero).
+
+    Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
+    """
+    segments = Chunks.of(layout, every)
+    order = layout.once(("segment order", every), lambda: _segment_order(segments))
+    later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
+    whole = [q, *(None if x is None else x.whole for x in later)]
+    inputs = [None if x is None else _arranged(x, order) for x in whole]
+    if state is None:
+        state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
+    elif segments.order is not None:
+        state = state.index_select(0, segments.order)
+    outputs, starts, at = [], [], 0
+    for lengths in layout.once(("segment lengths", every), lambda: _segment_lengths(segments)):
+        starts.append(state[: len(lengths)])
+        here = slice(at, at + sum(lengths))
+        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], lengths)
+        outputs.append(o)
+        at = here.stop
+    joined = torch.cat(outputs)
+    if order is not None:
+        joined = torch.empty_like(joined).index_copy(0, order, joined)
+    return joined, SegmentStates(segments, later, LaterRows(torch.cat(starts)))
+
+
+class SegmentStates:
+    """States of a read at the start of every segment, starts [X, J, K, V], and what it takes to read on from there:
+    `tokens` are k, v, beta and log decay (or None) of all tokens."""
+
+    def __init__(self, chunks: Chunks, tokens: list[LaterRows | None], starts: LaterRows) -> None:
+        self.chunks, self.starts = chunks, starts
+        self._tokens = tokens
+
+    sparse = 1  # under gradient checkpointing the state of every segment is kept
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, J, K, V]: the state at each tap, with gradient."""
+        layout, every = self.chunks.layout, self.chunks.size
+        segment, _ = self.chunks.tapped(taps)
+
+        def build() -> tuple[list[int], Tensor]:
+            lengths = [(n - 1) % every + 1 for n in taps.counts]
+            ends = [layout.starts[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)]
+            spans = [torch.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+            return lengths, torch.cat(spans).to(taps.device)
+
+        lengths, index = taps.once(("segment tokens", every), build)
+        again = [None if x is None else x.pick(index) for x in self._tokens]
+        assert again[0] is not None
+        return _call([again[0].detach(), *again], self.starts.pick(segment), lengths)[1]
+
+
+def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """q, k, v, beta, log decay (or None) of documents of `lengths` tokens laid end to end, state [len, J, K, V]
+    -> o [sum, J, V] and the states after them [len, J, K, V]."""
+    names = ("q", "k", "v", "beta", "g")
+    even = len(set(lengths)) == 1
+    rows = len(lengths) if even else 1
+    present = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
+    given: dict[str, Any] = {name: x.view(rows, -1, *x.shape[1:]).contiguous() for name, x in present.items()}
+    given["beta"] = given["beta"].to(given["v"].dtype)
+    if not even:
+        given["cu_seqlens"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=state.device)
+    gated = "g" in given
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, state))
+    short = max(lengths) <= SHORT and not (gated and differentiable)
+    functions = kernels()
+    if gated:
+        run = functions.recurrent_gated if short else functions.chunk_gated
+    else:
+        run = functions.recurrent if short else functions.chunk
+    o, after = run(**given, initial_state=state.contiguous(), output_final_state=True)
+    return o.flatten(0, 1), after
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _segment_lengths(segments: Chunks) -> list[list[int]]:
+    """For each step, the tokens of each active document's segment."""
+    ranked = sorted(range(segments.layout.documents), key=segments.rank.__getitem__)
+    lengths, size = segments.layout.lengths, segments.size
+    return [[min(size, lengths[g] - j * size) for g in ranked[:active]] for j, active in enumerate(segments.active)]
+
+
+def _segment_order(segments: Chunks) -> Tensor | None:
+    """[N]: the tokens step by step, or None where they stand so already."""
+    layout, size = segments.layout, segments.size
+    if layout.documents == 1 or (len(segments.active) == 1 and segments.order is None):
+        return None
+    ranked = sorted(range(layout.documents), key=segments.rank.__getitem__)
+    spans = [
+        torch.arange(layout.starts[g] + j * size, layout.starts[g] + min((j + 1) * size, layout.lengths[g]))
+        for j, active in enumerate(segments.active)
+        for g in ranked[:active]
+    ]
+    return torch.cat(spans).to(layout.device)
+
+
+def _arranged(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else x.index_select(0, order)

@@ -1,0 +1,99 @@
+"""The delta rule, plain (DeltaNet, arXiv 2406.06484) and gated (Gated DeltaNet, arXiv 2412.06464).
+
+    S_t = a_t S_{t-1} + k_t ⊗ beta_t (v_t − a_t k_tᵀ S_{t-1}),    o_t = q_tᵀ S_t / sqrt(K)        (a_t = 1 if plain)
+
+Shape legend: N tokens of all documents · G documents · X chunks · C tokens of a chunk · R tapped rows
+              H heads of q and k · J heads of v · K, V widths of a head. States are [.., K, V], at least float32.
+
+`token_by_token` is the formula. `read` works chunk by chunk: with u_t = beta_t (v_t − a_t k_tᵀ S_{t-1}) and D_ij the
+decay from token j to token i of a chunk, the u of a chunk solve one triangular system,
+    (I + A) U = beta (V − decayed K S),   A_ij = beta_i D_ij k_iᵀ k_j for j < i,
+and all else is matrix products (arXiv 2406.06484, section 3; 2412.06464, section 3.3). The state after r tokens of a
+chunk is D_r S + (D_r. K[:r])ᵀ U[:r], so it can be had anywhere for the price of one product: that is a tap.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refine.ops.autocast import product
+from refine.ops.delta_rule.rule.chunked import ChunkedDeltaRule
+from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.layout import Layout, Taps
+from refine.ops.tapped_rows import LaterRows
+
+CHUNK = 64
+
+
+def token_by_token(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The twin: q, k [B, T, H, K], v [B, T, H, V], beta and log_decay [B, T, H], state [B, H, K, V].
+
+    Returns o [B, T, H, V] and the state after every token [B, T, H, K, V].
+    """
+    rows, _, heads, width = q.shape
+    s = q.new_zeros(rows, heads, width, v.shape[-1]) if state is None else state
+    outputs, states = [], []
+    # unbound, for indexing would answer every token with a gradient as long as the text
+    decays = [None] * q.shape[1] if log_decay is None else log_decay.unbind(1)
+    for q_t, k_t, v_t, beta_t, decay_t in zip(*(x.unbind(1) for x in (q, k, v, beta)), decays, strict=True):
+        if decay_t is not None:
+            s = s * decay_t.exp()[..., None, None]
+        error = v_t - torch.einsum("bhk,bhkv->bhv", k_t, s)
+        s = s + torch.einsum("bhk,bhv->bhkv", k_t, beta_t[..., None] * error)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q_t, s) / width**0.5)
+        states.append(s)
+    return torch.stack(outputs, 1), torch.stack(states, 1)
+
+
+def read(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout
+) -> tuple[Tensor, ChunkStates]:
+    """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
+
+    J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the read's states.
+    """
+    chunks = Chunks.of(layout, CHUNK)
+    if v.shape[1] != q.shape[1]:
+        q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
+    q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
+    decay = None if log_decay is None else chunks.cut(log_decay)
+    if state is not None and chunks.order is not None:
+        state = state.index_select(0, chunks.order)
+    heads, k_rows = k.shape[1], LaterRows(k)
+    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.whole, v, beta, decay, state)]
+    o, u, starts = (x.unflatten(0, (-1, heads)) for x in ChunkedDeltaRule.apply(*flat, chunks, heads))
+    return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
+
+
+class ChunkStates:
+    """States of a read: at the start of every chunk, and through k and u after any token of it.
+
+    k [X, H, C, K], u [X, H, C, V], log decay [X, H, C] (or None), starts [X, H, K, V].
+    """
+
+    sparse = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
+
+    def __init__(self, chunks: Chunks, k: LaterRows, u: LaterRows, decay: Tensor | None, starts: LaterRows) -> None:
+        self.chunks, self.k, self.u, self.decay, self.starts = chunks, k, u, decay, starts
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, H, K, V]: the state at each tap, with gradient."""
+        if self.chunks.ends_all(taps):
+            return _after(self.k.whole, self.u.whole, self.decay, self.starts.whole)
+        chunk, read = self.chunks.tapped(taps)
+        k, u, states = (x.pick(chunk) for x in (self.k, self.u, self.starts))
+        seen = (torch.arange(self.chunks.size, device=read.device) < read[:, None])[:, None]  # [R, 1, C]
+        decay = None if self.decay is None else self.decay.index_select(0, chunk) * seen
+        return _after(k * seen[..., None], u, decay, states)
+
+
+def _after(k: Tensor, u: Tensor, decay: Tensor | None, states: Tensor) -> Tensor:
+    """[R, H, K, V]: states after all tokens of R chunks that start from `states`; k and decay are 0 where none is."""
+    if decay is not None:
+        since = decay.flip(-1).cumsum(-1).flip(-1)  # of each token and those after it
+        after = torch.nn.functional.pad(since[..., 1:], (0, 1))
+        k, states = k * after.exp()[..., None], states * since[..., :1, None].exp()
+    return states + product(k.mT, u)

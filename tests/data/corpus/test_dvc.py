@@ -1,0 +1,120 @@
+"""data/ pushed to a DVC remote on S3, lost, and pulled again; a remote that is not there is told soon."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from refine.data.corpus import dvc, version
+from refine.errors import DataError, ServiceError
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The address of an empty bucket of an S3 server on loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    _credentials(monkeypatch, address)
+    # moto keeps what earlier servers of this process were given
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
+    boto3.client("s3").create_bucket(Bucket="store")
+    yield "s3://store/refine"
+    server.stop()
+
+
+def _credentials(monkeypatch, url):
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A DVC project with data/ recorded."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "data").mkdir()
+    for split in ("train", "validation", "second_domain"):
+        (folder / "data" / f"{split}.parquet").write_text(split)
+    (folder / ".dvc" / "tmp").mkdir(parents=True)
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        version.record({})
+    return folder
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch):
+    """The current folder is a copy of `made`; give it a remote with `_remote`."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "project"))
+    return tmp_path / "project"
+
+
+def _remote(address):
+    with open(".dvc/config", "a") as config:
+        config.write(f"    remote = store\n['remote \"store\"']\n    url = {address}\n")
+
+
+def test_what_was_pushed_comes_back_when_data_and_cache_are_lost(project, bucket):
+    _remote(bucket)
+    shutil.rmtree(project / ".dvc" / "cache")  # as after `refine data fetch` in a fresh clone
+    assert dvc.push() == bucket
+    before = version.of(project / "data")
+    for lost in (project / "data", project / ".dvc" / "cache"):
+        shutil.rmtree(lost)
+    dvc.pull()
+    assert version.of(project / "data") == before
+
+
+@pytest.mark.slow
+def test_a_version_that_the_remote_does_not_have_is_an_error_and_nothing_is_taken_for_whole(project, bucket):
+    _remote(bucket)
+    for lost in (project / "data", project / ".dvc" / "cache"):
+        shutil.rmtree(lost)
+    with pytest.raises((ServiceError, DataError), match="dvc pull"):
+        dvc.pull()
+    assert not (project / "data").exists() or list((project / "data").iterdir()) == []
+
+
+def test_an_altered_data_is_not_pushed(project):
+    _remote("store")
+    (project / "data" / "train.parquet").write_bytes(b"altered")
+    with pytest.raises(DataError, match=r"data/train\.parquet differs"):
+        dvc.push()
+
+
+def test_without_a_remote_the_command_that_names_one_is_told(project):
+    for action in (dvc.push, dvc.pull):
+        with pytest.raises(DataError, match="no DVC remote: `dvc remote add --default"):
+            action()
+
+
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["refuses", "is silent"])
+def test_a_remote_that_cannot_be_reached_is_told_within_15_seconds(project, monkeypatch, silent):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen(20)
+        _credentials(monkeypatch, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        _remote("s3://store/refine")
+        start = time.monotonic()
+        with pytest.raises(ServiceError, match=r"s3://store/refine: the server does not answer"):
+            dvc.pull()
+        assert time.monotonic() - start < 15
+    assert version.differences(version.of("data"), version.recorded()) == []
+
+
+def test_a_bucket_that_does_not_exist_is_told(project, bucket):
+    _remote("s3://another/refine")
+    with pytest.raises(DataError, match="s3://another/refine: no such file, folder or bucket"):
+        dvc.pull()

@@ -1,0 +1,180 @@
+"""data/ is what data.dvc records, or nothing is changed; no work and no text is in two splits."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from refine import settings
+from refine.data.corpus import version
+from refine.data.corpus.fetch import COLUMNS, accept, fetch, write_splits
+from refine.errors import DataError
+from refine.settings.data import DataSettings, PackageSource, ParquetSource
+
+
+@pytest.fixture
+def built(small_settings, tmp_path, write_record):
+    """A data/ and its data.dvc; gives (settings, arguments of fetch)."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_splits(small_settings, folder)
+    return small_settings, {"folder": folder, "record": write_record(folder)}
+
+
+def _state(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_sample_s_text_is_the_recorded_one(checkout, tmp_path):
+    """The code, params.yaml, the pinned archives and the pinned pyarrow give what data.dvc records."""
+    write_splits(settings.load(checkout / "params.yaml").data, tmp_path)
+    assert version.differences(version.of(tmp_path), version.recorded(checkout / "data.dvc")) == []
+
+
+def test_the_same_sources_give_the_same_bytes(small_settings, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_splits(small_settings, tmp_path / name)
+    assert _state(tmp_path / "one") == _state(tmp_path / "two")
+
+
+def test_each_split_is_a_parquet_file_in_one_schema(built):
+    _, places = built
+    for split in ("train", "validation", "second_domain"):
+        table = pq.read_table(places["folder"] / f"{split}.parquet")
+        assert tuple(table.column_names) == COLUMNS and table.num_rows == 3
+        assert table["title"].to_pylist() == [f"{split} {number}" for number in range(3)]
+
+
+def test_what_is_up_to_date_is_left_alone(built):
+    before = {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()}
+    assert fetch(built[0], **built[1]).splits == {}
+    assert {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()} == before
+
+
+def test_a_lost_data_is_brought_back_as_recorded(built):
+    chosen, places = built
+    expected = version.of(places["folder"])
+    shutil.rmtree(places["folder"])
+    done = fetch(chosen, **places)
+    assert version.of(places["folder"]) == expected and done.md5 == expected.md5 and not done.recorded
+
+
+def test_an_altered_file_is_named_and_left_until_replace_is_asked_for(built):
+    chosen, places = built
+    original = _state(places["folder"])
+    (places["folder"] / "train.parquet").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"data/train\.parquet differs; `refine data fetch --replace`"):
+        fetch(chosen, **places)
+    assert (places["folder"] / "train.parquet").read_bytes() == b"mine"
+    fetch(chosen, replace=True, **places)
+    assert _state(places["folder"]) == original
+
+
+def test_sources_that_give_something_else_than_recorded_are_refused_with_the_reason(built, parquet, tmp_path):
+    chosen, places = built
+    before = _state(places["folder"])
+    content = yaml.safe_load(places["record"].read_text())
+    content["meta"]["made"] = {"settings": "another", "pyarrow": "1.0"}
+    places["record"].write_text(yaml.safe_dump(content))
+    other = chosen.model_copy(update={"train": (ParquetSource(path=parquet("new", text=["Sing, heav'nly Muse"])),)})
+    with pytest.raises(DataError) as refused:
+        fetch(other, **places)
+    said = str(refused.value)
+    assert "data/train.parquet differs" in said and "validation" not in said
+    assert "the section `data` of the settings" in said and "pyarrow is" in said and "--update" in said
+    assert _state(places["folder"]) == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_data_that_nobody_versioned_is_not_overwritten(small_settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.parquet").write_text("mine")
+    with pytest.raises(DataError, match="`refine data accept` versions what is there"):
+        fetch(small_settings, folder=tmp_path / "data", record=tmp_path / "data.dvc")
+    assert (tmp_path / "data" / "mine.parquet").read_text() == "mine"
+
+
+def test_a_source_that_fails_leaves_nothing_half_written(built, tmp_path):
+    chosen, places = built
+    shutil.rmtree(places["folder"])
+    other = chosen.model_copy(update={"train": (ParquetSource(path=str(tmp_path / "nothing")),)})
+    with pytest.raises(DataError, match="no parquet file there"):
+        fetch(other, **places)
+    assert not places["folder"].exists()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_first_fetch_and_an_accepted_change_are_recorded_in_dvc(small_settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True, capture_output=True)
+    done = fetch(small_settings)
+    content = yaml.safe_load((tmp_path / "data.dvc").read_text())
+    assert done.recorded and content["outs"][0]["md5"] == content["meta"]["md5"] == done.md5
+    assert fetch(small_settings).splits == {}
+    (tmp_path / "data" / "train.parquet").write_bytes(b"mine")
+    assert accept() == version.recorded().md5 == version.recorded().listed != done.md5
+    assert fetch(small_settings).splits == {}
+    assert fetch(small_settings, update=True).md5 == done.md5
+
+
+def test_a_work_in_two_splits_is_an_error_that_names_it(tmp_path):
+    twice = DataSettings(
+        train=(PackageSource(texts="plays", works=("hamlet", "macbeth")),),
+        validation=(PackageSource(texts="plays", works=("macbeth",)),),
+        second_domain=(PackageSource(texts="milton"),),
+    )
+    with pytest.raises(DataError, match="work 'macbeth' is in two splits, validation and train"):
+        write_splits(twice, tmp_path)
+
+
+def test_a_source_taken_whole_by_two_splits_is_that_error_too(tmp_path):
+    whole = (PackageSource(texts="milton"),)
+    with pytest.raises(DataError, match="work 'areopagitica' is in two splits, validation and second_domain"):
+        write_splits(DataSettings(train=whole, validation=whole, second_domain=whole), tmp_path)
+
+
+def test_rows_of_one_file_may_be_shared_out_but_not_shared(parquet, tmp_path):
+    path = parquet("all", text=[f"document {number}" for number in range(6)])
+    parts = [ParquetSource(path=path, skip=2 * number, documents=2) for number in range(3)]
+    chosen = DataSettings(train=(parts[0],), validation=(parts[1],), second_domain=(parts[2],))
+    assert {split: counts.documents for split, counts in write_splits(chosen, tmp_path).items()} == {
+        "validation": 2, "second_domain": 2, "train": 2,
+    }  # fmt: skip
+    overlapping = chosen.model_copy(update={"train": (ParquetSource(path=path, skip=1, documents=2),)})
+    with pytest.raises(DataError, match=r"all\.parquet#2' is in two splits, validation and train"):
+        write_splits(overlapping, tmp_path)
+
+
+def test_training_text_that_is_held_out_under_another_name_is_left_out_and_counted(parquet, tmp_path):
+    held = parquet("held", text=["The very same text.", "Another."])
+    train = parquet("train_too", text=["the very  same\nTEXT.", "Of its own."])
+    rest = parquet("rest", text=["A third."])
+    chosen = DataSettings(
+        train=(ParquetSource(path=train),),
+        validation=(ParquetSource(path=held),),
+        second_domain=(ParquetSource(path=rest),),
+    )
+    counts = write_splits(chosen, tmp_path)["train"]
+    assert (counts.documents, counts.left_out) == (1, 1)
+    assert pq.read_table(tmp_path / "train.parquet")["text"].to_pylist() == ["Of its own."]
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(parquet, tmp_path):
+    same = [ParquetSource(path=parquet(name, text=["The same."])) for name in ("a", "b")]
+    other = ParquetSource(path=parquet("c", text=["Other."]))
+    chosen = DataSettings(train=(same[0],), validation=(same[1],), second_domain=(other,))
+    with pytest.raises(DataError, match=r"data\.train: no document is left: the text of all 1 came"):
+        write_splits(chosen, tmp_path)
+
+
+def test_the_same_document_twice_in_a_split_is_taken_once(parquet, tmp_path):
+    path = parquet("once", text=["Once."])
+    sources = tuple(ParquetSource(path=parquet(name, text=[name])) for name in ("v", "s"))
+    chosen = DataSettings(train=(ParquetSource(path=path),) * 2, validation=sources[:1], second_domain=sources[1:])
+    assert write_splits(chosen, tmp_path)["train"].documents == 1

@@ -1,0 +1,82 @@
+"""Recall exercises: the form of the tests, their answers in them, and nothing that any test could ask."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from refine.data.prompts import invented_people, kept_apart, needles
+from refine.data.prompts.multi_document_qa import ASK
+from refine.data.prompts.recall_exercises import NEEDLES, exercises
+from refine.settings.base import validated
+from refine.settings.data import ExercisesSource
+
+TEXTS = [f"Sentence {n} of play {play} says a thing or two about the sea. " * 40 for n in range(3) for play in "ab"]
+NEEDLE = re.compile(r"special magic numbers? for ([\w.'-]+) is: (\d+)\.")
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    return dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2))
+
+
+def test_all_kinds_come_and_the_same_arguments_give_the_same(made):
+    assert {name.split("/")[0] for name in made} == {"facts", "recital", *NEEDLES}
+    assert dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2)) == made
+    assert dict(exercises(TEXTS, 50, seed=3, recitals_share=0.2)) == dict(list(made.items())[:50])
+
+
+def test_no_key_and_no_value_is_one_that_a_test_can_have(made):
+    pairs = [pair for text in made.values() for pair in NEEDLE.findall(text)]
+    assert len(pairs) > 300
+    assert all(kept_apart.for_exercises(key) and kept_apart.for_exercises(value) for key, value in pairs)
+    for seed in range(3):
+        for prompt in needles.make_needles("niah_multikey_2", 600, 5, _Words(), seed=seed):
+            tested = NEEDLE.findall(prompt.prompt)
+            assert tested and not any(kept_apart.for_exercises(part) for pair in tested for part in pair)
+
+
+def test_no_name_is_one_that_a_test_can_have(made):
+    invented = re.compile(r"\b(?:born in the town of|learned the trade from|workshop in|the ship) (\w+)\b")
+    names = {name for text in made.values() for name in invented.findall(text)}
+    assert len(names) > 200 and all(map(kept_apart.for_exercises, names))
+    pool = invented_people.invented_facts(TEXTS, 100, seed=1)
+    tested = {answer for question in pool.questions for answer in question.answers}
+    assert not any(map(kept_apart.for_exercises, tested))
+
+
+def test_a_needle_exercise_ends_its_prompt_with_the_values_asked_for_and_tells_all_again(made):
+    for name, text in made.items():
+        task = name.split("/")[0]
+        if task not in NEEDLES:
+            continue
+        context, rest = text.split("\nWhat ", 1) if "\nWhat " in text else text.rsplit("\nWhat ", 1)
+        told = NEEDLE.findall(context)
+        first, *again = rest.split("\n")
+        asked = re.findall(r"\d{7}", first)
+        assert asked and set(asked) <= {value for _, value in told}
+        assert sorted(NEEDLE.findall("\n".join(again))) == sorted(told)
+
+
+def test_the_answers_of_a_facts_exercise_stand_in_its_passages(made):
+    exercises_of_facts = [text for name, text in made.items() if name.startswith("facts/")]
+    for text in exercises_of_facts:
+        assert text.count(ASK) == 2
+        passages = text.split(ASK)[1]
+        answers = re.findall(r"Answer: (\w+)", text)
+        assert len(answers) == 4 and all(answer in passages for answer in answers)
+
+
+def test_shares_of_more_than_a_whole_are_refused():
+    with pytest.raises(Exception, match="exceed 1"):
+        validated(
+            ExercisesSource, {"texts": "plays", "documents": 1, "facts_share": 0.7, "recitals_share": 0.7}, "data"
+        )
+
+
+class _Words:
+    """A tokenizer of words."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [0] * len(text.split())}

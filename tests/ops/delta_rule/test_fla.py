@@ -1,0 +1,191 @@
+"""The adapter for flash-linear-attention's kernels: its logic with naive functions in the kernels' place, and, where
+there is a GPU, the kernels themselves against the twin."""
+
+import logging
+
+import pytest
+import torch
+
+import refine.models
+from refine.errors import SettingError
+from refine.ops.delta_rule.rule import fla
+from refine.ops.delta_rule.rule import rule as delta_rule
+from refine.ops.layout import Layout, Taps
+from refine.ops.rms_norm import unit_length
+
+
+def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+    """What a kernel computes, by the token-by-token twin; kernels' argument names and shapes."""
+    assert output_final_state and q.is_contiguous() and v.is_contiguous()
+    repeat = v.shape[2] // q.shape[2]
+    q, k = (x.repeat_interleave(repeat, 2) for x in (q, k))
+    if cu_seqlens is None:
+        o, states = delta_rule.token_by_token(q, k, v, beta, g, initial_state)
+        return o, states[:, -1]
+    assert q.shape[0] == 1
+    outputs, last = [], []
+    for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        part = [None if x is None else x[:, start:end] for x in (q, k, v, beta, g)]
+        o, states = delta_rule.token_by_token(*part, None if initial_state is None else initial_state[row : row + 1])
+        outputs.append(o)
+        last.append(states[:, -1])
+    return torch.cat(outputs, 1), torch.cat(last)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Puts naive functions in the kernels' place; a list of (kernel, tokens) of every call."""
+    made = []
+
+    def kernel(name):
+        def run(**arguments):
+            made.append((name, arguments["q"].shape[0] * arguments["q"].shape[1]))
+            if name == "recurrent_gated":
+                assert not torch.is_grad_enabled() or not arguments["k"].requires_grad, (
+                    "this kernel has no backward pass"
+                )
+            return _naive(**arguments)
+
+        return run
+
+    stand_ins = fla.Kernels(*(kernel(name) for name in ("chunk", "chunk_gated", "recurrent", "recurrent_gated")))
+    monkeypatch.setattr(fla, "kernels", lambda: stand_ins)
+    return made
+
+
+def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(sum(lengths))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    total = sum(lengths)
+    inputs = [unit_length(normal(total, 2, 16)), unit_length(normal(total, 2, 16)),
+              normal(total, value_heads, 16), torch.rand(total, value_heads, generator=generator, dtype=torch.float64),
+              -torch.rand(total, value_heads, generator=generator, dtype=torch.float64) if gated else None,
+              normal(len(lengths), value_heads, 16, 16)]  # fmt: skip
+    dtypes = [dtype] * 3 + [torch.promote_types(dtype, torch.float32)] * 3
+    return [None if x is None else x.to(device, d).requires_grad_() for x, d in zip(inputs, dtypes, strict=True)]
+
+
+def _distance(a, b):
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm().clamp(min=1e-2))  # what should be 0 may be rounding
+
+
+def _compared(inputs, lengths, taps, every, bound):
+    """Output, tapped states and all gradients of the adapter against PyTorch's path in at least float32."""
+    wide = [None if x is None else x.detach().to(inputs[3].dtype).requires_grad_() for x in inputs]
+    o, states = fla.read(*inputs, Layout(lengths, device=inputs[0].device), every=every)
+    tapped = states.at(Taps(*zip(*taps, strict=True), device=inputs[0].device))
+    expected, twin = delta_rule.read(*wide, Layout(lengths, device=inputs[0].device))
+    expected_states = twin.at(Taps(*zip(*taps, strict=True), device=inputs[0].device))
+    assert _distance(o, expected) < bound and _distance(tapped, expected_states) < bound
+    weights = torch.randn_like(expected), torch.randn_like(expected_states)
+    leaves = [[x for x in each if x is not None] for each in (inputs, wide)]
+    ours = torch.autograd.grad((o.to(expected.dtype) * weights[0]).sum() + (tapped * weights[1]).sum(), leaves[0])
+    twins = torch.autograd.grad((expected * weights[0]).sum() + (expected_states * weights[1]).sum(), leaves[1])
+    for one, other in zip(ours, twins, strict=True):
+        assert _distance(one, other) < bound
+
+
+CASES = [([7], 3), ([1], 4), ([8, 8], 4), ([5, 13, 1, 8], 4), ([3, 9], 100)]
+
+
+@pytest.mark.parametrize("value_heads", [2, 4])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("fresh", [False, True], ids=["from a state", "fresh"])
+@pytest.mark.parametrize(("lengths", "every"), CASES, ids=str)
+def test_reading_in_segments_and_tapping_between_them_is_exact(calls, lengths, every, fresh, gated, value_heads):
+    taps = [(g, n) for g, length in enumerate(lengths) for n in sorted({1, length, (length + 1) // 2}, reverse=True)]
+    inputs = _inputs(lengths, gated, value_heads)
+    _compared([*inputs[:5], None] if fresh else inputs, lengths, taps, every, 1e-10)
+
+
+def test_a_tap_reads_again_no_more_than_a_segment(calls):
+    lengths = [40, 17]
+    _, states = fla.read(*_inputs(lengths, False), Layout(lengths), every=8)
+    read = sum(tokens for _, tokens in calls)
+    assert read == 57
+    states.at(Taps([0, 0, 1], [40, 9, 7]))
+    assert sum(tokens for _, tokens in calls) - read == 8 + 1 + 7
+
+
+@pytest.mark.parametrize(
+    ("gated", "tokens", "gradient", "expected"),
+    [(False, 64, True, "recurrent"), (False, 65, True, "chunk"), (True, 5, False, "recurrent_gated"),
+     (True, 5, True, "chunk_gated"), (True, 65, False, "chunk_gated")],
+)  # fmt: skip
+def test_short_reads_use_the_recurrent_kernel_where_it_has_a_gradient(calls, gated, tokens, gradient, expected):
+    with torch.set_grad_enabled(gradient):
+        fla.read(*_inputs([tokens], gated), Layout([tokens]))
+    assert [name for name, _ in calls] == [expected]
+
+
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkeypatch, kind, checkpointing):
+    config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
+    model = refine.models.from_config(config | ({"head_dim": 16} if kind == "gated_deltanet" else {})).double()
+    model.model.gradient_checkpointing = checkpointing
+    text, positions = torch.randint(0, 50, (2, 40)), torch.tensor([[1, 8, 40], [33, 9, 17]])
+    results = []
+    for through in (False, True):
+        monkeypatch.setattr(fla, "chosen", lambda device, dtype, through=through: through)
+        monkeypatch.setattr(fla.read, "__defaults__", (8,))
+        reading = model.read(text, tappable=True)
+        tapped = reading.tap(positions)
+        loss = reading.hidden.square().sum() + sum(t.sum() for layer in tapped.layers for t in layer.tensors().values())
+        results.append([reading.hidden, *torch.autograd.grad(loss, list(model.model.parameters()))])
+    assert calls
+    assert all(_distance(one, other) < 1e-10 for one, other in zip(*results, strict=True))
+
+
+def test_the_choice_is_by_capability_can_be_forced_and_is_logged_once(monkeypatch, caplog):
+    fla._choice.cache_clear()
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("REFINE_KERNELS", raising=False)
+    with caplog.at_level(logging.INFO, logger="refine.ops.delta_rule.rule.fla"):
+        assert not fla.chosen(cpu, torch.bfloat16) and not fla.chosen(cpu, torch.bfloat16)
+    assert [record.getMessage() for record in caplog.records] == ["delta rule on cpu in torch.bfloat16: PyTorch"]
+    monkeypatch.setenv("REFINE_KERNELS", "fla")
+    with pytest.raises(SettingError, match="REFINE_KERNELS is 'fla', but the model is on cpu"):
+        fla.chosen(cpu, torch.bfloat16)
+    monkeypatch.setattr(fla.importlib.util, "find_spec", lambda name: object())
+    assert fla.chosen(torch.device("cuda"), torch.bfloat16)
+    with pytest.raises(SettingError, match=r"activations are torch\.float32"):
+        fla.chosen(torch.device("cuda"), torch.float32)
+    monkeypatch.setenv("REFINE_KERNELS", "torch")
+    assert not fla.chosen(torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setenv("REFINE_KERNELS", "triton")
+    with pytest.raises(SettingError, match="expected auto, torch or fla"):
+        fla.chosen(cpu, torch.bfloat16)
+    fla._choice.cache_clear()
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+@pytest.mark.parametrize("value_heads", [2, 4])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("lengths", [[5], [64], [65, 1, 700], [1024, 1024]], ids=str)
+def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
+    if not gated and value_heads == 4:
+        pytest.skip("the plain kernels have no grouped value heads")
+    taps = [(g, n) for g, length in enumerate(lengths) for n in sorted({1, length, (length + 1) // 2})]
+    inputs = _inputs(lengths, gated, value_heads, torch.bfloat16, "cuda")
+    _compared(inputs, lengths, taps, 512, 2e-2)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+def test_a_whole_model_on_a_gpu_reads_as_on_the_cpu(kind, monkeypatch):
+    config = {"model_type": kind, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = refine.models.from_config(config | ({"head_dim": 64} if kind == "gated_deltanet" else {}))
+    text, positions = torch.randint(0, 50, (2, 700)), torch.tensor([[1, 513, 700], [640, 512, 65]])
+    expected = model.read(text, taps=positions)
+    gpu = model.to("cuda", torch.bfloat16).read(text.cuda(), taps=positions)
+    assert _distance(gpu.hidden.cpu(), expected.hidden) < 3e-2
+    for one, other in zip(gpu.tapped.layers, expected.tapped.layers, strict=True):
+        assert _distance(one["state"].cpu(), other["state"]) < 3e-2

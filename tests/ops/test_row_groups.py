@@ -1,0 +1,25 @@
+"""Rows that share something lie side by side, and find back."""
+
+import torch
+
+from refine.ops.row_groups import Groups
+
+
+def test_equal_groups_in_order_are_a_view():
+    x = torch.randn(6, 3)
+    groups = Groups([4, 4, 7, 7, 1, 1])
+    gathered = groups.gather(x)
+    assert groups.distinct == [4, 7, 1] and gathered.shape == (3, 2, 3)
+    assert gathered.data_ptr() == x.data_ptr()
+    assert torch.equal(groups.scatter(gathered), x)
+
+
+def test_unequal_groups_are_filled_up_and_rows_find_back():
+    x = torch.randn(5, 3, requires_grad=True)
+    groups = Groups([(0, 1), (2, 3), (0, 1), (2, 3), (0, 1)])
+    gathered = groups.gather(x)
+    assert gathered.shape == (2, 3, 3)
+    assert torch.equal(gathered[0], x[[0, 2, 4]]) and torch.equal(gathered[1, :2], x[[1, 3]])
+    weights = torch.randn(5, 3)
+    (groups.scatter(gathered) * weights).sum().backward()
+    assert torch.equal(x.grad, weights), "what fills up a group sends no gradient"
