@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.evaluation.writing import read_contexts
+from refine.evaluation.decoding import read_contexts
 from refine.models import FastWeightLanguageModel, from_config
 from refine.ops.token_statistics import token_statistics
 

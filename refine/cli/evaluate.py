@@ -99,7 +99,7 @@ def evaluate(
     from refine.cli.registered import fetched, record_scores
     from refine.evaluation import evaluate_model
     from refine.evaluation.evaluate import check_model, model_tokenizer
-    from refine.evaluation.harness import check_harness
+    from refine.evaluation.lm_eval_harness import check_harness
 
     quiet()
     output = options["output"] or paths.results() / "evaluation" / _folder_name(model, options["test_time"])
@@ -186,7 +186,7 @@ def _folder_name(model: str, test_time: str | None) -> str:
 
 def _write(found: Any, output: Path, before: Any) -> None:
     """`before`: the same prompts' scores without adapting to them, None where nothing is adapted."""
-    from refine.evaluation.picture import draw
+    from refine.reports.evaluation_picture import draw
 
     record, table = found.save(output), found.table(before)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")

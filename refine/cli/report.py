@@ -25,8 +25,8 @@ def report(experiment: str | None, folder: Path | None, output: Path | None, par
     of its phase, sample by sample.
     """
     from refine import settings
-    from refine.evaluation.report import find_in_folder, tables
-    from refine.evaluation.report_files import as_markdown, write_report
+    from refine.reports.paper_files import as_markdown, write_report
+    from refine.reports.paper_tables import find_in_folder, tables
     from refine.tracking.connection import connect
     from refine.tracking.evaluations import find_evaluations
 

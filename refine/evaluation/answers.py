@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from refine.data.prompts.encoding import cut_middle, reference_tokens
 from refine.data.prompts.prompt import Prompt
+from refine.data.prompts.tasks import Task, known_task
 from refine.errors import ModelError
-from refine.evaluation.scores import Answer
-from refine.evaluation.tasks import Task, known_task
-from refine.evaluation.writing import read_contexts, score_after, write_greedily
+from refine.evaluation.decoding import read_contexts, score_after, write_greedily
+from refine.evaluation.record import Answer
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
@@ -89,28 +90,6 @@ def _encode(tokenizer: Any, prompt: Prompt) -> _Encoded:
     reference = reference_tokens(tokenizer, prompt.prompt, tokens, task.reference(prompt.answers), task.before_answer)
     kept = cut_middle(tokens, prompt.length)
     return _Encoded(prompt, task, torch.tensor(kept), len(tokens) - len(kept), torch.tensor(reference))
-
-
-def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
-    """`tokens`, or their first and last halves where there are more than `length`: instruction and question survive."""
-    if len(tokens) <= length:
-        return list(tokens)
-    head = length - length // 2
-    return [*tokens[:head], *tokens[len(tokens) - length // 2 :]]
-
-
-def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], reference: str, between: str) -> list[int]:
-    """The tokens of `reference` as they follow `prompt` (whose tokens are given).
-
-    Encoded together, so that the space before the answer falls as in running text; where the border token would change,
-    the answer is encoded by itself.
-    """
-    if prompt[-1].isspace():
-        between = ""
-    together = list(tokenizer(prompt + between + reference)["input_ids"])
-    if together[: len(tokens)] == list(tokens) and len(together) > len(tokens):
-        return together[len(tokens) :]
-    return list(tokenizer(between + reference, add_special_tokens=False)["input_ids"])
 
 
 def _passes(encoded: Sequence[_Encoded], batch_size: int) -> Iterator[list[int]]:

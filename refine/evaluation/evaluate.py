@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from refine import paths
 from refine.data.prompts.prompt import Prompt
+from refine.data.prompts.tasks import known_task
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import ModelError
 from refine.evaluation import next_token
 from refine.evaluation.answers import Adapter, Answer, answer, check_fit
-from refine.evaluation.harness import evaluate_harness
 from refine.evaluation.inputs import Inputs
+from refine.evaluation.lm_eval_harness import evaluate_harness
 from refine.evaluation.record import Evaluation, TaskScore
-from refine.evaluation.tasks import known_task
+from refine.evaluation.scorers import scorer_of
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
@@ -59,9 +60,8 @@ def evaluate_model(
     for (task, length), prompts in inputs.prompts.items():
         told(f"{task} at {length}: {len(prompts)} prompts")
         answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
-        scores = [
-            known_task(task).scorer(one.text, prompt.answers) for one, prompt in zip(answers, prompts, strict=True)
-        ]
+        scorer = scorer_of(known_task(task))
+        scores = [scorer(one.text, prompt.answers) for one, prompt in zip(answers, prompts, strict=True)]
         tasks.append(TaskScore.of(task, length, scores, answers))
         lines += _answer_lines(task, length, prompts, answers, scores)
     if answers_file is not None:

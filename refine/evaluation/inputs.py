@@ -18,9 +18,9 @@ from refine.data.prompts.longbench import load_longbench
 from refine.data.prompts.needles import TASKS as NEEDLES
 from refine.data.prompts.needles import make_needles
 from refine.data.prompts.prompt import PUBLISHED_NAMES, Prompt, load_prompts
+from refine.data.prompts.tasks import TASKS, known_task
 from refine.data.tokenizer import load as load_tokenizer
 from refine.errors import DataError, SettingError, nearest
-from refine.evaluation.tasks import TASKS, known_task
 
 NEXT_TOKEN = "next_token"
 FAMILIES = ("needles", "questions", "longbench")

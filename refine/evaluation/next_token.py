@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from refine.errors import DataError
+from refine.evaluation.decoding import passes
 from refine.evaluation.intervals import ratio
-from refine.evaluation.scores import Interval, NextTokenScore, PositionScore
-from refine.evaluation.writing import passes
+from refine.evaluation.record import Interval, NextTokenScore, PositionScore
 from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:

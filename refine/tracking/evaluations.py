@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
 from refine.evaluation.record import FILE, Evaluation
-from refine.evaluation.report import Evaluated
+from refine.reports.paper_tables import Evaluated
 from refine.tracking.connection import no_progress_bars
 
 if TYPE_CHECKING:

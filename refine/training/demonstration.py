@@ -14,9 +14,10 @@ import torch
 from refine.data.corpus import packages
 from refine.data.prompts.needles import make_needles
 from refine.data.prompts.prompt import Prompt
+from refine.data.prompts.tasks import known_task
 from refine.evaluation.answers import answer
-from refine.evaluation.scores import Answer
-from refine.evaluation.tasks import known_task
+from refine.evaluation.record import Answer
+from refine.evaluation.scorers import scorer_of
 from refine.objective import next_sequence_step
 from refine.settings import ObjectiveSettings
 from refine.settings.training import TestTimeSettings
@@ -75,7 +76,7 @@ def demonstrate(model: FastWeightLanguageModel, tokenizer: Any, length: int, see
         f"after {STEPS} REFINE steps": answer(refined, tokenizer, [prompt])[0],
         "after test-time training": answer(model, tokenizer, [prompt], adapter=at_test)[0],
     }
-    scorer = known_task(prompt.task).scorer
+    scorer = scorer_of(known_task(prompt.task))
     judged = {name: (one, scorer(one.text, prompt.answers) == 1.0) for name, one in answers.items()}
     needle = next(line for line in prompt.prompt.split(". ") if prompt.answers[0] in line)
     return Shown(prompt, needle, _tokens_of(needle.strip(), prompt.prompt, tokenizer), judged, *shown)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from refine.data.prompts.encoding import cut_middle, reference_tokens
+from refine.data.prompts.tasks import known_task
 from refine.errors import DataError
-from refine.evaluation.answers import cut_middle, reference_tokens
-from refine.evaluation.tasks import known_task
 from refine.training.order import STAND_IN
 from refine.training.sequences import Row, Sequences
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from refine.data.prompts.encoding import cut_middle, reference_tokens
 from refine.data.prompts.prompt import Prompt
 from refine.errors import ModelError, SettingError
-from refine.evaluation import writing
-from refine.evaluation.answers import answer, cut_middle, reference_tokens
+from refine.evaluation import decoding
+from refine.evaluation.answers import answer
 
 WORDS = ["the", "king", "ruled", "old", "ships", "green", "sun", "hidden", "blue", "sky", "magic", "text", "number"]
 
@@ -66,7 +67,7 @@ def test_long_prompts_are_read_in_several_passes_and_answered_together_all_the_s
             contexts.append(tokens.shape)
         return own(tokens, memory, **more)
 
-    monkeypatch.setitem(writing.TOKENS_OF_A_PASS, "cpu", 60)
+    monkeypatch.setitem(decoding.TOKENS_OF_A_PASS, "cpu", 60)
     monkeypatch.setattr(model, "read", read)
     found = answer(model, tokenizer, asked, batch_size=11)
     assert [one.text for one in found] == [one.text for one in expected]

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from refine.data.prompts.prompt import Prompt, write_prompts
+from refine.data.prompts.tasks import PAPER_LONGBENCH, TASKS
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
 from refine.evaluation.evaluate import check_model
 from refine.evaluation.metric_names import evaluated
-from refine.evaluation.picture import draw
-from refine.evaluation.tasks import PAPER_LONGBENCH, TASKS
+from refine.evaluation.scorers import scorer_of
+from refine.reports.evaluation_picture import draw
 
 PROMPTS = [
     Prompt(f"The king of {name} is", (name[:1], name), "factsqa", 64, 6) for name in ("old", "sun", "sky", "ships")
@@ -36,7 +37,9 @@ def test_every_score_is_that_of_its_part(model, tokenizer, inputs):
     assert found.next_token["val"] == next_token.evaluate(model, inputs.documents["val"])
     [task] = found.tasks
     answers = answer(model, tokenizer, PROMPTS)
-    expected = [TASKS["factsqa"].scorer(one.text, prompt.answers) for one, prompt in zip(answers, PROMPTS, strict=True)]
+    expected = [
+        scorer_of(TASKS["factsqa"])(one.text, prompt.answers) for one, prompt in zip(answers, PROMPTS, strict=True)
+    ]
     assert list(task.scores) == expected and task.score.samples == 4
     assert task.score.value == pytest.approx(sum(expected) / 4)
     assert list(task.log_probs) == pytest.approx([one.log_prob for one in answers])

@@ -11,9 +11,10 @@ import refine.models
 from refine import paths
 from refine.data import tokenizer as tokenizers
 from refine.data.prompts.needles import make_needles
+from refine.data.prompts.tasks import known_task
 from refine.errors import ModelError
 from refine.evaluation.answers import answer
-from refine.evaluation.tasks import known_task
+from refine.evaluation.scorers import scorer_of
 
 NAMES = paths.shipped_models()
 
@@ -46,7 +47,7 @@ def test_the_deltanet_recalls_needles_that_no_training_text_had():
     model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
     tokenizer = tokenizers.load("sample/delta_net")
     prompts = make_needles("niah_single_1", 256, 16, tokenizer, seed=77, answer_tokens=12)
-    scorer = known_task("niah_single_1").scorer
+    scorer = scorer_of(known_task("niah_single_1"))
     found = [
         scorer(one.text, prompt.answers) for one, prompt in zip(answer(model, tokenizer, prompts), prompts, strict=True)
     ]

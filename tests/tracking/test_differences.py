@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from refine.evaluation.intervals import mean_of_scores
-from refine.evaluation.record import Evaluation, TaskScore
-from refine.evaluation.scores import NextTokenScore
+from refine.evaluation.record import Evaluation, NextTokenScore, TaskScore
 from refine.tracking.differences import to_champion
 from refine.tracking.registry import Version
 

@@ -20,7 +20,7 @@ from refine.data.prompts.multi_document_qa import (
     without_shared_passages,
 )
 from refine.errors import DataError
-from refine.evaluation.metrics import any_found
+from refine.evaluation.scorers import any_found
 
 
 class Words:

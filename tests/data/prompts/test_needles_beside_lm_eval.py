@@ -9,7 +9,7 @@ import pytest
 
 from refine.data.prompts import needles
 from refine.data.prompts.needles import TASKS, make_needles
-from refine.evaluation.metrics import share_found
+from refine.evaluation.scorers import share_found
 
 pytest.importorskip("lm_eval")
 LENGTH = 1500

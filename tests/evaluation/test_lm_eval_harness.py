@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from refine.errors import DataError, SettingError
-from refine.evaluation import harness
-from refine.evaluation.harness import check_harness, evaluate_harness, language_model, score_continuations
+from refine.evaluation import lm_eval_harness
+from refine.evaluation.lm_eval_harness import check_harness, evaluate_harness, language_model, score_continuations
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -135,5 +135,5 @@ def test_without_lm_eval_the_extra_to_install_is_named(monkeypatch):
 
 def test_sampled_answers_are_refused():
     with pytest.raises(SettingError, match="evaluation here is greedy"):
-        harness._generation({"do_sample": True, "temperature": 0.7})
-    assert harness._generation({"do_sample": False, "temperature": 1, "until": "\n"}) == (256, ["\n"])
+        lm_eval_harness._generation({"do_sample": True, "temperature": 0.7})
+    assert lm_eval_harness._generation({"do_sample": False, "temperature": 1, "until": "\n"}) == (256, ["\n"])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refine.evaluation.intervals import Estimate
-from refine.evaluation.report import Cell, Table
-from refine.evaluation.report_columns import Column
+from refine.reports.paper_columns import Column
+from refine.reports.paper_tables import Cell, Table
 
 FILES = ("report.md", "report.csv", "report.png")
 

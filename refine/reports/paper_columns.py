@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from refine.data.prompts.tasks import PAPER_LONGBENCH, TASKS
 from refine.evaluation.record import Evaluation, TaskScore
-from refine.evaluation.tasks import PAPER_LONGBENCH, TASKS
 
 GROUPS = {"S": "niah_single", "MK": "niah_multikey", "MQ": "niah_multiquery", "MV": "niah_multivalue"}
 QUESTIONS = {"ruler_squadqa": "SQuADQA", "ruler_hotpotqa": "HotpotQA", "factsqa": "FactsQA"}

@@ -10,13 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from refine.data.prompts.tasks import PAPER_LONGBENCH
 from refine.errors import DataError
 from refine.evaluation.answers import Answer
-from refine.evaluation.record import Evaluation, TaskScore
-from refine.evaluation.report import Evaluated, find_in_folder, tables
-from refine.evaluation.report_files import as_csv, as_markdown, write_report
-from refine.evaluation.scores import NextTokenScore, PositionScore
-from refine.evaluation.tasks import PAPER_LONGBENCH
+from refine.evaluation.record import Evaluation, NextTokenScore, PositionScore, TaskScore
+from refine.reports.paper_files import as_csv, as_markdown, write_report
+from refine.reports.paper_tables import Evaluated, find_in_folder, tables
 
 
 def task(name: str, length: int, scores: list[float]) -> TaskScore:

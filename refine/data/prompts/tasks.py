@@ -1,4 +1,4 @@
-"""What each task is scored by, when its answers end, and which average it counts in."""
+"""The tasks that prompts belong to: their family, when an answer ends, and which average a score counts in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from refine.data.prompts import longbench, needles
 from refine.errors import SettingError, nearest
-from refine.evaluation import metrics
-from refine.evaluation.metrics import Scorer
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,6 @@ class Task:
 
     name: str
     family: str
-    scorer: Scorer
     answer_tokens: int
     first_line: bool = False
     before_answer: str = " "
@@ -32,51 +29,26 @@ class Task:
         return ", ".join(answers) if self.all_answers else answers[0]
 
 
-_LONGBENCH: dict[str, Scorer] = {
-    "narrativeqa": metrics.token_f1,
-    "qasper": metrics.token_f1,
-    "multifieldqa_en": metrics.token_f1,
-    "hotpotqa": metrics.token_f1,
-    "2wikimqa": metrics.token_f1,
-    "musique": metrics.token_f1,
-    "gov_report": metrics.rouge_l,
-    "qmsum": metrics.rouge_l,
-    "multi_news": metrics.rouge_l,
-    "trec": metrics.classification,
-    "triviaqa": metrics.token_f1,
-    "samsum": metrics.rouge_l,
-    "lcc": metrics.code_similarity,
-    "repobench-p": metrics.code_similarity,
-}
 _FIRST_LINE = ("trec", "triviaqa", "samsum")  # as LongBench's eval.py
 _CODE = ("lcc", "repobench-p")
-PAPER_LONGBENCH = tuple(name for name in _LONGBENCH if name not in ("musique", "gov_report"))
+QUESTION_TOKENS = 32  # tokens of an answer to a question (RULER)
+PAPER_LONGBENCH = tuple(name for name in longbench.TASKS if name not in ("musique", "gov_report"))
 
 
 def _longbench(name: str) -> Task:
-    scorer, line = _LONGBENCH[name], name in _FIRST_LINE
     return Task(
         name,
         "longbench",
-        metrics.on_first_line(scorer) if line else scorer,
         longbench.TASKS[name].answer_tokens,
-        first_line=line,
+        first_line=name in _FIRST_LINE,
         before_answer="\n" if name in _CODE else " ",
     )
 
 
-def _needles(name: str) -> Task:
-    return Task(name, "needles", metrics.share_found, needles.ANSWER_TOKENS, all_answers=True)
-
-
-def _questions(name: str) -> Task:
-    return Task(name, "questions", metrics.any_found, 32)
-
-
 TASKS: dict[str, Task] = {
-    **{name: _needles(name) for name in needles.TASKS},
-    **{name: _questions(name) for name in ("ruler_squadqa", "ruler_hotpotqa", "factsqa")},
-    **{name: _longbench(name) for name in _LONGBENCH},
+    **{name: Task(name, "needles", needles.ANSWER_TOKENS, all_answers=True) for name in needles.TASKS},
+    **{name: Task(name, "questions", QUESTION_TOKENS) for name in ("ruler_squadqa", "ruler_hotpotqa", "factsqa")},
+    **{name: _longbench(name) for name in longbench.TASKS},
 }
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
+from refine.data.prompts.tasks import Task
+
 Scorer = Callable[[str, Sequence[str]], float]
 
 # The classes of LongBench's trec, as its rows spell them. None is part of another's name.
@@ -90,6 +92,34 @@ def on_first_line(scorer: Scorer) -> Scorer:
         return scorer(first_line(answer), accepted)
 
     return scored
+
+
+LONGBENCH: dict[str, Scorer] = {
+    "narrativeqa": token_f1,
+    "qasper": token_f1,
+    "multifieldqa_en": token_f1,
+    "hotpotqa": token_f1,
+    "2wikimqa": token_f1,
+    "musique": token_f1,
+    "gov_report": rouge_l,
+    "qmsum": rouge_l,
+    "multi_news": rouge_l,
+    "trec": classification,
+    "triviaqa": token_f1,
+    "samsum": rouge_l,
+    "lcc": code_similarity,
+    "repobench-p": code_similarity,
+}
+
+
+def scorer_of(task: Task) -> Scorer:
+    """What the answers of `task` are scored by."""
+    if task.family == "needles":
+        return share_found
+    if task.family == "questions":
+        return any_found
+    scorer = LONGBENCH[task.name]
+    return on_first_line(scorer) if task.first_line else scorer
 
 
 def _normalised(text: str) -> list[str]:

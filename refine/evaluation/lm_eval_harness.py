@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refine.errors import DataError, SettingError, nearest
-from refine.evaluation.scores import HarnessScore
-from refine.evaluation.writing import read_contexts, score_after, write_greedily
+from refine.evaluation.decoding import read_contexts, score_after, write_greedily
+from refine.evaluation.record import HarnessScore
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel

@@ -16,7 +16,7 @@ import numpy as np
 from refine.errors import DataError
 from refine.evaluation.intervals import Estimate, mean_over_strata
 from refine.evaluation.record import FILE, Evaluation
-from refine.evaluation.report_columns import Column, Stratum, columns_of_tables
+from refine.reports.paper_columns import Column, Stratum, columns_of_tables
 
 PHASES = ("start", "mid", "post", "test_time")
 ARMS = ("none", "sft", "nested_sft", "refine", "nested_refine")
