@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 
 from refine import paths, settings
-from refine.data.writing import folder_beside
+from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
-from refine.training.prepared import Prepared
+from refine.system.files import folder_beside
 
 MODEL = "sample/delta_net"
 OBJECTIVE = "training.mid.objective."
@@ -127,7 +127,7 @@ def step_costs(model: str, data: Prepared, values: dict[str, Settings], rounds: 
 
     from refine.models import from_pretrained
     from refine.objective import next_sequence_step
-    from refine.training.mid_training import objective_of
+    from refine.phases.mid import objective_of
 
     trained = from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=0.0)
@@ -153,7 +153,7 @@ def step_costs(model: str, data: Prepared, values: dict[str, Settings], rounds: 
 def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -> None:
     from refine.data import tokenizer as tokenizers
     from refine.evaluation import Sources, evaluate_model, load_inputs
-    from refine.training.mid_training import mid_training
+    from refine.phases.mid import mid_training
 
     kind = arm if arm == "none" else "sft" if arm.startswith("sft") else "refine"
     record = mid_training(values, kind, model, data, folder / "run")

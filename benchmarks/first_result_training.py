@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.first_result import MAIN
 from refine import paths
-from refine.training.histograms import RANGES
+from refine.training.reward_histograms import RANGES
 
 Rows = list[dict[str, Any]]
 LAST = 20  # steps that a mean of the training's end is over

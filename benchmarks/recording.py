@@ -28,7 +28,7 @@ from refine.tracking.callback import MlflowCallback
 from refine.tracking.connection import connect, experiment_id
 from refine.tracking.run import open_run
 from refine.training.arguments import RefineArguments
-from refine.training.callbacks import Series
+from refine.training.metrics_file import Series
 from refine.training.trainer import RefineTrainer
 
 CONFIG = {"model_type": "delta_net", "hidden_size": 128, "num_hidden_layers": 4, "num_heads": 2, "vocab_size": 4096}

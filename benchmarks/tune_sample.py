@@ -16,8 +16,8 @@ import click
 
 from refine import paths, settings
 from refine.evaluation import Evaluation, Inputs, evaluate_model
+from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
-from refine.training.prepared import Prepared
 
 MODEL = "sample/delta_net"
 LEARNING_RATES = {"mid": (5e-5, 2e-4, 8e-4), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
@@ -84,8 +84,8 @@ def _line(name: str, rate: str, told: dict[str, float], mark: str) -> str:
 
 def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluation:
     """The arm trained with these settings, and scored."""
-    from refine.training.mid_training import mid_training
-    from refine.training.post_training import post_training
+    from refine.phases.mid import mid_training
+    from refine.phases.post import post_training
     from refine.training.test_time import TestTimeTrainer
 
     data = Prepared(paths.prepared())

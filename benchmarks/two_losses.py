@@ -22,7 +22,7 @@ from benchmarks.first_result import ABLATIONS, MAIN, MODEL
 from refine import paths, settings
 from refine.models import from_pretrained
 from refine.objective import ObjectiveSettings, StepResult, next_sequence_step
-from refine.training.prepared import Prepared
+from refine.phases.prepared_data import Prepared
 
 COLUMNS = {
     "reward": "reward",

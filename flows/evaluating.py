@@ -21,7 +21,7 @@ def main(request: Path) -> None:
     """Evaluate what the file lists: {"data": folder, "batch_size": n, "seed": n, "test_time": settings or None,
     "models": [{"name", "model", "output", "adapted_by"}, ...]}. With `adapted_by`, an arm of test-time training, the
     model is adapted to each question before it answers; documents and needles are left out then."""
-    from refine.training.process import die_with_parent
+    from refine.system.processes import die_with_parent
 
     die_with_parent()
     wanted: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))

@@ -13,10 +13,10 @@ from refine import paths
 from refine import settings as settings_module
 from refine.errors import DataError, SettingError, nearest
 from refine.identity import Identity, identify
+from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
 from refine.tracking.registry import HEADLINES
 from refine.tracking.run import flat
-from refine.training.prepared import Prepared
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,7 +85,7 @@ def check(settings: Settings) -> None:
             "training.post to null"
         )
     if settings.model.checkpoint is not None:
-        from refine.training.prepared import check_model
+        from refine.phases.prepared_data import check_model
 
         check_model(settings.model.checkpoint, data)
     check_metrics(settings, data)
@@ -94,7 +94,7 @@ def check(settings: Settings) -> None:
 def check_metrics(settings: Settings, data: Prepared) -> None:
     """Raises SettingError where `registry` goes by a metric that no version of this experiment will have."""
     from refine.evaluation.metric_names import evaluated
-    from refine.training.metric_names import validated
+    from refine.metric_names import validated
 
     known = evaluated(data.folder) | validated(settings.training, bool(data.questions("validation")))
     rule = settings.registry

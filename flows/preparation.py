@@ -8,12 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from flows.slots import stage_lock
 from flows.voice import say
 from refine import paths
 from refine.errors import DataError, SettingError
 from refine.settings import Settings, load
-from refine.training.process import ProcessFailed, run_in_own_process
+from refine.system.locks import stage_lock
+from refine.system.processes import ProcessFailed, run_in_own_process
 
 EXPERIMENT = "experiment"  # the stage that runs the flow
 DATA_SECTIONS = ("data", "tokenizer", "documents", "needles", "questions")

@@ -17,9 +17,9 @@ import yaml
 from refine import paths
 from refine.errors import SettingError
 from refine.identity import code_hash, hash_of, hash_of_files
+from refine.phases import mid, post, run_folder, start
+from refine.phases.prepared_data import Prepared, model_identity
 from refine.settings import Settings
-from refine.training import mid_training, output, post_training, start_training
-from refine.training.prepared import Prepared, model_identity
 
 TRAINING_CODE = ("ops", "models", "objective", "training")
 EVALUATION_CODE = ("ops", "models", "evaluation")
@@ -96,19 +96,19 @@ class Stages:
 
     def start(self) -> Stage:
         """Next-token training of a new model."""
-        identity = start_training.identity(self.settings, self.data)
+        identity = start.identity(self.settings, self.data)
         return _stage("start", "", _key(identity))
 
     def mid(self, arm: str, model: str) -> Stage:
         """Mid-training of the starting model `model` (folder or hub name) in one arm."""
-        identity = mid_training.identity(self.settings, arm, model, self.revision(model), self.data)
+        identity = mid.identity(self.settings, arm, model, self.revision(model), self.data)
         return _stage("mid", arm, _key(identity))
 
     def post(self, arm: str, model: str) -> Stage:
         """Post-training of a mid-trained model in one arm, on all the training prompts that are prepared."""
         prompts, held_out = self.data.questions("train"), self.data.questions("validation")
         revision = self.revision(model)
-        identity = post_training.identity(self.settings, arm, model, revision, self.data, prompts, held_out)
+        identity = post.identity(self.settings, arm, model, revision, self.data, prompts, held_out)
         return _stage("post", arm, _key(identity))
 
     def evaluation(self, model: Trained, adapted_by: str = "") -> Target:
@@ -154,16 +154,16 @@ class Stages:
 
 def trained(stage: Stage, stages: Stages) -> Trained | None:
     """The record of a finished training stage, or None."""
-    record = output.finished(Path(stage.folder))
+    record = run_folder.finished(Path(stage.folder))
     if record is None:
         return None
-    model = str(Path(stage.folder) / output.MODEL)
+    model = str(Path(stage.folder) / run_folder.MODEL)
     numbers: dict[str, Any] = {name: record[name] for name in ("steps", "tokens", "seconds", "metrics")}
     return Trained(stage, model, stages.model_hash(model), **numbers)
 
 
 def _key(identity: dict[str, Any]) -> str:
-    return hash_of([output.decisive(identity), code_hash(*TRAINING_CODE)])
+    return hash_of([run_folder.decisive(identity), code_hash(*TRAINING_CODE)])
 
 
 def _stage(phase: str, arm: str, key: str) -> Stage:

@@ -18,16 +18,16 @@ from prefect.cache_policies import NO_CACHE
 from flows.experiment import Experiment
 from flows.progress import Progress
 from flows.records import Scored, Stage, Target, Trained, trained
-from flows.slots import device_slots, stage_lock
 from flows.voice import relay, say
 from refine.errors import DataError, ModelError, SettingError, TrainingError
+from refine.system.locks import device_slots, stage_lock
+from refine.system.processes import ProcessFailed, run_in_own_process
 from refine.tracking import registry
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.metrics import Relay
 from refine.tracking.registry import Version
 from refine.tracking.run import find_run, open_run
-from refine.training import output
-from refine.training.process import ProcessFailed, run_in_own_process
+from refine.training import reward_histograms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,7 +102,7 @@ def _train(experiment: Experiment, stage: Stage, model: str | None, done: Traine
 
 def _keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """The reward histograms and the kept checkpoints of a stage, in its MLflow run."""
-    for name in (output.HISTOGRAM_TABLE, output.HISTOGRAM_PICTURE):
+    for name in (reward_histograms.HISTOGRAM_TABLE, reward_histograms.HISTOGRAM_PICTURE):
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))
     log_checkpoints(client, run_id, folder)

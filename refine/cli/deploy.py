@@ -22,7 +22,7 @@ FILE = Path("flows") / "prefect.yaml"
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
     from refine.services import environment, pools, prefect_api
-    from refine.services.noted import noted
+    from refine.system.local_services import noted
 
     url = prefect_api.server()
     pool = pool or noted("pool") or "gpu"

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _one_of_several(told: bool) -> None:
     """What one of several training processes does before it tells of an error."""
     if "RANK" in os.environ:
-        from refine.training.several import let_others_speak
+        from refine.training.torchrun import let_others_speak
 
         let_others_speak(told)
 

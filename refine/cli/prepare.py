@@ -72,7 +72,7 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     from refine.data import raw_documents
     from refine.data.corpus import version
     from refine.data.prompts.needles import write_needles
-    from refine.data.writing import folder_beside
+    from refine.system.files import folder_beside
 
     chosen = settings.load(params, overrides)
     version.require(data, ["validation.parquet"])
@@ -90,7 +90,7 @@ def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     from refine import paths, settings
     from refine.data.corpus import version
     from refine.data.prompts.questions import write_questions
-    from refine.data.writing import folder_beside
+    from refine.system.files import folder_beside
 
     chosen = settings.load(params, overrides)
     version.require(data, ["train.parquet", "validation.parquet"])

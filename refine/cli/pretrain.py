@@ -16,8 +16,8 @@ def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
     OUTPUT/model."""
     from refine import settings
     from refine.cli.train import launch
-    from refine.training.pretraining import pretrain as train
-    from refine.training.process import die_with_parent
+    from refine.phases.pretraining import pretrain as train
+    from refine.system.processes import die_with_parent
 
     die_with_parent()
     values = settings.load_recipe(params, overrides)

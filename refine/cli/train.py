@@ -36,7 +36,7 @@ def common(command: Any) -> Any:
 @click.group()
 def train() -> None:
     """Train one arm of one phase; started again, it resumes."""
-    from refine.training.process import die_with_parent
+    from refine.system.processes import die_with_parent
 
     die_with_parent()
 
@@ -46,8 +46,8 @@ def train() -> None:
 def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:
     """Next-token training of a new model (params: model.config, training.start)."""
     from refine import settings
-    from refine.training.prepared import Prepared
-    from refine.training.start_training import start_training
+    from refine.phases.prepared_data import Prepared
+    from refine.phases.start import start_training
 
     values = settings.load(params, overrides)
     prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
@@ -66,8 +66,8 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
         overrides: tuple[str, ...]) -> None:  # fmt: skip
     """Mid-training on long documents (params: training.mid)."""
     from refine import settings
-    from refine.training.mid_training import mid_training
-    from refine.training.prepared import Prepared
+    from refine.phases.mid import mid_training
+    from refine.phases.prepared_data import Prepared
 
     values = settings.load(params, overrides)
     prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
@@ -96,8 +96,8 @@ def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], 
          output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
     """Post-training on prompts with answers (params: training.post)."""
     from refine import settings
-    from refine.training.post_training import post_training
-    from refine.training.prepared import Prepared
+    from refine.phases.post import post_training
+    from refine.phases.prepared_data import Prepared
 
     values = settings.load(params, overrides)
     prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
@@ -119,7 +119,7 @@ def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], 
 def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Rehearse all phases of a settings file on a tiny random model and made-up text."""
     from refine import settings
-    from refine.training.tiny import rehearse
+    from refine.phases.rehearsal import rehearse
 
     rehearse(settings.load(params, overrides), output, click.echo)
     click.echo(f"wrote {output}: every phase of {params} runs")
@@ -127,7 +127,7 @@ def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
 
 def launch(values: Start) -> Callable[[], None]:
     """What to do once all is checked: go on as several processes, where training.processes asks for them."""
-    from refine.training.launch import become
+    from refine.training.torchrun import become
 
     return lambda: become(values.training.processes, sys.argv[1:])
 
@@ -136,8 +136,8 @@ def _reported(run: Any, output: Path) -> dict[str, Any]:
     """`run()`, quietly; says so where there is nothing left to do."""
     import logging
 
-    from refine.training.launch import is_first
-    from refine.training.output import finished
+    from refine.phases.run_folder import finished
+    from refine.training.torchrun import is_first
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     before = finished(output)
@@ -148,8 +148,8 @@ def _reported(run: Any, output: Path) -> dict[str, Any]:
 
 
 def _say(record: dict[str, Any], output: Path, following: str) -> None:
-    from refine.training.launch import is_first
-    from refine.training.output import HISTOGRAM_PICTURE
+    from refine.training.reward_histograms import HISTOGRAM_PICTURE
+    from refine.training.torchrun import is_first
 
     if not is_first():
         return

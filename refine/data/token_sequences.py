@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refine.data import raw_documents
-from refine.data.writing import folder_beside
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
+from refine.system.files import folder_beside
 
 SPLITS = ("train", "validation", "second_domain")
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])

@@ -15,9 +15,9 @@ from typing import Any
 
 from refine import paths
 from refine.data import hub, raw_documents
-from refine.data.writing import folder_beside
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
+from refine.system.files import folder_beside
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 MISTRAL_V1 = "mistral_v1"

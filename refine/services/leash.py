@@ -1,7 +1,7 @@
 """Runs a service for the supervisor, and takes all of it along at its end: `python -m refine.services.leash COMMAND`.
 
 Servers start processes of their own. Whatever ends the supervisor or this process, SIGKILL included, the whole family
-of the command is ended too (see `refine.training.process`).
+of the command is ended too (see `refine.system.processes`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import FrameType
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends, or the supervisor is gone, or SIGTERM comes. Returns its exit code."""
-    from refine.training.process import PARENT_VARIABLE, ProcessFailed, die_with_parent, run_in_own_process
+    from refine.system.processes import PARENT_VARIABLE, ProcessFailed, die_with_parent, run_in_own_process
 
     os.environ[PARENT_VARIABLE] = str(os.getppid())
     die_with_parent()

@@ -17,7 +17,7 @@ def end_with_worker() -> None:
     Elsewhere the flow only says whose it is."""
     from prefect.runtime import flow_run
 
-    from refine.training.process import die_with_parent
+    from refine.system.processes import die_with_parent
 
     die_with_parent(at_once=False)  # the kernel would take the worker's thread for the parent
     if flow_run.id:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from refine.errors import ServiceError
 from refine.services import environment
-from refine.services.noted import noted
+from refine.system.local_services import noted
+from refine.system.processes import PARENT_VARIABLE
 from refine.tracking.connection import without_password, writable
-from refine.training.process import PARENT_VARIABLE
 
 VARIABLE = "PREFECT_API_URL"
 TEMPORARY = "REFINE_TEMPORARY_PREFECT"  # set while the server is one of our own, without pages

@@ -15,7 +15,7 @@ EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFE
 
 def main(port: int) -> None:
     """Serve on loopback until the parent is gone or SIGTERM comes."""
-    from refine.training.process import die_with_parent
+    from refine.system.processes import die_with_parent
 
     die_with_parent()
     os.environ.update(EPHEMERAL)

@@ -31,7 +31,7 @@ from refine import paths
 from refine.errors import ServiceError, SettingError
 from refine.services import databases
 from refine.services.configuration import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
-from refine.services.noted import configuration_file, state_file, supervisor_pid, supervisor_runs
+from refine.system.local_services import configuration_file, state_file, supervisor_pid, supervisor_runs
 from refine.tracking.connection import writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer

@@ -35,8 +35,8 @@ def serve(pool: str) -> None:
     """
     from refine import paths
     from refine.services import checkout, environment, prefect_api
+    from refine.system.processes import ProcessFailed, run_in_own_process
     from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
-    from refine.training.process import ProcessFailed, run_in_own_process
 
     here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
     url = prefect_api.server()

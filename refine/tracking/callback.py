@@ -20,7 +20,7 @@ from refine.tracking import unsent
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.metrics import Sender, reason
 from refine.tracking.run import Run
-from refine.training import histograms
+from refine.training import reward_histograms
 
 log = logging.getLogger(__name__)
 NAMES = {
@@ -75,7 +75,7 @@ class MlflowCallback(TrainerCallback):
 
     def _log_files(self, state: TrainerState, output: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for file in histograms.write(state.log_history, Path(folder)):
+            for file in reward_histograms.write(state.log_history, Path(folder)):
                 self.run.client.log_artifact(self.run.run_id, str(file))
         if self.checkpoints:
             log_checkpoints(self.run.client, self.run.run_id, output)

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
 from refine.errors import ServiceError
-from refine.services.noted import noted, supervisor_runs
+from refine.system.local_services import noted, supervisor_runs
 from refine.tracking import sqlite, unsent
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ class AnswerResult:
 def pass_loss(
     model: Any, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Tensor, counts: Counts
 ) -> StepResult | AnswerResult:
-    """The loss of `batch` (`refine.training.sequences.collate`) with the denominators `counts` of its step."""
+    """The loss of `batch` (`refine.training.dataset.collate`) with the denominators `counts` of its step."""
     if batch["kind"] == "answers":
         return answer_loss(model, batch["tokens"], batch["lengths"], batch["prompts"], counts.answer_tokens)
     return next_sequence_step(

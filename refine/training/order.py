@@ -33,7 +33,7 @@ def sequence_seed(run_seed: int, step: int | str, sequence: int) -> int:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of one process: which rows, and what of them is trained (see `refine.training.sequences`)."""
+    """One forward pass of one process: which rows, and what of them is trained (see `refine.training.dataset`)."""
 
     kind: str
     rows: tuple[int, ...]

@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from refine.models.progress_bars import no_progress_bars
+from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; never read here, so not kept

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.metric_names import QUANTILES, quantile
 from refine.objective.positions import spans
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
-from refine.training import histograms
-from refine.training.metric_names import QUANTILES, quantile
+from refine.training import reward_histograms
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,11 @@ class StepStatistics:
         return found
 
     def histograms(self) -> dict[str, list[int]]:
-        """How the rewards of each kind are spread over the bins of `refine.training.histograms`."""
+        """How the rewards of each kind are spread over the bins of `refine.training.reward_histograms`."""
         return {
-            f"{name}{histograms.SUFFIX}": histograms.counts(torch.cat(values), name.removeprefix("reward/"))
+            f"{name}{reward_histograms.SUFFIX}": reward_histograms.counts(
+                torch.cat(values), name.removeprefix("reward/")
+            )
             for name, values in sorted(self.values.items())
             if name.startswith("reward/")
         }

@@ -23,17 +23,16 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from refine.errors import ModelError, SettingError, TrainingError
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
-from refine.training import words
+from refine.training import step_errors
 from refine.training.arguments import RefineArguments
-from refine.training.callbacks import Progress
-from refine.training.data_sets import rows_of, stream_of
+from refine.training.dataset import Batches, collate, rows_of, stream_of
+from refine.training.distributed import call_through, gathered
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import Passes, sequence_seed
+from refine.training.progress import Progress
 from refine.training.saving import WholeCheckpoints
-from refine.training.sequences import Batches, collate
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
-from refine.training.wrapped import call_through, gathered
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
     `model`: one of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
     `train_dataset`, `eval_dataset` (also a dict of names and data sets): rows by index with a `tokens` or a `text`
-    column (see `refine.training.sequences`), or with `prompt` and `answers` (`refine.training.exchanges`: cross-entropy
+    column (see `refine.training.dataset`), or with `prompt` and `answers` (`refine.training.dataset`: cross-entropy
     of the answers, and with `args.prompt_steps` REFINE on the prompts before). `processing_class`: the tokenizer,
     needed for text and prompts, and saved with the model. The rest as in transformers.Trainer.
 
@@ -144,7 +143,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
         if self._counts.lacks_rollouts(self.objective) and not self._warned and self.args.process_index == 0:
             self._warned = True
-            log.warning("step %d: %s", self.state.global_step + 1, words.too_short(self.objective))
+            log.warning("step %d: %s", self.state.global_step + 1, step_errors.too_short(self.objective))
         return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -188,15 +187,17 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 try:
                     total += super().training_step(model, batch, num_items_in_batch)
                 except (MemoryError, RuntimeError) as error:
-                    if not words.is_out_of_memory(error):
+                    if not step_errors.is_out_of_memory(error):
                         raise
-                    advice = words.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
+                    advice = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
                     raise TrainingError(f"step {self.state.global_step + 1}: {advice}") from error
         return total
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
         if not math.isfinite(float(result.loss.detach())):
-            raise TrainingError(f"step {self.state.global_step + 1}: {words.non_finite(result, inputs['documents'])}")
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: {step_errors.non_finite(result, inputs['documents'])}"
+            )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's; called before the optimizer's step, so weights stay as they are where it is not finite."""
@@ -204,7 +205,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         if not math.isfinite(float(norm)):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)} on "
-                f"{'; '.join(self._step_documents)}: {words.ADVICE}"
+                f"{'; '.join(self._step_documents)}: {step_errors.ADVICE}"
             )
         return norm
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refine.settings.objective import ObjectiveSettings
+from refine.training.dataset import Sequences, collate
+from refine.training.distributed import call_through, gathered
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import derived_seed
-from refine.training.sequences import Sequences, collate
 from refine.training.statistics import Counts, StepStatistics, counts_of
-from refine.training.wrapped import call_through, gathered
 
 if TYPE_CHECKING:
     from refine.training.trainer import RefineTrainer

@@ -95,7 +95,7 @@ def test_what_the_user_got_wrong_is_said_and_nothing_is_written(project, capsys,
 
 
 def test_a_run_in_a_process_of_its_own_fails_with_the_line_the_user_can_mend(project):
-    from refine.training.process import ProcessFailed, run_in_own_process
+    from refine.system.processes import ProcessFailed, run_in_own_process
 
     command = [sys.executable, "-m", "refine.cli.main", "train", "start", "--output", "runs/x", "--data", "nowhere"]
     with pytest.raises(ProcessFailed, match="make it with `dvc repro documents`") as failure:

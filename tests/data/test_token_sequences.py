@@ -172,7 +172,7 @@ def test_packing_keeps_every_token_of_the_training_text_in_rows_that_name_their_
 
 
 def test_the_trainer_reads_packed_rows_as_separate_documents(raw, small_tokenizer, tmp_path):
-    from refine.training.sequences import sequences_of
+    from refine.training.dataset import sequences_of
 
     data = raw(train={f"d{n}": TEXT for n in range(9)}, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
     settings = DocumentsSettings(sequence_length=100, packing=True)

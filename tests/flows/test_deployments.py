@@ -149,7 +149,7 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
 )
 def test_the_champions_metric_may_be_any_that_versions_will_have(metric, workplace, settings_with):
     from flows.experiment import check_metrics
-    from refine.training.prepared import Prepared
+    from refine.phases.prepared_data import Prepared
 
     goal = "minimise" if metric.endswith("loss") else "maximise"
     check_metrics(settings_with({"registry": {"metric": metric, "goal": goal}}), Prepared(workplace / "prepared"))
@@ -188,7 +188,7 @@ def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workpl
     from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` does to params.yaml
 
     from flows.records import Stages
-    from refine.training.prepared import Prepared
+    from refine.phases.prepared_data import Prepared
 
     as_shipped = settings_with()
     (overrides,) = sweep.combinations(settings, [7])

@@ -8,8 +8,8 @@ import pytest
 
 from flows import records
 from flows.records import Stages, Trained
+from refine.phases.prepared_data import Prepared
 from refine.settings import load
-from refine.training.prepared import Prepared
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from flows import tasks
 from flows.experiment import open_experiment
 from refine.errors import DataError
-from refine.training.process import ProcessFailed
+from refine.system.processes import ProcessFailed
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.services import prefect_api
-from refine.services.noted import state_file
+from refine.system.local_services import state_file
 
 
 def post(url: str, values: dict):

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from refine.cli.main import cli
 from refine.errors import ServiceError, SettingError
 from refine.services import supervision
-from refine.services.noted import state_file
 from refine.services.prefect_api import answers, running_server
+from refine.system.local_services import state_file
 
 
 def wait_for(condition, seconds: float = 60.0) -> bool:

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from refine.errors import ServiceError
-from refine.services.noted import configuration_file, state_file
+from refine.system.local_services import configuration_file, state_file
 from refine.tracking.connection import artifact_root, connect, experiment_id, tracking_uri, without_password
 
 

@@ -131,8 +131,8 @@ def series() -> Callable[[Path], list[dict[str, float]]]:
 def start_model(prepared_folder, tmp_path_factory, checkout) -> Path:
     """A starting model, trained once for all tests of a file."""
     from refine import settings
-    from refine.training.prepared import Prepared
-    from refine.training.start_training import start_training
+    from refine.phases.prepared_data import Prepared
+    from refine.phases.start import start_training
 
     output = tmp_path_factory.mktemp("start")
     values = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
@@ -151,8 +151,8 @@ def start_model(prepared_folder, tmp_path_factory, checkout) -> Path:
 def mid(params, prepared_folder, start_model, tmp_path):
     """Runs an arm of mid-training into tmp_path/NAME; overrides as on the command line."""
     from refine import settings
-    from refine.training.mid_training import mid_training
-    from refine.training.prepared import Prepared
+    from refine.phases.mid import mid_training
+    from refine.phases.prepared_data import Prepared
 
     def run(name: str, arm: str = "refine", *overrides: str, callbacks=(), model: Path = start_model) -> dict:
         values = settings.load(params, overrides)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["refine.training.phase", "refine.models", "refine.data.token_sequences", "datasets"])
+context.set_forkserver_preload(["refine.phases.run", "refine.models", "refine.data.token_sequences", "datasets"])
 
 
 def start(function: Callable[..., Any], *args: Any) -> multiprocessing.process.BaseProcess:

@@ -90,7 +90,7 @@ def fsdp(output: Path) -> None:
 
     from refine.objective import next_sequence_step
     from refine.settings.objective import ObjectiveSettings
-    from refine.training.wrapped import call_through
+    from refine.training.distributed import call_through
 
     dist.init_process_group("gloo")
     rank, settings = dist.get_rank(), ObjectiveSettings.model_validate(OBJECTIVE)

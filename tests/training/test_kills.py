@@ -9,10 +9,10 @@ import pytest
 
 from refine import settings as settings_module
 from refine.data.prompts.prompt import Prompt, write_prompts
-from refine.training.mid_training import mid_training
-from refine.training.post_training import post_training
-from refine.training.prepared import Prepared
-from refine.training.start_training import start_training
+from refine.phases.mid import mid_training
+from refine.phases.post import post_training
+from refine.phases.prepared_data import Prepared
+from refine.phases.start import start_training
 
 # Twelve steps with a checkpoint after each: most of the time is spent writing.
 EVERY_STEP = tuple(

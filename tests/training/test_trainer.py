@@ -58,8 +58,8 @@ def test_micro_batches_change_no_draw_no_loss_and_no_gradient(tiny_model, argume
 
 
 def test_a_step_s_loss_is_that_of_the_objective_on_the_same_sequences(tiny_model, arguments, rows):
+    from refine.training.dataset import collate
     from refine.training.order import sequence_seed
-    from refine.training.sequences import collate
 
     trainer = trained(tiny_model(), arguments(max_steps=1, per_device_train_batch_size=1), rows)
     taken = trainer.stream.taken(0)

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from refine.data.corpus import version
 from refine.data.corpus.sources import Document, documents
-from refine.data.writing import folder_beside
 from refine.errors import DataError
 from refine.settings.data import DataSettings, ExercisesSource, PackageSource
+from refine.system.files import folder_beside
 
 # Held-out splits come first: a text that they have is left out of the training text, not the other way round.
 SPLITS = ("validation", "second_domain", "train")

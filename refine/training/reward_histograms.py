@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from refine.training.output import HISTOGRAM_PICTURE, HISTOGRAM_TABLE
-
 WIDTH = 0.05  # of a bin
 RANGES = {"cosine": (-1.0, 1.0), "binary": (0.0, 1.0), "hybrid": (-1.0, 2.0)}  # the values that a reward can have
 SUFFIX = "/histogram"
@@ -154,3 +152,6 @@ class RewardHistograms(TrainerCallback):
             told = "%s was not drawn (%s); its counts are in metrics.jsonl"
             log.warning(told, self.output / HISTOGRAM_PICTURE, error)
         self.written = time.monotonic()
+
+
+HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"

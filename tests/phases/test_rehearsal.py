@@ -8,7 +8,7 @@ import pytest
 
 from refine import settings
 from refine.errors import SettingError
-from refine.training.tiny import rehearse, shrunk
+from refine.phases.rehearsal import rehearse, shrunk
 
 PROFILES = Path(settings.__file__).parent / "profiles"
 NAMES = ("paper-delta_net-1.3b", "paper-lact-760m")

@@ -5,6 +5,7 @@ Shapes: B rows of a batch · T the longest row's tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from refine.errors import DataError
-from refine.training.order import STAND_IN, Pass
+from refine.data.prompts.encoding import cut_middle, reference_tokens
+from refine.data.prompts.tasks import known_task
+from refine.errors import DataError, SettingError
+from refine.training.arguments import RefineArguments
+from refine.training.order import STAND_IN, NestedStream, Pass, Stream
 
 
 @dataclass(frozen=True)
@@ -154,3 +158,82 @@ def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
         "counted": rows[0].counted,
         "kind": kind,
     }
+
+
+class Exchanges(Sequences):
+    """Rows of `data` with columns `prompt` and `answers` (all accepted ones, or a lone string; the first is trained,
+    or, where `task` is one that expects them all, all). `max_length`: tokens of prompt and answer together."""
+
+    exchanges = True
+
+    def __init__(self, data: Any, tokenizer: Any, max_length: int | None) -> None:
+        if tokenizer is None:
+            raise DataError("the data set has prompts: give processing_class, the tokenizer that reads them")
+        self.data, self.tokenizer, self.max_length = data, tokenizer, max_length
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Row:
+        real = 0 if index == STAND_IN else index
+        prompt, answer = self._encoded(real)
+        tokens = np.asarray([*prompt, *answer], dtype=np.int64)
+        return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), counted=index != STAND_IN)
+
+    def _encoded(self, index: int) -> tuple[list[int], list[int]]:
+        """Tokens of prompt and answer. Raises DataError naming the row where one is empty."""
+        row = self.data[index]
+        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
+        if not row["prompt"] or not answers or not all(isinstance(one, str) and one for one in answers):
+            raise DataError(f"row {index}: expected a prompt, and in `answers` one text or a list of them, none empty")
+        prompt = list(self.tokenizer(row["prompt"])["input_ids"])
+        task = known_task(row["task"]) if row.get("task") else None
+        answer = answers[0] if task is None else task.reference(answers)
+        between = " " if task is None else task.before_answer
+        tokens = list(reference_tokens(self.tokenizer, row["prompt"], prompt, answer, between))
+        if (end := self.tokenizer.eos_token_id) is not None:
+            tokens.append(end)
+        if self.max_length is not None:
+            if len(tokens) >= self.max_length:
+                raise DataError(
+                    f"row {index}: its answer alone has {len(tokens)} of max_length {self.max_length} tokens"
+                )
+            prompt = cut_middle(prompt, self.max_length - len(tokens))
+        return prompt, tokens
+
+
+def rows_of(data: Any, tokenizer: Any, args: RefineArguments) -> Sequences:
+    """Rows of `data`: prompts with answers, or tokens, or text. Raises DataError where it is none of these."""
+    if isinstance(data, Sequences):
+        return data
+    columns = getattr(data, "column_names", None) or (data[0] if hasattr(data, "__getitem__") and len(data) else ())
+    if "prompt" in columns and "answers" in columns:
+        return Exchanges(data, tokenizer, args.max_length)
+    return sequences_of(data, tokenizer, args.max_length, args.packing)
+
+
+def stream_of(rows: Sequences, args: RefineArguments) -> Stream | NestedStream:
+    """The order for max_steps steps, or for num_train_epochs epochs where max_steps is not given.
+
+    Nested post-training counts max_steps in batches: each has prompt_steps steps on prompts and one on answers.
+    """
+    processes = max(args.world_size, 1)
+    per_step = args.sequences_per_step or (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    )
+    if args.max_steps >= 0:
+        sequences = args.max_steps * per_step
+    else:
+        sequences = math.ceil(len(rows) * args.num_train_epochs)
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    order = None if args.train_sampling_strategy == "sequential" else seed
+    stream = Stream(len(rows), sequences, per_step, order, "answers" if rows.exchanges else "tokens")
+    if not args.prompt_steps:
+        return stream
+    if not rows.exchanges:
+        raise SettingError("prompt_steps is for data with the columns prompt and answers")
+    if args.prompt_steps > per_step:
+        raise SettingError(
+            f"prompt_steps {args.prompt_steps} share out a batch of {per_step} samples: at most that many"
+        )
+    return NestedStream(stream, args.prompt_steps)

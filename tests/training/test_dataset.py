@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from refine.errors import DataError
+from refine.training.dataset import collate, sequences_of
 from refine.training.order import STAND_IN
-from refine.training.sequences import collate, sequences_of
 
 
 def letters(text: str) -> dict[str, list[int]]:

@@ -10,13 +10,12 @@ import torch
 from refine import settings as settings_module
 from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.errors import DataError, SettingError
-from refine.training.exchanges import Exchanges
+from refine.phases.post import post_training
+from refine.phases.prepared_data import Prepared
+from refine.phases.start import start_training
+from refine.training.dataset import Exchanges, collate
 from refine.training.losses import answer_loss
 from refine.training.order import NestedStream, Stream
-from refine.training.post_training import post_training
-from refine.training.prepared import Prepared
-from refine.training.sequences import collate
-from refine.training.start_training import start_training
 from refine.training.trainer import RefineTrainer
 
 PROMPTS = [Prompt("w1 w2 w3 " * 6 + f"w{n}", (f"w{n + 1}", "w5"), "factsqa", 64, 4) for n in range(7)]

@@ -1,4 +1,4 @@
-"""What the metrics of a validation are called, known before any training (`refine.training.validation` makes them)."""
+"""The public names of metrics: what training, validation and evaluation log them as."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import TrainingSettings
 
 REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
+
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the reward that is optimised
 
 

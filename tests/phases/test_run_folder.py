@@ -11,9 +11,9 @@ import pytest
 
 from refine import settings as settings_module
 from refine.errors import DataError, ModelError, SettingError, TrainingError
-from refine.training.mid_training import mid_training
-from refine.training.prepared import Prepared
-from refine.training.start_training import start_training
+from refine.phases.mid import mid_training
+from refine.phases.prepared_data import Prepared
+from refine.phases.start import start_training
 
 
 def test_a_finished_run_does_nothing(mid, tmp_path):
@@ -53,7 +53,7 @@ def test_the_list_of_arms_is_not_part_of_an_arm_s_identity(mid):
 
 
 def test_two_processes_do_not_write_to_one_folder(mid, tmp_path):
-    from refine.training import output
+    from refine.phases import run_folder
 
     mid("run")
     holder = subprocess.Popen(
@@ -70,13 +70,13 @@ def test_two_processes_do_not_write_to_one_folder(mid, tmp_path):
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with (
             pytest.raises(TrainingError, match="being trained into by process 4711"),
-            output.locked(tmp_path / "run", 0.2),
+            run_folder.locked(tmp_path / "run", 0.2),
         ):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with output.locked(tmp_path / "run", 5):
+    with run_folder.locked(tmp_path / "run", 5):
         pass
 
 

@@ -21,7 +21,6 @@ from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
 HOW = ("sequences_per_pass", "gradient_checkpointing")
-HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 
 
 def finished(output: Path) -> dict[str, Any] | None:

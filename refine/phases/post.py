@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from refine.errors import DataError, SettingError
 from refine.identity import hash_of_files
+from refine.phases import run_folder as folder
+from refine.phases.mid import starting_model
+from refine.phases.prepared_data import Prepared, check_model, model_identity
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PostSettings
-from refine.training import output as folder
-from refine.training.mid_training import starting_model
-from refine.training.prepared import Prepared, check_model, model_identity
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -75,7 +75,7 @@ def post_training(
     callbacks: Sequence[TrainerCallback] = (),
     once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.training.phase.run`).
+    """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.phases.run.run`).
 
     `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`), all of them together; `held_out` ones are
     validated on; without any nothing is validated.
@@ -96,8 +96,8 @@ def post_training(
         once_checked()
     from transformers import AutoTokenizer
 
+    from refine.phases.run import Inputs, run
     from refine.training.arguments import arguments_of
-    from refine.training.phase import Inputs, run
 
     more: dict[str, Any] = {"max_length": post.length, "prompt_steps": 0 if arm == "sft" else post.prompt_steps}
     if not validation:

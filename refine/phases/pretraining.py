@@ -16,13 +16,13 @@ from typing import Any
 
 from refine.data import token_sequences, tokenizer
 from refine.data.corpus import fetch
-from refine.data.writing import folder_beside
 from refine.identity import hash_of
+from refine.phases import run_folder
+from refine.phases.prepared_data import Prepared
+from refine.phases.start import start_training
 from refine.settings import Drill, Recipe
-from refine.training import output as run_folder
-from refine.training.callbacks import SERIES
-from refine.training.prepared import Prepared
-from refine.training.start_training import start_training
+from refine.system.files import folder_beside
+from refine.training.metrics_file import SERIES
 
 RECORD = "training.json"
 POINTS = 200  # of the loss curve that is kept
@@ -84,7 +84,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     from transformers import AutoTokenizer
 
     from refine.models import from_pretrained
-    from refine.models.progress_bars import no_progress_bars
+    from refine.system.quiet import no_progress_bars
 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
     records = [run_folder.finished(run) or {} for run in runs]

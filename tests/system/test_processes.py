@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from refine.training.process import ProcessFailed, run_in_own_process
+from refine.system.processes import ProcessFailed, run_in_own_process
 
 # Writes its own id and its child's, then sleeps far longer than any test.
 FAMILY = """
@@ -52,7 +52,7 @@ def start_parent(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:
             "-c",
             textwrap.dedent(f"""
             import sys, threading
-            from refine.training.process import run_in_own_process
+            from refine.system.processes import run_in_own_process
             run = lambda: run_in_own_process([sys.executable, "-c", {FAMILY!r}, {str(ids)!r}])
             thread = threading.Thread(target=run); thread.start(); thread.join()
             """),
@@ -156,7 +156,7 @@ def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path):
 def test_a_command_that_named_its_parent_ends_with_it_even_without_a_guard(tmp_path):
     """`die_with_parent` alone: what covers the workers that a killed guard leaves behind."""
     code = (
-        "import os, sys, time; from refine.training.process import die_with_parent; die_with_parent();"
+        "import os, sys, time; from refine.system.processes import die_with_parent; die_with_parent();"
         "open(sys.argv[1], 'w').close(); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

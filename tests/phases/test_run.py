@@ -135,7 +135,7 @@ def test_a_disk_that_is_full_between_checkpoints_is_one_line(mid, monkeypatch):
     """Metrics are written at every step, whatever becomes of the checkpoints."""
     import errno
 
-    from refine.training.callbacks import Series
+    from refine.training.metrics_file import Series
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -13,7 +13,7 @@ import refine.models
 from refine import settings
 from refine.data import tokenizer as tokenizers
 from refine.errors import TrainingError
-from refine.training.pretraining import pretrain
+from refine.phases.pretraining import pretrain
 
 SHORT = {"steps": 3, "sequences_per_step": 2, "sequences_per_pass": 2, "learning_rate": 1e-3, "checkpoint_every": 2,
          "evaluate_every": 3}  # fmt: skip
@@ -61,7 +61,7 @@ def test_training_goes_on_from_the_drill(made):
     folder, _ = made
     drilled = refine.models.from_pretrained(folder / "out" / "drill" / "training" / "model")
     identity = json.loads((folder / "out" / "training" / "identity.json").read_text())
-    from refine.training.prepared import model_identity
+    from refine.phases.prepared_data import model_identity
 
     assert identity["start"] == model_identity(str(folder / "out" / "drill" / "training" / "model"), None)
     assert drilled.config.vocab_size == 400

@@ -57,7 +57,7 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
 )
 def test_a_failure_of_several_processes_is_one_line(mode, code, said):
     """Whichever of them it is; no traceback of the others, which lose their partner, or of torchrun."""
-    command = [sys.executable, "-m", "refine.training.several", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "refine.training.torchrun", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(WORKER.with_name("failing_worker.py")), mode], capture_output=True, text=True, timeout=300
     )

@@ -1,5 +1,5 @@
 """torchrun whose failures are told in one line: what the process at fault said is enough, and no traceback of the
-launcher's comes after it. `python -m refine.training.several --standalone --nproc-per-node N -m MODULE ...`."""
+launcher's comes after it. `python -m refine.training.torchrun --standalone --nproc-per-node N -m MODULE ...`."""
 
 from __future__ import annotations
 
@@ -44,3 +44,21 @@ def let_others_speak(told: bool) -> None:
 
 if __name__ == "__main__":
     run(sys.argv[1:])
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes: the only one, or rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def become(processes: int, arguments: Sequence[str]) -> None:
+    """Replace this process by torchrun with `processes` processes of ``refine ARGUMENTS``; returns where there is
+    nothing to do: one process is wanted, or torchrun (this one, or the user's own over several machines) has begun."""
+    if processes == 1 or "RANK" in os.environ:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The same process goes on as torchrun, so it still dies with its parent; its processes die with it.
+    torchrun = [sys.executable, "-m", "refine.training.torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.execv(sys.executable, [*torchrun, "-m", "refine.cli.main", *arguments])

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from flows.slots import device_slots, devices, stage_lock
 from refine.errors import SettingError
+from refine.system.locks import device_slots, devices, stage_lock
 
 HOLDER = """
 import sys, time
-from flows.slots import device_slots
+from refine.system.locks import device_slots
 with device_slots(1, "first", print):
     open(sys.argv[1], "w").close()
     time.sleep(600)

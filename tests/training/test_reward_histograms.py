@@ -9,21 +9,23 @@ import pytest
 import torch
 
 from refine import settings
+from refine.metric_names import validated
 from refine.objective.rewards import REWARDS
-from refine.training import histograms
-from refine.training.metric_names import validated
+from refine.training import reward_histograms
 from refine.training.trainer import RefineTrainer
 
 
 def test_every_reward_has_a_range():
-    assert set(histograms.RANGES) == set(REWARDS), "a new reward needs its range in refine/training/histograms.py"
+    assert set(reward_histograms.RANGES) == set(REWARDS), (
+        "a new reward needs its range in refine/training/reward_histograms.py"
+    )
 
 
 @pytest.mark.parametrize("k", range(1, 13))
 def test_rewards_on_the_edge_of_a_bin_are_in_the_bin_above(k):
     """Binary rewards are multiples of 1/k, some of which float32 rounds down."""
     shares = torch.arange(k + 1, dtype=torch.float32) / k
-    found = histograms.counts(shares, "binary")
+    found = reward_histograms.counts(shares, "binary")
     wanted = [0] * 20
     for hits in range(k + 1):
         wanted[min(20 * hits // k, 19)] += 1
@@ -31,17 +33,17 @@ def test_rewards_on_the_edge_of_a_bin_are_in_the_bin_above(k):
 
 
 def test_bins_cover_the_range_and_what_is_not_finite_is_in_none():
-    found = histograms.counts(torch.tensor([-1.0, -0.99, 0.0, 0.999, 1.0, 1.0 + 1e-6, float("nan")]), "cosine")
+    found = reward_histograms.counts(torch.tensor([-1.0, -0.99, 0.0, 0.999, 1.0, 1.0 + 1e-6, float("nan")]), "cosine")
     assert len(found) == 40 and sum(found) == 6
     assert found[0] == 2 and found[20] == 1 and found[39] == 3
-    assert histograms.Histogram("val", "cosine", 0, tuple(found), 0.3).edges[:2] == [-1.0, -0.95]
+    assert reward_histograms.Histogram("val", "cosine", 0, tuple(found), 0.3).edges[:2] == [-1.0, -0.95]
 
 
 def test_each_validation_counts_every_rollout_once_with_the_logged_mean(tiny_model, arguments, rows):
     args = arguments(max_steps=3, eval_strategy="steps", eval_steps=2, eval_on_start=True)
     trainer = RefineTrainer(tiny_model(), args, train_dataset=rows, eval_dataset={"val": rows[:4], "other": rows[4:6]})
     trainer.train()
-    found = histograms.histograms(trainer.state.log_history)
+    found = reward_histograms.histograms(trainer.state.log_history)
     assert [(one.part, one.step) for one in found if one.kind == "binary"] == [
         (part, step) for step in (0, 2, 3) for part in ("val", "other")
     ]
@@ -49,9 +51,9 @@ def test_each_validation_counts_every_rollout_once_with_the_logged_mean(tiny_mod
         (row,) = [row for row in trainer.state.log_history if row["step"] == one.step and f"{one.part}/loss" in row]
         assert sum(one.counts) == row[f"{one.part}/rollouts"]
         middle = sum(
-            count * (low + histograms.WIDTH / 2) for count, low in zip(one.counts, one.edges[:-1], strict=True)
+            count * (low + reward_histograms.WIDTH / 2) for count, low in zip(one.counts, one.edges[:-1], strict=True)
         )
-        assert middle / sum(one.counts) == pytest.approx(one.mean, abs=histograms.WIDTH / 2 + 1e-3)
+        assert middle / sum(one.counts) == pytest.approx(one.mean, abs=reward_histograms.WIDTH / 2 + 1e-3)
 
 
 def test_what_evaluate_returns_are_numbers(tiny_model, arguments, rows):
@@ -71,23 +73,23 @@ def test_the_names_of_its_metrics_are_known_before(tiny_model, arguments, rows, 
 def test_a_table_and_a_picture_are_written_and_none_without_rollouts(tmp_path):
     row = {"step": 4, "val/reward/binary/histogram": [0] * 19 + [3], "val/reward/binary/mean": 1.0}
     later = {"step": 6, "val/reward/binary/histogram": [3] + [0] * 19, "val/reward/binary/mean": 0.0}
-    table, picture = histograms.write([row, {"step": 5, "train/loss": 1.0}, later], tmp_path)
+    table, picture = reward_histograms.write([row, {"step": 5, "train/loss": 1.0}, later], tmp_path)
     read = list(csv.DictReader(table.open()))
     assert len(read) == 40
     assert read[19] == {"data": "val", "reward": "binary", "step": "4", "low": "0.95", "high": "1.0", "rollouts": "3"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == [table.name, picture.name]
     (tmp_path / "none").mkdir()
-    assert histograms.write([{"step": 1, "train/loss": 1.0}], tmp_path / "none") == []
+    assert reward_histograms.write([{"step": 1, "train/loss": 1.0}], tmp_path / "none") == []
 
 
 def test_the_picture_shows_each_validation_as_a_column_of_shares(tmp_path):
     from matplotlib.figure import Figure
 
     axis = Figure().subplots()
-    first = histograms.Histogram("val", "binary", 0, (3, 1) + (0,) * 18, 0.02)
-    last = histograms.Histogram("val", "binary", 10, (0, 8) + (0,) * 18, 0.07)
-    drawn = histograms._panel(axis, [first, last])
+    first = reward_histograms.Histogram("val", "binary", 0, (3, 1) + (0,) * 18, 0.02)
+    last = reward_histograms.Histogram("val", "binary", 10, (0, 8) + (0,) * 18, 0.07)
+    drawn = reward_histograms._panel(axis, [first, last])
     assert drawn.get_array().reshape(20, 2)[:2].tolist() == [[0.75, 0.0], [0.25, 1.0]]
     assert axis.get_ylim() == (0.0, 0.1), "empty bins are cut off"
 
@@ -99,7 +101,9 @@ def test_a_resumed_run_ends_with_the_whole_table(tiny_model, arguments, rows, tm
     whole.train()
     again = RefineTrainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows[:3])
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert histograms.histograms(again.state.log_history) == histograms.histograms(whole.state.log_history)
+    assert reward_histograms.histograms(again.state.log_history) == reward_histograms.histograms(
+        whole.state.log_history
+    )
 
 
 def test_a_disk_that_takes_no_picture_stops_nothing(tmp_path, caplog):
@@ -107,7 +111,7 @@ def test_a_disk_that_takes_no_picture_stops_nothing(tmp_path, caplog):
 
     state = TrainerState(is_world_process_zero=True)
     state.log_history = [{"step": 4, "val/reward/binary/histogram": [1] * 20, "val/reward/binary/mean": 0.5}]
-    histograms.RewardHistograms(tmp_path / "gone").on_train_end(None, state, None)
+    reward_histograms.RewardHistograms(tmp_path / "gone").on_train_end(None, state, None)
     assert "was not drawn" in caplog.text and "metrics.jsonl" in caplog.text
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from refine.training.callbacks import Progress
+from refine.training.progress import Progress
 
 
 @pytest.fixture

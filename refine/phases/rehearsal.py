@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import SettingError
+from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
 from refine.settings.base import validated
-from refine.training.prepared import Prepared
 
 LENGTH = 192  # tokens of a sequence
 WIDTHS = {  # config.json fields, made small; only those that a config has, or that its type needs
@@ -52,9 +52,9 @@ def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> No
     """Run start, mid, post and test-time training of `settings`, made small, into `output`; `say` each as it ends."""
     small = shrunk(settings)
     data, prompts = _stand_in(small, output / "prepared")
-    from refine.training.mid_training import mid_training
-    from refine.training.post_training import post_training
-    from refine.training.start_training import start_training
+    from refine.phases.mid import mid_training
+    from refine.phases.post import post_training
+    from refine.phases.start import start_training
 
     record = start_training(small, data, output / "start")
     say(f"start: {record['parameters']:,} parameters")
@@ -77,7 +77,7 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
     from refine.data.prompts.prompt import load_prompts
     from refine.evaluation.answers import answer
     from refine.models import from_pretrained
-    from refine.models.progress_bars import no_progress_bars
+    from refine.system.quiet import no_progress_bars
     from refine.training.test_time import TestTimeTrainer
 
     test_time = settings.training.test_time

@@ -12,13 +12,15 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from refine.identity import hash_of
-from refine.models.progress_bars import no_progress_bars
-from refine.training import checkpoints, output
+from refine.phases import run_folder
+from refine.system.quiet import no_progress_bars
+from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
-from refine.training.callbacks import Progress, Series
-from refine.training.histograms import RewardHistograms
+from refine.training.distributed import gathered
+from refine.training.metrics_file import Series
+from refine.training.progress import Progress
+from refine.training.reward_histograms import RewardHistograms
 from refine.training.trainer import RefineTrainer
-from refine.training.wrapped import gathered
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +45,26 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
     early_stop_after: int | None = None,
 ) -> dict[str, Any]:
-    """Train into `folder` (see `refine.training.output` for what lies there), or go on from its last whole checkpoint.
+    """Train into `folder` (see `refine.phases.run_folder` for what lies there), or go on from its last whole checkpoint.
 
     `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above.
     `early_stop_after`: validations in a row without a lower loss that end the run. Returns the record that is in
     folder/result.json; a finished run is not touched and returns its record.
     Raises TrainingError: the folder is another run's, or training failed; SettingError: it cannot be written to.
     """
-    output.check(folder, identity)
-    if (record := output.finished(folder)) is not None:
+    run_folder.check(folder, identity)
+    if (record := run_folder.finished(folder)) is not None:
         return record
     model = _built(inputs, folder)
     with (
         checkpoints.told_in_words(folder),
-        output.locked(folder) if arguments.should_save else contextlib.nullcontext(),
+        run_folder.locked(folder) if arguments.should_save else contextlib.nullcontext(),
     ):
         # What process 0 finds holds for all: another run may have finished while it waited for the lock.
-        if (record := gathered(output.finished(folder))[0]) is not None:
+        if (record := gathered(run_folder.finished(folder))[0]) is not None:
             return record
         if arguments.should_save:
-            output.claim(folder, identity)
+            run_folder.claim(folder, identity)
             checkpoints.clean(folder)
         gathered(None)  # wait for it
         trainer = RefineTrainer(
@@ -83,10 +85,10 @@ def run(
             _only_validate(trainer)
         else:
             trainer.train(resume_from_checkpoint=True)
-        trainer.save_whole(folder / output.MODEL)
-        record = {**identity, "identity_hash": hash_of(output.decisive(identity)), **_outcome(trainer)}
+        trainer.save_whole(folder / run_folder.MODEL)
+        record = {**identity, "identity_hash": hash_of(run_folder.decisive(identity)), **_outcome(trainer)}
         if trainer.args.should_save:
-            checkpoints.write_json(folder / output.RESULT, record)
+            checkpoints.write_json(folder / run_folder.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refine.data.writing import folder_beside
 from refine.errors import DataError
+from refine.system.files import folder_beside
 
 
 def test_a_folder_takes_its_place_with_all_that_was_written(tmp_path):

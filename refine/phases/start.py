@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import SettingError
+from refine.phases import run_folder as folder
+from refine.phases.prepared_data import Prepared, model_identity
 from refine.settings import Start
 from refine.settings.objective import ObjectiveSettings
-from refine.training import output as folder
-from refine.training.prepared import Prepared, model_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -46,7 +46,7 @@ def start_training(
     model: Path | None = None,
 ) -> dict[str, Any]:
     """Train a new model of `settings.model.config`, or go on with that of folder `model`, into `output` (see
-    `refine.training.phase.run`).
+    `refine.phases.run.run`).
 
     `once_checked` is called when settings, data and output fit, before anything heavy is imported.
     """
@@ -55,8 +55,8 @@ def start_training(
     folder.check(output, record)
     if once_checked is not None:
         once_checked()
+    from refine.phases.run import run
     from refine.training.arguments import arguments_of
-    from refine.training.phase import run
 
     arguments = arguments_of(
         settings.training.start,
@@ -102,7 +102,7 @@ def data_inputs(data: Prepared, model: Any) -> Any:
     from transformers import AutoTokenizer
 
     from refine.data import token_sequences
-    from refine.training.phase import Inputs
+    from refine.phases.run import Inputs
 
     return Inputs(
         model=model,

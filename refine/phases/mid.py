@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refine.phases import run_folder as folder
+from refine.phases.prepared_data import Prepared, check_model, check_vocabulary, model_identity
+from refine.phases.start import data_inputs
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
-from refine.training import output as folder
-from refine.training.prepared import Prepared, check_model, check_vocabulary, model_identity
-from refine.training.start_training import data_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -48,7 +48,7 @@ def mid_training(
     callbacks: Sequence[TrainerCallback] = (),
     once_checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Train `model` (a folder or hub name) in one arm into `output` (see `refine.training.phase.run`).
+    """Train `model` (a folder or hub name) in one arm into `output` (see `refine.phases.run.run`).
 
     `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
@@ -59,8 +59,8 @@ def mid_training(
     folder.check(output, record)
     if once_checked is not None:
         once_checked()
+    from refine.phases.run import run
     from refine.training.arguments import arguments_of
-    from refine.training.phase import run
 
     mid = settings.training.mid
     arguments = arguments_of(
