@@ -83,7 +83,9 @@ def watch() -> Callable[[list[str]], None]:
     import matplotlib.pyplot  # noqa: F401  (imported where it is used, and an import all the same)
     import mlflow  # noqa: F401
 
-    from flows import artifacts, experiment, pipeline, records, report, tasks
+    from flows import artifacts, experiment, pipeline, tasks
+    from refine.phases import stages
+    from refine.reports import experiment_files
     from refine.services import prefect_api
     from refine.tracking import registry
 
@@ -99,10 +101,10 @@ def watch() -> Callable[[list[str]], None]:
         (tasks, "log_checkpoints", "checkpoints to MLflow"),
         (registry, "register", "versions to the registry"),
         (registry, "choose_champion", "champion"),
-        (report, "write", "comparison: table and picture"),
+        (experiment_files, "write", "comparison: table and picture"),
         (artifacts, "publish", "artifacts to Prefect"),
         (tasks, "trained", "records of finished stages"),
-        (records.Stages, "scored_on", "hashes of inputs"),
+        (stages.Stages, "scored_on", "hashes of inputs"),
     ]
     for owner, name, told in parts:
         setattr(owner, name, timed(told, getattr(owner, name)))

@@ -34,7 +34,7 @@ from measure import alone, largest_resident_size, matrix_products, measured_roun
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from refine.models import FastWeightLanguageModel, from_config
-from refine.ops.delta_rule.rule import rule as delta_rule
+from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout
 
 VOCABULARY, LAYERS = 512, 4

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from refine.models import from_config
-from refine.tracking.callback import MlflowCallback
 from refine.tracking.connection import connect, experiment_id
+from refine.tracking.mlflow_callback import MlflowCallback
 from refine.tracking.run import open_run
 from refine.training.arguments import RefineArguments
 from refine.training.metrics_file import Series

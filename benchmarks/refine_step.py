@@ -32,7 +32,7 @@ from measure import allocated_on_cpu, kernels
 from refine.models import from_config
 from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
 from refine.ops.attention import window as window_attention
-from refine.ops.delta_rule.rule import fla
+from refine.ops.delta_rule import fla
 from refine.ops.token_statistics import token_statistics
 
 SMALL: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256, "vocab_size": 4096}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.experiment import Experiment
-from flows.voice import say
-from refine.tracking.comparison import Comparison
+from flows.log import say
+from refine.reports.comparison import Comparison
 from refine.tracking.connection import tracking_uri, without_password
 from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import artifacts, tasks
+from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from flows.records import Stage, Trained
 from refine import paths
 from refine.errors import SettingError, nearest
-from refine.services.orphans import end_with_worker
+from refine.phases.stages import Stage, Trained
+from refine.services.flow_heartbeat import end_with_worker
 from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.run import open_run
@@ -54,7 +54,7 @@ def refine_phase(
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
     arm = check_arm(phase, arm, model)
-    opened.check(settings)
+    preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     title = f"{phase} {arm}".strip()
@@ -83,7 +83,7 @@ def refine_evaluation(
     """
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
-    opened.check(settings)
+    preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     with open_run(client, this.experiment_id, f"evaluation {model}", tags=this.tags("experiment")) as run:

@@ -14,13 +14,15 @@ import click
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import artifacts, preparation, report, tasks
+from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from flows.records import Scored, Target, Trained
+from refine.data.corpus import dvc_stages
 from refine.errors import RefineError
+from refine.phases.stages import Scored, Target, Trained
+from refine.reports import experiment_files
 from refine.services import prefect_api
-from refine.services.orphans import end_with_worker
+from refine.services.flow_heartbeat import end_with_worker
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
@@ -50,8 +52,8 @@ def refine_experiment(
     end_with_worker()
     settings = opened.load(params, tuple(overrides or ()))
     if prepare:
-        preparation.prepare(params, settings)
-    opened.check(settings)
+        dvc_stages.prepare(params, settings)
+    preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     end_dead_runs(client, [this.experiment_id])
@@ -108,7 +110,9 @@ def _finish(
     """Write and show the comparison; the flow's result is a small record of where everything is."""
     settings = this.settings.registry
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
-    comparison, files = report.write(current, opened.results_folder(run_id), report.test_time(scores))
+    comparison, files = experiment_files.write(
+        current, opened.results_folder(run_id), experiment_files.test_time(scores)
+    )
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
     artifacts.publish(this, comparison, best, files[-1])
@@ -142,7 +146,7 @@ def _flow_run_key() -> str | None:
 @click.option("--experiment", default=None, help="MLflow experiment (default: registry.model_name).")
 def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> None:
     """Run the experiment here, with Prefect's server if one runs and without it if not."""
-    opened.check(opened.load(params, overrides))
+    preflight.check(opened.load(params, overrides))
     with prefect_api.prefect_api() as url:
         connect()  # while the server starts
         prefect_api.wait_until_ready(url)

@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows import experiment as opened
-from flows.voice import say
+from flows.log import say
 from refine.errors import ServiceError, SettingError
 from refine.settings import Settings
 
@@ -76,7 +76,7 @@ def refine_sweep(
 def _compare(name: str, settings: Settings) -> list[int]:
     """Put the versions that came out of the sweep's experiment beside each other on the run's page."""
     from flows.artifacts import publish_sweep
-    from refine.tracking.comparison import compare
+    from refine.reports.comparison import compare
     from refine.tracking.connection import connect
     from refine.tracking.registry import versions
 

@@ -16,17 +16,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.experiment import Experiment
+from flows.log import relay, say
 from flows.progress import Progress
-from flows.records import Scored, Stage, Target, Trained, trained
-from flows.voice import relay, say
+from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
+from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.system.locks import device_slots, stage_lock
 from refine.system.processes import ProcessFailed, run_in_own_process
-from refine.tracking import registry
+from refine.tracking import registry, tags
+from refine.tracking.champion import choose_champion
 from refine.tracking.logged_checkpoints import log_checkpoints
-from refine.tracking.metrics import Relay
 from refine.tracking.registry import Version
 from refine.tracking.run import find_run, open_run
+from refine.tracking.sender import Relay
 from refine.training import reward_histograms
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
 EVALUATION = "evaluation.json"
-EVALUATE = (sys.executable, "-m", "flows.evaluating")
+EVALUATE = (sys.executable, "-m", "refine.phases.evaluation")
 
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
@@ -136,7 +138,7 @@ def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> l
 
 
 def _request(experiment: Experiment, targets: Sequence[Target]) -> dict[str, Any]:
-    """What flows.evaluating is told."""
+    """What refine.phases.evaluation is told."""
     settings = experiment.settings
     test_time = settings.training.test_time
     return {
@@ -199,9 +201,9 @@ def register(experiment: Experiment, scored: Scored) -> Version:
         settings=experiment.settings_of(model.stage),
         tags={
             **experiment.tags(target.phase, target.arm),
-            registry.EVALUATION: scored.scored_on,
+            tags.EVALUATION: scored.scored_on,
             "refine.model_hash": model.model_hash,
-            registry.EVALUATION_RUN: scored.run_id,
+            tags.EVALUATION_RUN: scored.run_id,
             "refine.evaluation_folder": target.stage.folder,
         },
         headline=_headline(scored, settings.metric),
@@ -212,13 +214,13 @@ def register(experiment: Experiment, scored: Scored) -> Version:
 
 def _headline(scored: Scored, metric: str) -> list[str]:
     """The metrics that MLflow's registry page shows as tags."""
-    return [metric, *(name for name in scored.metrics if name.endswith(registry.HEADLINES))]
+    return [metric, *(name for name in scored.metrics if name.endswith(metric_names.HEADLINES))]
 
 
 @_task("choose the champion", "champion by {metric}")
 def champion(experiment: Experiment, among: Sequence[Version], metric: str) -> Version:
     """Give the alias `champion` to the best version."""
     settings = experiment.settings.registry
-    best = registry.choose_champion(experiment.client, settings.model_name, among, metric, settings.goal)
+    best = choose_champion(experiment.client, settings.model_name, among, metric, settings.goal)
     say(f"champion: {best.name} version {best.label}, {metric} {best.metrics[metric]:.4f}")
     return best

@@ -30,3 +30,9 @@ def validated(training: TrainingSettings, answers: bool) -> set[str]:
     if training.post is not None and answers:
         names |= {"answer_loss", "answer_accuracy"}
     return {f"val/{name}" for name in names}
+
+
+HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
+
+
+COUNTS = ("/samples", "/sequences")  # ends of the metrics that say what a score is a mean over

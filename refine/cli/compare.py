@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from rich.table import Table
 
-    from refine.tracking.comparison import Comparison
-    from refine.tracking.differences import Difference
+    from refine.reports.comparison import Comparison
+    from refine.reports.differences import Difference
     from refine.tracking.registry import Version
 
 ALL = "all"
@@ -41,12 +41,11 @@ PICTURES = (".png", ".svg", ".pdf")
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
 def compare(name: str | None, experiment: str | None, wanted: str | None, form: str, picture: Path | None) -> None:
     """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
-    from refine.tracking import comparison
+    from refine import settings
+    from refine.reports import comparison
     from refine.tracking.connection import connect
 
     if name is None:
-        from refine import settings
-
         name = settings.load().registry.model_name
     check_picture(picture)
     client = connect()
@@ -57,14 +56,14 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
     elif form == "csv":
         click.echo(found.csv(), nl=False)
     else:
-        from refine.tracking.differences import to_champion
+        from refine.reports.differences import to_champion
         from refine.tracking.pages import comparison_page
 
         _show(name, found, to_champion(client, chosen), left_out)
         if page := comparison_page(client, chosen):
             click.echo(f"curves and settings in MLflow: {page}")
     if picture is not None:
-        from refine.tracking.picture import draw
+        from refine.reports.pictures import draw
 
         click.echo(f"drawn: {draw(found, picture)}", err=form != "table")
 

@@ -22,7 +22,7 @@ def data() -> None:
 def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:
     """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
     from refine import settings
-    from refine.cli.status import moving_line
+    from refine.cli.progress_line import moving_line
     from refine.data.corpus import dvc
     from refine.data.corpus.fetch import fetch as fetch_data
 

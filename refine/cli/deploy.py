@@ -21,7 +21,7 @@ FILE = Path("flows") / "prefect.yaml"
 @click.option("--checkout", default=None, help="The project's folder on workers that name none (default: this one).")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
-    from refine.services import environment, pools, prefect_api
+    from refine.services import environment, prefect_api, work_pools
     from refine.system.local_services import noted
 
     url = prefect_api.server()
@@ -31,7 +31,7 @@ def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> 
     check_schedule(cron, timezone)
     if not FILE.exists():
         raise SettingError(f"{FILE} is not here: run `refine deploy` in the project's folder")
-    pools.check(pool)
+    work_pools.check(pool)
     told = {"REFINE_POOL": pool, "REFINE_CRON": cron, "REFINE_TIMEZONE": timezone,
             "REFINE_CHECKOUT": checkout or str(Path.cwd())}  # fmt: skip
     prefect = str(Path(sys.executable).parent / "prefect")

@@ -96,7 +96,7 @@ def evaluate(
     Wrong names, files and lengths are found before the model is loaded. The scores of a registered version are added
     to it.
     """
-    from refine.cli.registered import fetched, record_scores
+    from refine.cli.registered_model import fetched, record_scores
     from refine.evaluation import evaluate_model
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.lm_eval_harness import check_harness

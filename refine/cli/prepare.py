@@ -54,7 +54,7 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Cut the documents of each split into token sequences of one length."""
     from refine import paths, settings
-    from refine.cli.status import moving_line
+    from refine.cli.progress_line import moving_line
     from refine.data import token_sequences as sequences
     from refine.data.corpus import version
 

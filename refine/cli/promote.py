@@ -21,8 +21,8 @@ def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: boo
     Why is written on the version, also where it is refused; then the exit code is 1.
     """
     from refine import settings
+    from refine.tracking.champion import promote as decide
     from refine.tracking.connection import connect
-    from refine.tracking.promotion import promote as decide
 
     rule = settings.load(params, overrides).registry
     verdict = decide(connect(), rule, version, dry_run)

@@ -25,10 +25,10 @@ def report(experiment: str | None, folder: Path | None, output: Path | None, par
     of its phase, sample by sample.
     """
     from refine import settings
+    from refine.reports.evaluations import find_evaluations, find_in_folder
     from refine.reports.paper_files import as_markdown, write_report
-    from refine.reports.paper_tables import find_in_folder, tables
+    from refine.reports.paper_tables import tables
     from refine.tracking.connection import connect
-    from refine.tracking.evaluations import find_evaluations
 
     if folder is not None and experiment is not None:
         raise click.UsageError("--folder and --experiment: give one of them")

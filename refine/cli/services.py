@@ -23,9 +23,9 @@ PORT = click.IntRange(1, 65535)
 @click.option("--artifacts", envvar="REFINE_ARTIFACTS", help="Folder or s3://... of models (default: $REFINE_HOME).")
 def up(**options: object) -> None:
     """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer."""
-    from refine.services import supervision
+    from refine.services import up
 
-    addresses = supervision.up(supervision.Wanted(**options), click.echo)  # type: ignore[arg-type]
+    addresses = up.up(up.Wanted(**options), click.echo)  # type: ignore[arg-type]
     click.echo(f"\nPrefect  {addresses['prefect']}\nMLflow   {addresses['mlflow']}")
     click.echo(f"worker   of pool {addresses.get('pool', options['pool'])}; `refine deploy` gives it something to do")
     click.echo("`refine status` shows what runs, `refine down` ends it")
@@ -46,18 +46,18 @@ def worker(pool: str) -> None:
 @click.command()
 def down() -> None:
     """Stop exactly what `refine up` started."""
-    from refine.services import supervision
+    from refine.services import up
 
-    click.echo("stopped" if supervision.down() else "nothing runs")
+    click.echo("stopped" if up.down() else "nothing runs")
 
 
 @click.command()
 def status() -> None:
     """Show the services, and the runs that go on."""
-    from refine.services import supervision
+    from refine.services import up
 
-    addresses = supervision.state()
-    programs = supervision.programs()
+    addresses = up.state()
+    programs = up.programs()
     if not programs:
         click.echo("the services do not run; `refine up` starts them")
     for program in programs:

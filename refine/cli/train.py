@@ -12,7 +12,7 @@ import click
 from refine import paths
 
 if TYPE_CHECKING:
-    from refine.settings import Start
+    from refine.settings import CommonSettings
 
 FOLDER = click.Path(path_type=Path)
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
@@ -125,7 +125,7 @@ def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"wrote {output}: every phase of {params} runs")
 
 
-def launch(values: Start) -> Callable[[], None]:
+def launch(values: CommonSettings) -> Callable[[], None]:
     """What to do once all is checked: go on as several processes, where training.processes asks for them."""
     from refine.training.torchrun import become
 

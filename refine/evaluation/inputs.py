@@ -34,7 +34,7 @@ PromptSets = dict[tuple[str, int], list[Prompt]]
 class Inputs:
     """documents: token sequences by name (`val`, `second_domain`, ...). prompts: by task and length [tokens]."""
 
-    token_sequences: Mapping[str, Any] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:

@@ -241,3 +241,13 @@ def _task(values: dict[str, Any]) -> TaskScore:
 
 def _span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of an experiment. phase: what trained the model last (start, mid, post, test_time)."""
+
+    phase: str
+    arm: str
+    seed: int
+    evaluation: Evaluation

@@ -77,8 +77,8 @@ def post_training(
 ) -> dict[str, Any]:
     """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.phases.run.run`).
 
-    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`), all of them together; `held_out` ones are
-    validated on; without any nothing is validated.
+    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`), all together; `held_out` ones
+    are validated on; without any nothing is validated.
     `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
     Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
     """

@@ -20,7 +20,7 @@ from refine.identity import hash_of
 from refine.phases import run_folder
 from refine.phases.prepared_data import Prepared
 from refine.phases.start import start_training
-from refine.settings import Drill, Recipe
+from refine.settings import Drill, PretrainingSettings
 from refine.system.files import folder_beside
 from refine.training.metrics_file import SERIES
 
@@ -29,7 +29,7 @@ POINTS = 200  # of the loss curve that is kept
 
 
 def pretrain(
-    settings: Recipe,
+    settings: PretrainingSettings,
     output: Path,
     once_checked: Callable[[], None] | None = None,
     said: Callable[[str], None] = lambda line: None,
@@ -51,7 +51,9 @@ def pretrain(
     return _export(record, output, made_from)
 
 
-def _drilled(settings: Recipe, drill: Drill, data: Prepared, output: Path, said: Callable[[str], None]) -> Path:
+def _drilled(
+    settings: PretrainingSettings, drill: Drill, data: Prepared, output: Path, said: Callable[[str], None]
+) -> Path:
     """The model after the drill: the same tokenizer and validation text, other training text."""
     training = settings.training.model_copy(update={"start": drill.start})
     text = settings.data.model_copy(update={"train": drill.train})
@@ -61,7 +63,7 @@ def _drilled(settings: Recipe, drill: Drill, data: Prepared, output: Path, said:
     return output / "training" / run_folder.MODEL
 
 
-def _prepared(settings: Recipe, output: Path, said: Callable[[str], None]) -> Prepared:
+def _prepared(settings: PretrainingSettings, output: Path, said: Callable[[str], None]) -> Prepared:
     """Text, tokenizer and sequences: made where they are not there, for these very settings."""
     wanted = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "tokenizer", "documents")}
     prepared, file = Prepared(output / "prepared"), output / "prepared.json"

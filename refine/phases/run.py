@@ -45,7 +45,7 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
     early_stop_after: int | None = None,
 ) -> dict[str, Any]:
-    """Train into `folder` (see `refine.phases.run_folder` for what lies there), or go on from its last whole checkpoint.
+    """Train into `folder` (see `refine.phases.run_folder`), or go on from its last whole checkpoint.
 
     `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above.
     `early_stop_after`: validations in a row without a lower loss that end the run. Returns the record that is in

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import SettingError
 from refine.phases import run_folder as folder
 from refine.phases.prepared_data import Prepared, model_identity
-from refine.settings import Start
+from refine.settings import CommonSettings
 from refine.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
 
-def identity(settings: Start, data: Prepared, model: Path | None = None) -> dict[str, Any]:
+def identity(settings: CommonSettings, data: Prepared, model: Path | None = None) -> dict[str, Any]:
     """What the starting model is made from (JSON values): a new model, or the one in folder `model`.
 
     Raises SettingError: no config for a new model.
@@ -38,7 +38,7 @@ def identity(settings: Start, data: Prepared, model: Path | None = None) -> dict
 
 
 def start_training(
-    settings: Start,
+    settings: CommonSettings,
     data: Prepared,
     output: Path,
     callbacks: Sequence[TrainerCallback] = (),

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from refine.errors import DataError
 from refine.evaluation.intervals import Estimate, mean_over_strata
-from refine.evaluation.record import FILE, Evaluation
+from refine.evaluation.record import Evaluated
 from refine.reports.paper_columns import Column, Stratum, columns_of_tables
 
 PHASES = ("start", "mid", "post", "test_time")
@@ -25,16 +24,6 @@ PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training",
 ARM_NAMES = {
     "none": "none", "sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluation of an experiment. phase: what trained the model last (start, mid, post, test_time)."""
-
-    phase: str
-    arm: str
-    seed: int
-    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -90,21 +79,6 @@ def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
     if not made:
         raise DataError("the evaluations hold no scores to report on")
     return made
-
-
-def find_in_folder(folder: str | Path, phase: str = "mid") -> list[Evaluated]:
-    """FOLDER/ARM/SEED/evaluation.json of every arm, whatever its name, and seed (a number); all of one phase.
-
-    Raises DataError: none there, or one that is no evaluation.
-    """
-    found = [
-        Evaluated(phase, path.parent.parent.name, int(path.parent.name), Evaluation.load(path))
-        for path in sorted(Path(folder).glob(f"*/*/{FILE}"))
-        if path.parent.name.isdigit()
-    ]
-    if not found:
-        raise DataError(f"{folder}: no ARM/SEED/{FILE} in it; `refine evaluate --output FOLDER/ARM/SEED` writes one")
-    return found
 
 
 def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:

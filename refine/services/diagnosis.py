@@ -111,7 +111,7 @@ def _kernels(cuda: bool) -> Iterator[Finding]:
     try:
         import torch
 
-        from refine.ops.delta_rule.rule import fla
+        from refine.ops.delta_rule import fla
 
         used = fla.chosen(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
     except SettingError as error:

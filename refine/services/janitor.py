@@ -72,7 +72,7 @@ def end_dead_flow_runs() -> list[str]:
 def is_dead(flow_run: Any, pool_type: str | None, now: float | None = None) -> bool:
     """Whether a Prefect run of ours has been in its state for long without a process. pool_type: of the pool that it
     came from; where that makes no processes but containers, a run may be Pending for as long as it likes."""
-    from refine.services.pools import PROCESSES
+    from refine.services.work_pools import PROCESSES
     from refine.tracking.run import OWNER, alive
 
     kind = flow_run.state.type.value

@@ -46,7 +46,7 @@ def prefect_api() -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(
-        [sys.executable, "-m", "refine.services.prefect_server", str(port)],
+        [sys.executable, "-m", "refine.services.temporary_prefect", str(port)],
         env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
         stdout=subprocess.DEVNULL,
         stderr=_log(),

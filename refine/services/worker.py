@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from refine.errors import ServiceError
-from refine.services import pools
-from refine.services.pools import PROCESSES
+from refine.services import work_pools
+from refine.services.work_pools import PROCESSES
 
 
 def main(pool: str) -> None:
@@ -47,7 +47,7 @@ def serve(pool: str) -> None:
     if mlflow.startswith("http"):
         os.environ[VARIABLE] = mlflow
     environment.prepare()
-    pools.check(pool, PROCESSES)
+    work_pools.check(pool, PROCESSES)
     signal.signal(signal.SIGTERM, _stop)
     try:
         run_in_own_process([sys.executable, "-m", "refine.services.worker", pool], echo=_tell, name="the worker")

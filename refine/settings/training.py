@@ -141,7 +141,7 @@ class TestTimeSettings(_Arms):
     )
 
 
-class StartTraining(Section):
+class CommonTraining(Section):
     """How a new model is trained, and on how many processes."""
 
     processes: int = Field(
@@ -156,7 +156,7 @@ class StartTraining(Section):
     start: StartSettings
 
 
-class TrainingSettings(StartTraining):
+class TrainingSettings(CommonTraining):
     """One section for each phase."""
 
     mid: MidSettings

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from refine import paths
 from refine.errors import ServiceError
 from refine.system.local_services import noted, supervisor_runs
-from refine.tracking import sqlite, unsent
+from refine.tracking import connection, outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,12 +70,12 @@ def connect(uri: str | None = None) -> MlflowClient:
     mlflow = _mlflow()
     _use(mlflow, uri)
     try:
-        with sqlite.quickly_made(uri):
+        with connection.quickly_made(uri):
             client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # whatever the store, the driver or the server makes of it
         raise ServiceError(f"MLflow at {without_password(uri)} cannot be used: {_reason(error)}{_advice()}") from None
-    unsent.deliver(client)
+    outbox.deliver(client)
     return client
 
 
@@ -99,7 +99,7 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
                 f"MLflow server {without_password(uri)} does not answer: {_reason(error)}{_advice()}"
             ) from None
     elif uri.startswith("sqlite:///"):
-        writable(sqlite.file_of(uri).parent)
+        writable(connection.file_of(uri).parent)
 
 
 def writable(folder: Path) -> None:
@@ -194,3 +194,36 @@ def _advice() -> str:
     if os.environ.get(VARIABLE):
         return f"; start it (`refine up`), mend {VARIABLE}, or unset it to record in $REFINE_HOME/mlflow.db"
     return "; check $REFINE_HOME"
+
+
+PREFIX = "sqlite:///"
+
+
+def file_of(uri: str) -> Path:
+    """The file that a sqlite:/// address names."""
+    return Path(unquote(uri.removeprefix(PREFIX)))
+
+
+@contextlib.contextmanager
+def quickly_made(uri: str) -> Iterator[None]:
+    """While this lasts, a SQLite file that is not there yet is made without waiting for the disk at each of its tables;
+    from its end on, every change is on the disk before it counts as made, as ever. Other databases are left alone."""
+    if not uri.startswith(PREFIX) or file_of(uri).exists():
+        yield
+        return
+    from sqlalchemy import Engine, event
+
+    opened: list[Any] = []
+
+    def hurry(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+        opened.append(connection)
+
+    event.listen(Engine, "connect", hurry)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", hurry)
+        for connection in opened:
+            with contextlib.suppress(Exception):  # it is closed already
+                connection.execute("PRAGMA synchronous = FULL")

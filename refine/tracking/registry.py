@@ -16,19 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
+from refine.metric_names import COUNTS
 from refine.tracking.connection import no_progress_bars
-from refine.tracking.storage import patiently, store
+from refine.tracking.model_storage import patiently, store
+from refine.tracking.tags import ARM, CHAMPION, EVALUATION, EVALUATION_RUN, EXPERIMENT, KEY, METRICS, PHASE, SETTINGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-CHAMPION = "champion"
-KEY, METRICS, SETTINGS, EVALUATION = "refine.key", "refine.metrics", "refine.settings", "refine.evaluation"
-EVALUATION_RUN = "refine.evaluation_run"  # the MLflow run that holds every sample's score
-HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
-COUNTS = ("/samples", "/sequences")  # ends of the metrics that say what a score is a mean over
-EXPERIMENT, ARM, PHASE = "experiment", "arm", "phase"  # tags; with the headline metrics, what the registry's page shows
 
 
 @dataclass(frozen=True)
@@ -228,41 +223,6 @@ def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> di
     counts = [name for name in found if name.endswith(COUNTS) and found[name] < known.get(name, 0.0)]
     fewer = {name.rpartition("/")[0] for name in counts}
     return {name: value for name, value in found.items() if name.rpartition("/")[0] not in fewer}
-
-
-def better(goal: str, value: float, than: float) -> bool:
-    """Whether a metric of `value` beats one of `than`, under goal minimise or maximise."""
-    return value < than if goal == "minimise" else value > than
-
-
-def choose_champion(client: MlflowClient, name: str, among: Sequence[Version], metric: str, goal: str) -> Version:
-    """Give the alias `champion` to the best by `metric` of `among` and the present champion; the earlier of equals.
-
-    The present champion only counts where its scores are of the same documents and prompts. Raises ServiceError
-    where no version has the metric, naming those there are.
-    """
-    having = [version for version in among if math.isfinite(version.metrics.get(metric, math.nan))]
-    if not having:
-        known = sorted({one for version in among for one in version.metrics})
-        raise ServiceError(
-            f"registry.metric {metric!r} is a metric of no version{nearest(metric, known)}; "
-            f"there are: {', '.join(known) or 'none'}"
-        )
-    comparable = {version.evaluation for version in having}
-    rivals = [one for one in versions(client, name) if one.is_champion and one.evaluation in comparable]
-    best = None
-    for version in sorted({v.number: v for v in [*rivals, *having]}.values(), key=lambda version: version.number):
-        if metric in version.metrics and (best is None or better(goal, version.metrics[metric], best.metrics[metric])):
-            best = version
-    assert best is not None
-    crown(client, best, f"best {metric} ({goal}) of versions {', '.join(str(v.number) for v in [*rivals, *having])}")
-    return version_of(client, name, str(best.number))
-
-
-def crown(client: MlflowClient, version: Version, why: str) -> None:
-    """Move the alias `champion` to `version` and write why on it."""
-    client.set_model_version_tag(version.name, str(version.number), "champion.why", why)
-    client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
 
 
 def _version(found: ModelVersion) -> Version:

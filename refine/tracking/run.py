@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from refine.tracking import unsent
-from refine.tracking.metrics import Sender, reason
+from refine.tracking import outbox
+from refine.tracking.sender import Sender, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ class Run:
                 self.tag({"refine.error": f"{kind.__name__}: {error}"[:5000]})
             self.end(status)
         except Exception as trouble:  # an error of MLflow's in the place of the work's own would hide that one
-            file = unsent.keep(self.run_id, status=status)
+            file = outbox.keep(self.run_id, status=status)
             log.warning(
                 "MLflow does not answer (%s): that run %s is %s is kept in %s, and told when MLflow is next used",
                 reason(trouble), self.run_id, status, file,

@@ -14,8 +14,9 @@ from refine.errors import ServiceError, SettingError
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory) -> Path:
     """A home with four versions of refine-sample from two experiments, and a champion."""
+    from refine.tracking.champion import choose_champion
     from refine.tracking.connection import connect, experiment_id
-    from refine.tracking.registry import choose_champion, register
+    from refine.tracking.registry import register
 
     home = tmp_path_factory.mktemp("home")
     client = connect(f"sqlite:///{home}/mlflow.db")

@@ -111,8 +111,9 @@ def test_a_model_folder_is_evaluated_into_results_by_its_name(prepared, checkpoi
 
 
 def test_a_registered_version_is_fetched_and_gets_its_scores(mlflow_home, checkpoint):
+    from refine.tracking.champion import crown
     from refine.tracking.connection import connect, experiment_id
-    from refine.tracking.registry import crown, register, versions
+    from refine.tracking.registry import register, versions
     from refine.tracking.run import open_run
 
     client = connect()

@@ -56,7 +56,9 @@ def _used(checkout: Path, start: set[str]) -> set[str]:
 
 
 def _is_apart(name: str) -> bool:
-    return name in ("refine/__init__.py", "refine/cli/status.py") or name.split("/")[1].removesuffix(".py") in APART
+    return (
+        name in ("refine/__init__.py", "refine/cli/progress_line.py") or name.split("/")[1].removesuffix(".py") in APART
+    )
 
 
 def _code(stage: dict) -> set[str]:

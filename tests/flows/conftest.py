@@ -55,7 +55,7 @@ record = {"phase": phase, "arm": arm, "steps": steps, "tokens": 100 * steps, "se
 print(name + ": trained")
 """
 
-# flows.evaluating REQUEST: the arms' losses are 3.6, 3.5, 3.4 in the order of the request.
+# refine.phases.evaluation REQUEST: the arms' losses are 3.6, 3.5, 3.4 in the order of the request.
 EVALUATOR = """
 import json, os, pathlib, sys
 request = json.loads(pathlib.Path(sys.argv[1]).read_text())

@@ -28,7 +28,7 @@ deployments:
 @pytest.fixture
 def deployed(plan, workplace, checkout, monkeypatch):
     """Services, and the experiment deployed with scripted training; gives functions to start runs and look at them."""
-    from refine.services import supervision
+    from refine.services import up
     from refine.services.prefect_api import free_port
 
     (workplace / "deployed.py").write_text(
@@ -43,10 +43,10 @@ def deployed(plan, workplace, checkout, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(checkout))
     try:
-        addresses = supervision.up(supervision.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        addresses = up.up(up.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
         yield Deployed(workplace, addresses["prefect_api"])
     finally:
-        supervision.down()
+        up.down()
 
 
 class Deployed:
@@ -95,9 +95,9 @@ def wait_for(condition, seconds: float):
 
 def processes(folder: Path) -> dict[str, psutil.Process]:
     """The flow's process, its training child, and the worker, of the services in `folder`."""
-    from refine.services import supervision
+    from refine.services import up
 
-    below = psutil.Process(supervision.supervisor_pid()).children(recursive=True)
+    below = psutil.Process(up.supervisor_pid()).children(recursive=True)
     found = {}
     for one in below:
         line = " ".join(one.cmdline()) if one.is_running() and one.status() != psutil.STATUS_ZOMBIE else ""
@@ -106,7 +106,7 @@ def processes(folder: Path) -> dict[str, psutil.Process]:
             ("flow", "-m prefect.engine"),
             ("child", "trainer.py train"),
         ):
-            if sign in line and "refine.services.leash" not in line and " -c " not in line:
+            if sign in line and "refine.services.supervised_program" not in line and " -c " not in line:
                 found[name] = one
     return found
 

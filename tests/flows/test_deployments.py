@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flows import phases, preparation, sweep
+from flows import phases, sweep
+from refine.data.corpus import dvc_stages
 from refine.errors import DataError, SettingError
 from refine.settings import load
 
@@ -130,11 +131,11 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
     monkeypatch.delenv("DVC_STAGE", raising=False)
     other = load("params.yaml", ("documents.sequence_length=512",))
     with pytest.raises(SettingError, match=r"section 'documents' is overridden.*dvc exp run"):
-        preparation.prepare("params.yaml", other)
+        dvc_stages.prepare("params.yaml", other)
     with pytest.raises(DataError, match=r"no dvc\.yaml"):
-        preparation.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
+        dvc_stages.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
     monkeypatch.setenv("DVC_STAGE", "experiment")
-    preparation.prepare("params.yaml", other)  # DVC has prepared what it says
+    dvc_stages.prepare("params.yaml", other)  # DVC has prepared what it says
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
     ],
 )
 def test_the_champions_metric_may_be_any_that_versions_will_have(metric, workplace, settings_with):
-    from flows.experiment import check_metrics
+    from flows.preflight import check_metrics
     from refine.phases.prepared_data import Prepared
 
     goal = "minimise" if metric.endswith("loss") else "maximise"
@@ -162,7 +163,7 @@ def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (workplace / "dvc.yaml").write_text("stages:\n  tokenizer: {cmd: 'false'}\n  experiment: {cmd: 'false'}\n")
     with pytest.raises(DataError, match="the data stages failed: ") as error:
-        preparation.prepare("params.yaml", load("params.yaml"))
+        dvc_stages.prepare("params.yaml", load("params.yaml"))
     assert "\n" not in str(error.value)
 
 
@@ -187,8 +188,8 @@ def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workpl
     """The same settings have the same stages, by hash of all that decides their bits: either finds the other's done."""
     from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` does to params.yaml
 
-    from flows.records import Stages
     from refine.phases.prepared_data import Prepared
+    from refine.phases.stages import Stages
 
     as_shipped = settings_with()
     (overrides,) = sweep.combinations(settings, [7])

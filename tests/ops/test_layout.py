@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from refine.ops.delta_rule.rule.chunks import Chunks
 
+from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 
 

@@ -9,12 +9,13 @@ import pytest
 from refine import settings
 from refine.errors import SettingError
 from refine.phases.rehearsal import rehearse, shrunk
+from refine.settings import experiment
 
 PROFILES = Path(settings.__file__).parent / "profiles"
 NAMES = ("paper-delta_net-1.3b", "paper-lact-760m")
 
 
-def profile(name: str) -> settings.Settings:
+def profile(name: str) -> experiment.Settings:
     return settings.load(PROFILES / f"{name}.yaml")
 
 

@@ -13,9 +13,10 @@ import pytest
 from refine.data.prompts.tasks import PAPER_LONGBENCH
 from refine.errors import DataError
 from refine.evaluation.answers import Answer
-from refine.evaluation.record import Evaluation, NextTokenScore, PositionScore, TaskScore
+from refine.evaluation.record import Evaluated, Evaluation, NextTokenScore, PositionScore, TaskScore
+from refine.reports.evaluations import find_in_folder
 from refine.reports.paper_files import as_csv, as_markdown, write_report
-from refine.reports.paper_tables import Evaluated, find_in_folder, tables
+from refine.reports.paper_tables import tables
 
 
 def task(name: str, length: int, scores: list[float]) -> TaskScore:

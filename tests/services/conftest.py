@@ -19,10 +19,10 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def services(home):
     """`refine up` on free ports; gives the addresses. Whatever happens, `refine down` at the end."""
-    from refine.services import supervision
+    from refine.services import up
     from refine.services.prefect_api import free_port
 
     try:
-        yield supervision.up(supervision.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        yield up.up(up.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
     finally:
-        supervision.down()
+        up.down()

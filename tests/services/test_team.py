@@ -98,39 +98,39 @@ def url(driver: str, port: int, database: str, password: str = PASSWORD) -> str:
 
 
 def test_a_wrong_password_is_one_line_before_anything_starts(home, postgresql):
-    from refine.services import databases
+    from refine.services import server_databases
 
     for server, driver in (("prefect", "asyncpg"), ("mlflow", "pg8000")):
-        databases.check(url(driver, postgresql, server), server)
+        server_databases.check(url(driver, postgresql, server), server)
         with pytest.raises(ServiceError, match="password authentication failed") as error:
-            databases.check(url(driver, postgresql, server, "wrong-one"), server)
+            server_databases.check(url(driver, postgresql, server, "wrong-one"), server)
         assert "wrong-one" not in str(error.value) and "\n" not in str(error.value)
         with pytest.raises(ServiceError, match='"nowhere" does not exist'):
-            databases.check(url(driver, postgresql, "nowhere"), server)
+            server_databases.check(url(driver, postgresql, "nowhere"), server)
 
 
 def test_runs_models_and_pools_are_kept_by_postgresql_and_s3(home, postgresql, bucket, monkeypatch):
     import boto3
 
-    from refine.services import supervision
+    from refine.services import up
     from refine.tracking.connection import connect, experiment_id
     from refine.tracking.registry import fetch, register, version_of
 
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "refine:open-sesame")
-    monkeypatch.setattr(supervision, "PATIENCE", 600.0)  # tables are made on whatever machine tests run
+    monkeypatch.setattr(up, "PATIENCE", 600.0)  # tables are made on whatever machine tests run
     model = home / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights" * 99)
-    wanted = supervision.Wanted(
+    wanted = up.Wanted(
         free_port(), free_port(), prefect_database=url("asyncpg", postgresql, "prefect"),
         mlflow_database=url("pg8000", postgresql, "mlflow"), artifacts=f"s3://{bucket}/mlflow",
     )  # fmt: skip
     try:
-        addresses = supervision.up(wanted)
+        addresses = up.up(wanted)
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{addresses['prefect_api']}/work_pools/gpu")
-        lines = [" ".join(one.cmdline()) for one in psutil.Process(supervision.supervisor_pid()).children(True)]
+        lines = [" ".join(one.cmdline()) for one in psutil.Process(up.supervisor_pid()).children(True)]
         monkeypatch.setenv("MLFLOW_TRACKING_URI", addresses["mlflow"])
         client = connect()
         run = client.create_run(experiment_id(client, "team")).info
@@ -141,7 +141,7 @@ def test_runs_models_and_pools_are_kept_by_postgresql_and_s3(home, postgresql, b
         version = version_of(client, "team", "1")
         fetched = fetch(client, version, home / "fetched")
     finally:
-        supervision.down()
+        up.down()
     assert version.metrics == {"val/loss": 3.5}
     assert (fetched / "model.safetensors").read_bytes() == b"weights" * 99
     stored = [one["Key"] for one in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]]

@@ -17,8 +17,8 @@ import torch
 from transformers import TrainerCallback
 
 from refine.models import from_config
-from refine.tracking.callback import MlflowCallback
 from refine.tracking.connection import connect, experiment_id
+from refine.tracking.mlflow_callback import MlflowCallback
 from refine.tracking.run import open_run
 from refine.training.arguments import RefineArguments
 from refine.training.trainer import RefineTrainer

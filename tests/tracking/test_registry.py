@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 
 from refine.errors import ServiceError
-from refine.tracking.registry import (
-    EVALUATION_RUN,
-    add_metrics,
-    choose_champion,
-    download,
-    parse_reference,
-    register,
-    version_of,
-    versions,
-)
+from refine.tracking.champion import choose_champion
+from refine.tracking.registry import add_metrics, download, parse_reference, register, version_of, versions
 from refine.tracking.run import open_run
+from refine.tracking.tags import EVALUATION_RUN
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import create_engine, text
 
-from refine.tracking.sqlite import file_of, quickly_made
+from refine.tracking.connection import file_of, quickly_made
 
 OFF, FULL = 0, 2
 

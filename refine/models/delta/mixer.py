@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
 from refine.ops import short_convolution
-from refine.ops.delta_rule.rule import fla
-from refine.ops.delta_rule.rule import rule as delta_rule
-from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.delta_rule import fla
+from refine.ops.delta_rule import rule as delta_rule
+from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import RMSNorm
 

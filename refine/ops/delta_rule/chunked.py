@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import own_precision
-from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.delta_rule.chunks import Chunks
 
 
 class ChunkedDeltaRule(torch.autograd.Function):

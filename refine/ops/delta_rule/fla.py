@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import SettingError
-from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import product
-from refine.ops.delta_rule.rule.chunked import ChunkedDeltaRule
-from refine.ops.delta_rule.rule.chunks import Chunks
+from refine.ops.delta_rule.chunked import ChunkedDeltaRule
+from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 

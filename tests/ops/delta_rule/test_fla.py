@@ -8,8 +8,8 @@ import torch
 
 import refine.models
 from refine.errors import SettingError
-from refine.ops.delta_rule.rule import fla
-from refine.ops.delta_rule.rule import rule as delta_rule
+from refine.ops.delta_rule import fla
+from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import unit_length
 
@@ -145,7 +145,7 @@ def test_the_choice_is_by_capability_can_be_forced_and_is_logged_once(monkeypatc
     fla._choice.cache_clear()
     cpu = torch.device("cpu")
     monkeypatch.delenv("REFINE_KERNELS", raising=False)
-    with caplog.at_level(logging.INFO, logger="refine.ops.delta_rule.rule.fla"):
+    with caplog.at_level(logging.INFO, logger="refine.ops.delta_rule.fla"):
         assert not fla.chosen(cpu, torch.bfloat16) and not fla.chosen(cpu, torch.bfloat16)
     assert [record.getMessage() for record in caplog.records] == ["delta rule on cpu in torch.bfloat16: PyTorch"]
     monkeypatch.setenv("REFINE_KERNELS", "fla")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.ops.delta_rule.rule import rule as delta_rule
+from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import unit_length
 

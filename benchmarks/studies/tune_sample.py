@@ -1,0 +1,146 @@
+"""How the sample's settings were chosen: every arm of a phase with the same candidates, scored on validation prompts.
+
+python -m benchmarks.studies.tune_sample --phase mid --output runs/tuning (after the data stages of `make run`). Every
+phase starts from the shipped model. Validation prompts are needles of another seed and the validation questions; no
+test prompt is read. Prints a table, the best of each arm marked (by the log-probability of the answers), and writes
+OUTPUT/PHASE.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refine import paths, settings
+from refine.evaluation import Evaluation, Inputs, evaluate_model
+from refine.phases.prepared_data import Prepared
+from refine.settings import Settings
+
+MODEL = "sample/delta_net"
+LEARNING_RATES = {"mid": (5e-5, 2e-4, 8e-4), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
+GROUPED = ("rollouts=4", "group=position")
+# phase -> name of the row -> the arm, and objective settings laid over params.yaml
+ARMS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "mid": {
+        "SFT": ("sft", ()),
+        "REFINE c=8 n=1": ("refine", ("rollouts=1", "group=sequence")),
+        "REFINE c=8 n=4 by position": ("refine", GROUPED),
+        "REFINE c=32 n=4 by position": ("refine", (*GROUPED, "positions=32")),
+    },
+    "post": {
+        "SFT": ("sft", ()),
+        "nested SFT": ("nested_sft", ()),
+        "nested REFINE c=8 n=1": ("nested_refine", ("rollouts=1", "group=sequence")),
+        "nested REFINE c=8 n=4 by position": ("nested_refine", GROUPED),
+    },
+    "test_time": {
+        "SFT": ("sft", ()),
+        "REFINE c=8 n=1": ("refine", ("rollouts=1", "group=sequence")),
+        "REFINE c=8 n=4 by position": ("refine", GROUPED),
+    },
+}
+SEED_OF_NEEDLES = 1000  # the test's is the experiment's own
+
+
+@click.command()
+@click.option("--phase", type=click.Choice(list(ARMS)), default="mid", show_default=True)
+@click.option("--output", type=Path, default=paths.runs() / "tuning", show_default=True)
+@click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
+@click.option("-S", "overrides", multiple=True, help="Laid over the settings of all arms.")
+def main(phase: str, output: Path, params: Path, overrides: tuple[str, ...]) -> None:
+    """Train each arm of a phase with each learning rate and score it on the validation prompts."""
+    from refine.cli.evaluate import quiet
+
+    quiet()
+    lines = [
+        "| arm | learning rate | loss | needles | questions | log-prob. of the answers |",
+        "|---|---|---|---|---|---|",
+    ]
+    plain = settings.load(params, overrides)
+    lines.append(_line("none", "", _told(_scored(plain, MODEL)), ""))
+    for name, (arm, objective) in ARMS[phase].items():
+        found = {}
+        for rate in LEARNING_RATES[phase]:
+            laid = [f"training.{phase}.learning_rate={rate}", *(f"training.{phase}.objective.{x}" for x in objective)]
+            values = settings.load(params, (*overrides, *laid))
+            found[rate] = _told(_candidate(phase, arm, values, output / f"{phase} {name} {rate}"))
+            click.echo(_line(name, f"{rate:g}", found[rate], ""), err=True)
+        best = max(values["log_prob"] for values in found.values())
+        lines += [_line(name, f"{r:g}", told, "**" if told["log_prob"] == best else "") for r, told in found.items()]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{phase}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    click.echo("\n".join(lines))
+
+
+def _line(name: str, rate: str, told: dict[str, float], mark: str) -> str:
+    return (
+        f"| {name} | {mark}{rate}{mark} | {told['loss']:.4f} | {100 * told['needles']:.1f} | "
+        f"{100 * told['questions']:.1f} | {mark}{told['log_prob']:.4f}{mark} |"
+    )
+
+
+def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluation:
+    """The arm trained with these settings, and scored."""
+    from refine.phases.mid import mid_training
+    from refine.phases.post import post_training
+    from refine.training.test_time import TestTimeTrainer
+
+    data = Prepared(paths.prepared())
+    if phase == "test_time":
+        assert values.training.test_time is not None
+        return _scored(values, MODEL, TestTimeTrainer(values.training.test_time, arm, values.seed))
+    if phase == "mid":
+        mid_training(values, arm, MODEL, data, folder)
+    else:
+        post_training(values, arm, MODEL, data, data.questions("train"), folder)
+    return _scored(values, folder / "model")
+
+
+def _scored(values: Settings, model: str | Path, adapter: Any = None) -> Evaluation:
+    """On validation text (not where an adapter changes the model for each prompt) and validation prompts."""
+    from refine.data import tokenizer as tokenizers
+    from refine.data.token_sequences import load as load_documents
+
+    data, tokenizer = Prepared(paths.prepared()), tokenizers.load(MODEL)
+    text = {} if adapter else {"val": load_documents(data.documents("validation"))}
+    return evaluate_model(model, Inputs(text, _prompts(values, data, tokenizer)), tokenizer, adapter=adapter)
+
+
+def _told(found: Evaluation) -> dict[str, float]:
+    """Loss, shares found, and the mean log-probability over all kinds of prompts."""
+    needles = [task for task in found.tasks if task.task.startswith("niah")]
+    questions = [task for task in found.tasks if not task.task.startswith("niah")]
+    return {
+        "loss": found.next_token["val"].loss if found.next_token else float("nan"),
+        "needles": sum(task.score.value for task in needles) / len(needles),
+        "questions": sum(task.score.value for task in questions) / len(questions),
+        "log_prob": sum(task.log_prob.value for task in found.tasks) / len(found.tasks),
+    }
+
+
+def _prompts(values: Settings, data: Prepared, tokenizer: Any) -> dict[tuple[str, int], Any]:
+    return dict(_made(values, data, tokenizer))
+
+
+def _made(values: Settings, data: Prepared, tokenizer: Any) -> Iterator[tuple[tuple[str, int], Any]]:
+    from refine.data import raw_documents
+    from refine.data.prompts.needles import make_needles
+    from refine.data.prompts.prompt import load_prompts
+
+    of, essay = values.needles, list(raw_documents.texts(Path("data") / "validation.parquet"))
+    for task in of.tasks:
+        for length in of.lengths:
+            yield (
+                (task, length),
+                make_needles(task, length, of.samples, tokenizer, essay, SEED_OF_NEEDLES, of.answer_tokens),
+            )
+    for path in data.questions("validation"):
+        prompts = load_prompts(path)
+        yield (prompts[0].task, prompts[0].length), prompts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The data stages, brought up to date by DVC before a deployed experiment begins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from flows.log import say
+from refine import paths
+from refine.errors import DataError, SettingError
+from refine.settings import Settings, load
+from refine.system.locks import stage_lock
+from refine.system.processes import ProcessFailed, run_in_own_process
+
+EXPERIMENT = "experiment"  # the stage that runs the flow
+DATA_SECTIONS = ("data", "tokenizer", "documents", "needles", "questions")
+
+
+def prepare(params: str, settings: Settings) -> None:
+    """Run `dvc repro` for every stage but the experiment. Inside of a DVC stage it has been done.
+
+    Raises DataError: there is no dvc.yaml, or DVC refuses; SettingError: the experiment's settings are of other data.
+    """
+    if "DVC_STAGE" in os.environ:
+        return
+    check_same_data(params, settings)
+    try:
+        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except FileNotFoundError:
+        raise DataError(
+            f"no dvc.yaml in {Path.cwd()}: a deployed experiment runs in the project's folder (REFINE_CHECKOUT)"
+        ) from None
+    command = [sys.executable, "-m", "dvc", "repro", *(name for name in stages if name != EXPERIMENT)]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # DVC refuses a second repro in the same folder: runs take turns.
+    with stage_lock(paths.runs() / "data-stages", "data stages", say):
+        try:
+            run_in_own_process(command, environment={"PATH": programs}, name="dvc repro")
+        except ProcessFailed as error:
+            said = next((line for line in reversed(error.tail) if "ERROR" in line), str(error))
+            raise DataError(f"the data stages failed: {said.removeprefix('ERROR: ')}") from None
+    say("data stages: up to date")
+
+
+def check_same_data(params: str, settings: Settings) -> None:
+    """Raises SettingError where `settings` has other data sections than the file: DVC prepares what the file says."""
+    theirs = load(params)
+    for section in DATA_SECTIONS:
+        if getattr(settings, section) != getattr(theirs, section):
+            raise SettingError(
+                f"section {section!r} is overridden, but the data is prepared as {params} says: change the file, or "
+                "use `dvc exp run -S` (which prepares data of its own)"
+            )

@@ -1,0 +1,82 @@
+"""The evaluations that an experiment's runs recorded in MLflow, with every sample's score."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refine.errors import DataError, ServiceError, nearest
+from refine.evaluation.record import FILE, Evaluated, Evaluation
+from refine.tracking.connection import no_progress_bars
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+TEST_TIME = "test_time"  # a phase
+PHASE, ARM, SEED, TRAINED_BY = "phase", "arm", "identity.seed", "refine.trained_by"  # tags
+
+
+def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
+    """The finished evaluations of `experiment`, oldest first; for each seed, those scored on what its newest one was:
+    newest of the models as they are, and newest at test time, which is scored on the questions alone.
+
+    Raises ServiceError: no such experiment (naming the nearest), or none of its runs holds an evaluation.
+    """
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = [one.name for one in client.search_experiments()]
+        raise ServiceError(
+            f"MLflow has no experiment {experiment!r}{nearest(experiment, known)}; there are: {', '.join(known)}"
+        )
+    runs = _finished(client, found.experiment_id)
+    evaluated = [_evaluated(client, run) for run in runs]
+    if not evaluated:
+        raise ServiceError(f"experiment {experiment!r} holds no finished evaluation; `make run` records some")
+    newest = {_kind(one): one.evaluation.settings.get("scored_on") for one in evaluated}
+    return [one for one in evaluated if one.evaluation.settings.get("scored_on") == newest[_kind(one)]]
+
+
+def _kind(one: Evaluated) -> tuple[int, bool]:
+    return one.seed, one.phase == TEST_TIME
+
+
+def _finished(client: MlflowClient, experiment_id: str) -> list[MlflowRun]:
+    """Finished runs that say which model they evaluated, oldest first."""
+    runs: list[MlflowRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], "attributes.status = 'FINISHED'", max_results=500, page_token=token,
+            order_by=["attributes.start_time ASC"],
+        )  # fmt: skip
+        runs += [run for run in page if TRAINED_BY in run.data.tags]
+        token = page.token
+        if not token:
+            return runs
+
+
+def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
+    tags: dict[str, Any] = run.data.tags
+    phase = tags.get(PHASE, "")
+    if phase == "evaluation":  # of a model as training left it; test-time arms are phases of their own
+        phase = client.get_run(tags[TRAINED_BY]).data.tags.get(PHASE, phase)
+    with tempfile.TemporaryDirectory() as folder, no_progress_bars():
+        evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, FILE, folder))
+    return Evaluated(phase, tags.get(ARM, ""), int(tags.get(SEED, 0)), evaluation)
+
+
+def find_in_folder(folder: str | Path, phase: str = "mid") -> list[Evaluated]:
+    """FOLDER/ARM/SEED/evaluation.json of every arm, whatever its name, and seed (a number); all of one phase.
+
+    Raises DataError: none there, or one that is no evaluation.
+    """
+    found = [
+        Evaluated(phase, path.parent.parent.name, int(path.parent.name), Evaluation.load(path))
+        for path in sorted(Path(folder).glob(f"*/*/{FILE}"))
+        if path.parent.name.isdigit()
+    ]
+    if not found:
+        raise DataError(f"{folder}: no ARM/SEED/{FILE} in it; `refine evaluate --output FOLDER/ARM/SEED` writes one")
+    return found

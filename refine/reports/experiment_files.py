@@ -1,0 +1,66 @@
+"""What an experiment leaves: its comparison as text, table and picture, and a file of scores for each arm, which DVC
+shows as rows under each other (`dvc metrics show`, `dvc metrics diff`, `dvc plots show`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from refine.metric_names import HEADLINES
+from refine.phases.stages import Scored
+from refine.reports.comparison import Comparison, compare, side_by_side
+from refine.reports.pictures import draw
+from refine.tracking.registry import Version
+
+METRICS, PICTURE = "metrics", "comparison.png"
+
+
+def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple[Comparison, list[Path]]:
+    """Write the results of these versions; returns their comparison and its files, the picture last. adapted: of
+    `test_time`, what stands below the comparison."""
+    comparison = compare(versions)
+    for left in (folder / METRICS).glob("*.json"):  # of arms that the experiment no longer has
+        left.unlink()
+    for name, values in metrics(comparison).items():
+        _write(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
+    texts = {
+        "comparison.md": "\n\n".join(filter(None, (comparison.markdown(), adapted))) + "\n",
+        "comparison.csv": comparison.csv(),
+    }
+    files = [_write(folder / name, text) for name, text in texts.items()]
+    return comparison, [*files, draw(comparison, folder / PICTURE)]
+
+
+def test_time(scores: Sequence[Scored]) -> str:
+    """A model as it is beside the same model adapted to each prompt, by every arm of test-time training; nothing where
+    there is no such arm."""
+    adapted = [one for one in scores if one.target.adapted_by]
+    if not adapted:
+        return ""
+    model = adapted[0].target.model
+    base = next(one for one in scores if one.target.model == model and not one.target.adapted_by)
+    known = adapted[0].metrics
+    columns = {f"{model.stage.title}, as it is": {name: base.metrics[name] for name in known if name in base.metrics}}
+    columns |= {f"adapted by {one.target.arm}": dict(one.metrics) for one in adapted}
+    return side_by_side(columns)
+
+
+def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:
+    """`mid-refine` -> the headline metrics of that phase's arm."""
+    rows = [row for row in comparison.rows if row.metric.endswith(HEADLINES)]
+    return {
+        "-".join(part for part in (version.phase, version.arm) if part): {
+            row.metric: round(value, 6) for row in rows if (value := row.cells[n].value) is not None
+        }
+        for n, version in enumerate(comparison.versions)
+    }
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+    return path

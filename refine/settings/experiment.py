@@ -1,0 +1,51 @@
+"""Everything in params.yaml."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from refine.settings.base import Section
+from refine.settings.data import DataSettings, DocumentsSettings, TokenizerSettings
+from refine.settings.evaluation import EvaluationSettings, RegistrySettings
+from refine.settings.model import ModelSettings
+from refine.settings.prompts import NeedlesSettings, QuestionsSettings
+from refine.settings.training import CommonTraining, TrainingSettings
+
+
+class CommonSettings(Section):
+    """What a model is trained from and how."""
+
+    seed: int = Field(ge=0, description="seed of the whole run; every draw derives from it")
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    documents: DocumentsSettings
+    model: ModelSettings
+    training: CommonTraining
+
+
+class Settings(CommonSettings):
+    """Everything in params.yaml."""
+
+    needles: NeedlesSettings
+    questions: QuestionsSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    registry: RegistrySettings
+
+    @model_validator(mode="after")
+    def _room_for_rollouts(self) -> Settings:
+        training, prepared = self.training, self.documents.sequence_length
+        lengths = {
+            "mid": min(training.mid.length or prepared, prepared),
+            "post": training.post and training.post.length,
+        }
+        for phase, length in lengths.items():
+            if length is None:
+                continue
+            one = getattr(training, phase).objective
+            if one.nsp_weight > 0 and one.min_prefix + one.rollout_length > length:
+                raise ValueError(
+                    f"training.{phase}.objective: min_prefix {one.min_prefix} and rollout_length {one.rollout_length} "
+                    f"leave no place for a rollout in {length} tokens: lower them, or set nsp_weight 0"
+                )
+        return self

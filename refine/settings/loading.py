@@ -1,0 +1,58 @@
+"""The only reader of params.yaml: a file and overrides in, validated settings out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refine.errors import SettingError, nearest
+from refine.settings.base import validated
+from refine.settings.experiment import Settings
+from refine.settings.pretraining import PretrainingSettings
+
+
+def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> Settings:
+    """Settings from `path`, with ``section.key=value`` overrides (values are YAML) laid over them.
+
+    Raises SettingError: file missing or no YAML, unknown name, value out of range, contradiction.
+    """
+    return validated(Settings, _values(Path(path), overrides), str(path))
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> PretrainingSettings:
+    """The settings of a pretraining, as `load` gives those of an experiment; raises as that does."""
+    return validated(PretrainingSettings, _values(Path(path), overrides), str(path))
+
+
+def _values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(
+            f"{path}: no such settings file; run from the project's folder, or name it with --params"
+        ) from None
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: expected sections with settings, found {type(values).__name__}")
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise SettingError(f"override {override!r}: expected section.key=value")
+    *sections, key = name.split(".")
+    here = values
+    for section in sections:
+        if not isinstance(here.get(section), dict):
+            raise SettingError(f"override {override!r}: no section {section!r}{nearest(section, map(str, here))}")
+        here = here[section]
+    try:
+        here[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingError(f"override {override!r}: {text!r} is not a YAML value") from None

@@ -1,0 +1,63 @@
+"""A stage's folder follows from what decides its result, and from nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refine.phases import stages
+from refine.phases.prepared_data import Prepared
+from refine.phases.stages import Stages, Trained
+from refine.settings import load
+
+
+@pytest.fixture
+def keys(settings_with, workplace):
+    """Keys of all stages with changed settings."""
+
+    def found(changes: dict | None = None) -> dict[str, str]:
+        stages = Stages(settings_with(changes), Prepared(workplace / "prepared"))
+        mid = {arm: stages.mid(arm, "hub/model").key for arm in ("none", "sft", "refine")}
+        model = Trained(stages.mid("refine", "hub/model"), "hub/model", "the same weights")
+        return {"start": stages.start().key, **mid, "evaluation": stages.evaluation(model).stage.key}
+
+    return found
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_setting_changes_the_stages_it_decides(keys):
+    before = keys()
+    assert keys() == before and len(set(before.values())) == 5
+    assert changed(before, keys({"training": {"start": {"steps": 151}}})) == {"start"}
+    assert changed(before, keys({"training": {"mid": {"steps": 31}}})) == {"none", "sft", "refine"}
+    assert changed(before, keys({"seed": 2})) == {"start", "none", "sft", "refine"}
+
+
+def test_what_only_names_or_speeds_changes_no_stage(keys):
+    before = keys()
+    assert keys({"registry": {"model_name": "other"}, "evaluation": {"batch_size": 3}}) == before
+    assert keys({"training": {"mid": {"arms": ["refine"]}}}) == before
+
+
+def test_changed_data_or_code_changes_the_stages_that_use_it(keys, workplace, monkeypatch):
+    before = keys()
+    for split, decided in (("second_domain", {"evaluation"}), ("train", {"start", "none", "sft", "refine"})):
+        file = workplace / "prepared" / "documents" / f"{split}.parquet"
+        as_it_was = file.read_bytes()
+        file.write_text("other text")
+        assert changed(before, keys()) == decided
+        file.write_bytes(as_it_was)
+    monkeypatch.setattr(stages, "code_hash", lambda *rooms: "new " + " ".join(rooms))
+    assert changed(before, keys()) == set(before)
+
+
+def test_the_settings_of_a_running_experiment_do_not_change_with_the_file(settings_with, workplace):
+    settings = settings_with({"training": {"mid": {"steps": 33}}})
+    stages = Stages(settings, Prepared(Path("prepared")))
+    frozen = stages.frozen()
+    (workplace / "params.yaml").write_text("seed: 7")
+    assert load(frozen) == settings and stages.frozen() == frozen

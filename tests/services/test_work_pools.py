@@ -1,0 +1,47 @@
+"""A pool that is not there, or whose runs are no processes, is named before anything waits for its runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import prefect.client.orchestration
+import pytest
+
+from refine.errors import ServiceError
+from refine.services import checkout, prefect_api, work_pools, worker
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A Prefect server with a pool of processes and one of containers."""
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def read_work_pools(self):
+            return [SimpleNamespace(name="gpu", type="process"), SimpleNamespace(name="k8s", type="kubernetes")]
+
+    monkeypatch.setattr(prefect.client.orchestration, "get_client", lambda sync_client: Client())
+
+
+def test_a_pool_that_is_not_there_is_named_with_those_that_are(server):
+    work_pools.check("gpu")
+    work_pools.check("k8s")
+    with pytest.raises(ServiceError, match=r"no work pool 'gpus' \(did you mean 'gpu'\?\); there are: gpu, k8s"):
+        work_pools.check("gpus")
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"), [("gpux", "no work pool 'gpux'"), ("k8s", "'k8s' is of type kubernetes.*prefect worker start")]
+)
+def test_a_worker_waits_for_runs_of_a_pool_of_processes_alone(server, home, monkeypatch, request, pool, message):
+    folder = request.getfixturevalue("checkout")
+    monkeypatch.setenv(checkout.VARIABLE, str(folder))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(prefect_api, "check_answers", lambda url: None)
+    with pytest.raises(ServiceError, match=message):
+        worker.serve(pool)

@@ -1,0 +1,87 @@
+"""What MLflow did not take is kept until it does, and is no other MLflow's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from refine.tracking import outbox
+from refine.tracking.connection import connect
+from refine.tracking.run import open_run
+
+ROWS = [(step, {"train/loss": 5.0 - step, "train/notes": [1, 2]}) for step in range(1, 5)]
+
+
+@pytest.fixture
+def run(client, experiment):
+    """A run that has the first two rows."""
+    run = open_run(client, experiment, "mid refine", key="k")
+    for step, values in ROWS[:2]:
+        run.metrics(values, step)
+    return run
+
+
+def steps(client, run_id: str) -> list[int]:
+    return sorted(point.step for point in client.get_metric_history(run_id, "train/loss"))
+
+
+def test_the_next_connection_gets_what_is_missing_and_the_end_as_it_was(client, run):
+    file = outbox.keep(run.run_id, ROWS)
+    outbox.keep(run.run_id, status="FAILED")
+    connect()
+    assert steps(client, run.run_id) == [1, 2, 3, 4] and not file.exists()
+    info = client.get_run(run.run_id).info
+    assert info.status == "FAILED" and info.end_time >= info.start_time
+    assert outbox.deliver(client) == [], "it was delivered twice"
+
+
+def test_a_run_that_goes_on_is_not_ended_by_what_was_kept_before(client, run):
+    file = outbox.keep(run.run_id, status="FAILED")
+    line = json.loads(file.read_text())
+    file.write_text(json.dumps(line | {"ended": line["ended"] - 5000}) + "\n")
+    again = open_run(client, run.experiment_id, "mid refine", key="k")
+    assert again.run_id == run.run_id and outbox.deliver(client) == [run.run_id]
+    assert client.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_another_mlflow_s_run_stays_kept(client, run, tmp_path, blank_database):
+    file = outbox.keep(run.run_id, ROWS)
+    shutil.copy(blank_database, tmp_path / "other.db")
+    connect(f"sqlite:///{tmp_path / 'other.db'}")
+    assert file.exists()
+    connect()
+    assert not file.exists() and steps(client, run.run_id) == [1, 2, 3, 4]
+
+
+def test_a_refusal_is_a_line_and_nothing_is_lost(client, run, monkeypatch, caplog):
+    file = outbox.keep(run.run_id, ROWS)
+
+    def away(*_, **__):
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr(client, "log_batch", away)
+    assert outbox.deliver(client) == [] and file.exists()
+    assert "was not delivered: connection refused" in caplog.text
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_deliver_the_same(client, run):
+    file = outbox.keep(run.run_id, ROWS)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(file)], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    assert outbox.deliver(client) == [] and steps(client, run.run_id) == [1, 2]
+    other.kill()
+    other.wait()
+    assert outbox.deliver(client) == [run.run_id] and steps(client, run.run_id) == [1, 2, 3, 4]
