@@ -13,6 +13,7 @@ from refine.reports.comparison import Comparison
 from refine.tracking.connection import tracking_uri, without_password
 from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version
+from refine.tracking.tags import CHAMPION_WHY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +39,7 @@ def publish(this: Experiment, comparison: Comparison, best: Version, picture: Pa
     text = (
         f"# {this.name}\n\n{comparison.markdown()}\n\n"
         f"\\* best of the row; in brackets: 95 % intervals\n\n"
-        f"Champion: **{best.name} version {best.label}**, {best.tags.get('champion.why', '')}\n\n"
+        f"Champion: **{best.name} version {best.label}**, {best.tags.get(CHAMPION_WHY, '')}\n\n"
         f"Runs and models: {where}, run `{this.parent}`\n"
         + (f"\nThe arms' curves: [side by side]({curves})\n" if curves else "")
     )

@@ -15,6 +15,7 @@ from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
 from refine.settings import Settings
 from refine.tracking.run import flat
+from refine.tracking.tags import FLOW_RUN_ID, FLOW_RUN_NAME, PREFECT_URL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,8 +93,8 @@ def prefect_tags() -> dict[str, str]:
     run_id = flow_run.id
     if not run_id:
         return {}
-    tags = {"prefect.flow_run_id": str(run_id), "prefect.flow_run_name": str(flow_run.name)}
+    tags = {FLOW_RUN_ID: str(run_id), FLOW_RUN_NAME: str(flow_run.name)}
     url = os.environ.get("PREFECT_API_URL", "")
     if url and not os.environ.get("REFINE_TEMPORARY_PREFECT"):
-        tags["prefect.url"] = f"{url.removesuffix('/').removesuffix('/api')}/runs/flow-run/{run_id}"
+        tags[PREFECT_URL] = f"{url.removesuffix('/').removesuffix('/api')}/runs/flow-run/{run_id}"
     return tags

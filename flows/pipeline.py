@@ -6,7 +6,6 @@ adapted to each question (test-time training) -> registry -> champion and compar
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -18,11 +17,11 @@ from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from refine.data.corpus import dvc_stages
-from refine.errors import RefineError
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import end_with_worker
+from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
@@ -155,11 +154,8 @@ def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> Non
 
 def run(arguments: list[str] | None = None) -> None:
     """`main`, with an error that the user can mend as one line and exit code 1."""
-    try:
+    with one_line_errors():
         main.main(args=arguments, prog_name="python -m flows.pipeline")
-    except RefineError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
-from refine.metric_names import HEADLINES
+from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
 from refine.phases.prepared_data import Prepared
-from refine.settings import Settings
+from refine.settings import ObjectiveSettings, Settings
+from refine.settings.training import TrainingSettings
+
+REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
 
 
 def check(settings: Settings) -> None:
@@ -35,8 +41,6 @@ def check(settings: Settings) -> None:
 
 def check_metrics(settings: Settings, data: Prepared) -> None:
     """Raises SettingError where `registry` goes by a metric that no version of this experiment will have."""
-    from refine.evaluation.metric_names import evaluated
-    from refine.metric_names import validated
 
     known = evaluated(data.folder) | validated(settings.training, bool(data.questions("validation")))
     rule = settings.registry
@@ -48,3 +52,28 @@ def check_metrics(settings: Settings, data: Prepared) -> None:
                 f"registry.{setting}: no version will have a metric {name!r}{nearest(name, known)}; with this data and "
                 f"these settings there will be {', '.join(told)}"
             )
+
+
+def validated(training: TrainingSettings, answers: bool) -> set[str]:
+    """Names of the metrics that the validations of mid- and post-training log, as `val/reward/cosine/mean`.
+
+    answers: whether there are held-out prompts with answers for post-training.
+    """
+    phases = [phase for phase in (training.mid, training.post) if phase is not None]
+    names = {"loss", "accuracy", "entropy", "rollouts"}
+    names |= {f"reward/{kind}/{shape}" for kind in REWARDS for shape in ("mean", "std")}
+    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for phase in phases for share in QUANTILES}
+    if training.post is not None and answers:
+        names |= {"answer_loss", "answer_accuracy"}
+    return {f"val/{name}" for name in names}
+
+
+def evaluated(folder: str | Path) -> set[str]:
+    """Names of the metrics of a model that is scored on all the documents and prompts under `folder`.
+
+    Raises DataError: a parquet file that is none, or two that hold the same prompts.
+    """
+    from refine.evaluation.inputs import document_sets, find_prompts
+
+    names = {f"{name}/{which}" for name in document_sets(folder) for which in OF_DOCUMENTS}
+    return names | {f"eval/{task}/{length}/{which}" for task, length in find_prompts(folder) for which in OF_PROMPTS}

@@ -20,8 +20,10 @@ from flows.log import relay, say
 from flows.progress import Progress
 from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
+from refine.evaluation.record import EVALUATION_FILE
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
-from refine.system.locks import device_slots, stage_lock
+from refine.system.devices import device_slots
+from refine.system.locks import stage_lock
 from refine.system.processes import ProcessFailed, run_in_own_process
 from refine.tracking import registry, tags
 from refine.tracking.champion import choose_champion
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
-EVALUATION = "evaluation.json"
 EVALUATE = (sys.executable, "-m", "refine.phases.evaluation")
 
 
@@ -98,7 +99,7 @@ def _train(experiment: Experiment, stage: Stage, model: str | None, done: Traine
             raise TrainingError(f"{stage.title}: ended without a result in {stage.folder}")
         run.metrics({"train/total_seconds": done.seconds, "train/total_tokens": done.tokens}, step=done.steps)
         _keep_files(experiment.client, run.run_id, Path(stage.folder))
-        run.tag({"refine.model": done.model, "refine.model_hash": done.model_hash})
+        run.tag({tags.MODEL: done.model, tags.MODEL_HASH: done.model_hash})
     return replace(done, run_id=run.run_id)
 
 
@@ -125,7 +126,7 @@ def train_command(experiment: Experiment, stage: Stage, model: str | None) -> li
 @_task("evaluate", "evaluation of {names}")
 def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> list[Scored]:
     """Score every target on the same documents and prompts, all in one process."""
-    fresh = [not (Path(target.stage.folder) / EVALUATION).exists() for target in targets]
+    fresh = [not (Path(target.stage.folder) / EVALUATION_FILE).exists() for target in targets]
     if any(fresh):
         request = experiment.stages.frozen().with_name(f"evaluate-{experiment.parent}.json")
         request.write_text(json.dumps(_request(experiment, targets)), encoding="utf-8")
@@ -161,18 +162,18 @@ def _request(experiment: Experiment, targets: Sequence[Target]) -> dict[str, Any
 def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     """The scores in a stage's folder, with an MLflow run that holds them."""
     client, stage, model = experiment.client, target.stage, target.model
-    found = json.loads((Path(stage.folder) / EVALUATION).read_text(encoding="utf-8"))
+    found = json.loads((Path(stage.folder) / EVALUATION_FILE).read_text(encoding="utf-8"))
     known = find_run(client, experiment.experiment_id, stage.key)
     run_id = known.info.run_id if known else ""
     metrics = {**({} if target.adapted_by else _validation(model)), **found["metrics"]}
     if known is None:
-        tags = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
+        of_target = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
         with open_run(
             client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
-            tags={**tags, "refine.trained_by": model.run_id}, params=experiment.settings_of(model.stage),
+            tags={**of_target, tags.TRAINED_BY: model.run_id}, params=experiment.settings_of(model.stage),
         ) as run:  # fmt: skip
             run.metrics(metrics, step=model.steps)
-            for file in (EVALUATION, "table.md", "answers.jsonl"):
+            for file in (EVALUATION_FILE, "table.md", "answers.jsonl"):
                 if (Path(stage.folder) / file).exists():
                     client.log_artifact(run.run_id, str(Path(stage.folder) / file))
             run_id = run.run_id
@@ -202,9 +203,9 @@ def register(experiment: Experiment, scored: Scored) -> Version:
         tags={
             **experiment.tags(target.phase, target.arm),
             tags.EVALUATION: scored.scored_on,
-            "refine.model_hash": model.model_hash,
+            tags.MODEL_HASH: model.model_hash,
             tags.EVALUATION_RUN: scored.run_id,
-            "refine.evaluation_folder": target.stage.folder,
+            tags.EVALUATION_FOLDER: target.stage.folder,
         },
         headline=_headline(scored, settings.metric),
     )

@@ -34,3 +34,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the known name closest to `name`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def reason(error: BaseException | str, characters: int = 200) -> str:
+    """The message of an error on one line, cut to `characters`; its class's name where it has no message."""
+    return " ".join(str(error).split())[:characters] or type(error).__name__

@@ -1,38 +1,33 @@
-"""The public names of metrics: what training, validation and evaluation log them as."""
+"""The public names of metrics, in one place: `train/…` while training, `val/…` on held-out text,
+`eval/<task>/<length>/…` on prompts. People search, plot and promote by these names."""
 
 from __future__ import annotations
 
-from typing import get_args
+HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
+LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
+TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
 
-from refine.settings.objective import ObjectiveSettings
-from refine.settings.training import TrainingSettings
+# What each metric is a mean over: the end of its name, and the end of the name that counts its samples.
+COUNTED_BY = {
+    "loss": "sequences",
+    "accuracy": "sequences",
+    "score": "samples",
+    "log_prob": "samples",
+    "adapt_seconds": "samples",
+}
+COUNTS = ("/samples", "/sequences")  # ends of the names that count
 
-REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
-
+OF_DOCUMENTS = ("loss", "loss_low", "loss_high", "accuracy", "accuracy_low", "accuracy_high", "tokens", "sequences")
+OF_PROMPTS = ("score", "score_low", "score_high", "samples", "log_prob", "log_prob_low", "log_prob_high", "cut")
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the reward that is optimised
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.endswith(LESS_IS_BETTER)
 
 
 def quantile(share: float) -> str:
     """`q05` for 0.05."""
     return f"q{round(100 * share):02d}"
-
-
-def validated(training: TrainingSettings, answers: bool) -> set[str]:
-    """Names of the metrics that the validations of mid- and post-training log, as `val/reward/cosine/mean`.
-
-    answers: whether there are held-out prompts with answers for post-training.
-    """
-    phases = [phase for phase in (training.mid, training.post) if phase is not None]
-    names = {"loss", "accuracy", "entropy", "rollouts"}
-    names |= {f"reward/{kind}/{shape}" for kind in REWARDS for shape in ("mean", "std")}
-    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for phase in phases for share in QUANTILES}
-    if training.post is not None and answers:
-        names |= {"answer_loss", "answer_accuracy"}
-    return {f"val/{name}" for name in names}
-
-
-HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
-
-
-COUNTS = ("/samples", "/sequences")  # ends of the metrics that say what a score is a mean over

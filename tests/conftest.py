@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = [f"tests.fixtures.{room}" for room in ("evaluation", "flows", "tracking", "training")]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,3 +60,39 @@ def checkout() -> Path:
 def shared_data() -> Path:
     """The folder of real evaluation files; tests that use it are marked requires_shared."""
     return SHARED
+
+
+def modules_imported(source: ast.AST) -> set[str]:
+    """Modules of the project that `source` imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.split(".")[0] in ("refine", "flows")}
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of the project, or None where the name is no module's."""
+    place = CHECKOUT / Path(*module.split("."))
+    found = [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+    return found[0] if found else None
+
+
+@pytest.fixture(scope="session")
+def imported_files() -> Callable[..., set[str]]:
+    """The project's files that modules import, and those import in turn, as paths; empty packages are left out."""
+
+    def found(*start: str, apart: Callable[[str], bool] = lambda name: False) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(start)
+        while waiting:
+            file = file_of(waiting.pop())
+            if file is None or (name := file.relative_to(CHECKOUT).as_posix()) in seen or apart(name):
+                continue
+            seen.add(name)
+            waiting += modules_imported(ast.parse(file.read_text(encoding="utf-8")))
+        return {name for name in seen if (CHECKOUT / name).read_text(encoding="utf-8").strip()}
+
+    return found

@@ -108,6 +108,8 @@ def newest(versions: Sequence[Version]) -> list[Version]:
 def _show(name: str, found: Comparison, differences: Sequence[Difference], left_out: int) -> None:
     from rich.console import Console
 
+    from refine.tracking.tags import CHAMPION_WHY
+
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: let no column be cut
         console.width = 10_000
@@ -124,7 +126,7 @@ def _show(name: str, found: Comparison, differences: Sequence[Difference], left_
         console.print(f"[dim]{left_out} older versions are not shown: --versions all[/dim]")
     champion = next((one for one in found.versions if one.is_champion), None)
     if champion is not None:
-        console.print(f"champion: version {champion.label}, {champion.tags.get('champion.why', '')}")
+        console.print(f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}")
 
 
 def _table(found: Comparison, intervals: bool) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from refine import paths
+from refine.system.files import write_picture
 
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 96  # columns of the entropy line
@@ -24,12 +24,12 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     """Hide a needle in a held-out scene and let a model recall it: as it is, after REFINE, after test-time training."""
     import torch
 
-    from refine.cli.evaluate import quiet
     from refine.data import tokenizer as tokenizers
     from refine.models import from_pretrained
+    from refine.system.quiet import quiet_libraries
     from refine.training.demonstration import demonstrate
 
-    quiet()
+    quiet_libraries()
     pieces = tokenizers.load(model)
     shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), pieces, length, seed)
     _tell(shown)
@@ -88,8 +88,4 @@ def _draw(shown: Any, path: Path) -> Path:
     answers = "; ".join(f"{name}: {' '.join(one.text.split())[:16]}" for name, (one, _) in shown.answers.items())
     axis.set(xlabel="tokens read", ylabel="entropy of the next token [nats]", ylim=(0, 8))
     figure.suptitle(f"{shown.needle.strip()}.\n{answers}", fontsize=9, y=1.13)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"part.{path.name}")
-    figure.savefig(beside, dpi=110, bbox_inches="tight")
-    os.replace(beside, path)
-    return path
+    return write_picture(path, figure, dpi=110, bbox_inches="tight")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,8 +99,9 @@ def evaluate(
     from refine.evaluation import evaluate_model
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.lm_eval_harness import check_harness
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     output = options["output"] or paths.results() / "evaluation" / _folder_name(model, options["test_time"])
     adapter = _adapter(options)
     with fetched(model) as folder:
@@ -150,27 +150,13 @@ def _adapter(options: dict[str, Any]) -> Any:
     return TestTimeTrainer(values.training.test_time, options["test_time"], values.seed)
 
 
-def quiet() -> None:
-    """No progress bars and warnings of transformers beside our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def _check_output(folder: Path) -> None:
     """Raises DataError where `folder` cannot be written to: before the work, not after it."""
     from refine.errors import DataError
+    from refine.system.files import why_not_writable
 
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written to ({error.strerror}); name another folder with --output"
-        ) from None
+    if said := why_not_writable(folder):
+        raise DataError(f"{folder}: cannot be written to ({said}); name another folder with --output")
 
 
 def _essays(source: str | None) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 
 import click
 
 import refine
-from refine.errors import RefineError
+from refine.system.one_line_errors import one_line_errors
 
 # verb: (module:object, the line shown by --help)
 VERBS = {
@@ -71,23 +70,16 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb; an error the user can mend becomes one line and exit code 1."""
-    try:
+    with one_line_errors(before=_one_of_several):
         cli.main(args=arguments, prog_name="refine")
-    except RefineError as error:
-        _one_of_several(told=True)
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except Exception:
-        _one_of_several(told=False)
-        raise
 
 
-def _one_of_several(told: bool) -> None:
+def _one_of_several(in_one_line: bool) -> None:
     """What one of several training processes does before it tells of an error."""
     if "RANK" in os.environ:
         from refine.training.torchrun import let_others_speak
 
-        let_others_speak(told)
+        let_others_speak(in_one_line)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.data import hub
-from refine.errors import DataError, RefineError, ServiceError
+from refine.errors import DataError, RefineError, ServiceError, reason
 
 ANSWER = 10.0  # longest wait for the hub's answer [s]
 
@@ -31,18 +31,18 @@ def in_words(error: Exception, what: str, name: str, revision: str | None = None
         return error
     if isinstance(error, errors.HfHubHTTPError):
         return DataError(
-            f"{what} {name!r} at revision {revision or 'main'}: the hub refuses it ({brief(error)}); "
+            f"{what} {name!r} at revision {revision or 'main'}: the hub refuses it ({reason(error)}); "
             "check name and revision, or log in with `hf auth login`"
         )
     if isinstance(error, errors.HFValidationError | errors.OfflineModeIsEnabled):
-        return DataError(f"{what} {name!r}: no such folder, and not from the hub ({brief(error)})")
+        return DataError(f"{what} {name!r}: no such folder, and not from the hub ({reason(error)})")
     if _of_transport(error):
         return ServiceError(
-            f"{what} {name!r}: no such folder here, and the hub cannot be reached ({brief(error)}); "
+            f"{what} {name!r}: no such folder here, and the hub cannot be reached ({reason(error)}); "
             "check the network, or give a local folder"
         )
     if isinstance(error, ValueError | OSError | RuntimeError | KeyError | TypeError | ImportError):
-        return DataError(f"{what} {name!r}: {brief(error)}")
+        return DataError(f"{what} {name!r}: {reason(error)}")
     raise error
 
 
@@ -50,11 +50,6 @@ def _of_transport(error: Exception) -> bool:
     """Told by name: the hub's client has changed its HTTP library twice."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
-
-
-def brief(error: BaseException) -> str:
-    """The error's message on one line, shortened."""
-    return " ".join(str(error).split())[:240] or type(error).__name__
 
 
 def data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-from refine.errors import DataError, ServiceError
+from refine.errors import DataError, ServiceError, reason
+from refine.system.retries import Waiting, patiently
 
 CONNECT = 4.0  # to open a connection [s]
 ANSWER = 9.0  # of silence on an open connection [s]; with CONNECT, below the 15 s a user waits for bad news
-PATIENCE = 90.0  # without progress before giving up [s]
-LONGEST_PAUSE = 15.0  # between two tries [s]
 ROWS = 16  # rows decoded at a time: documents are long
 BLOCK = 8 * 2**20  # asked of S3 at a time [bytes]
 
 # what s3fs makes of the answers 500, 502, 503, 504
 BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -88,13 +84,13 @@ def columns_of(file_system: Any, file: str) -> dict[str, str]:
             return {field.name: str(field.type) for field in pq.ParquetFile(opened).schema_arrow}
 
     with plain_words(file):
-        return patiently(read, file)
+        return patiently(read, _may_pass, file)
 
 
 def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a parquet file, `columns` only, in order. Raises as `plain_words` does, after PATIENCE."""
     done = 0
-    waiting = _Waiting(file)
+    waiting = Waiting(file)
     state = _state(file_system, file)
     while True:
         try:
@@ -135,42 +131,7 @@ def _state(file_system: Any, file: str) -> Any:
     if "s3" not in file_system.protocol:
         return None
     with plain_words(file):
-        return patiently(lambda: file_system.info(file, refresh=True).get("ETag"), file)
-
-
-def patiently(action: Callable[[], T], what: str) -> T:
-    """The result of `action`, tried again with growing pauses while the server is away, for PATIENCE."""
-    waiting = _Waiting(what)
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            if not _may_pass(error):
-                raise
-            waiting.pause(error)
-
-
-class _Waiting:
-    """Pauses between tries, doubled each time up to LONGEST_PAUSE, until PATIENCE is over."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.progressed()
-
-    def progressed(self) -> None:
-        """Something came: patience starts anew."""
-        self.since: float | None = None
-        self.next = 0.25
-
-    def pause(self, error: Exception) -> None:
-        """Wait before the next try. Raises `error` when patience is over."""
-        now = time.monotonic()
-        self.since = now if self.since is None else self.since
-        if now - self.since + self.next > PATIENCE:
-            raise error
-        log.warning("%s: %s; trying again in %.1f s", self.what, _brief(error), self.next)
-        time.sleep(self.next * (0.75 + random.random() / 2))  # not all workers at once
-        self.next = min(2 * self.next, LONGEST_PAUSE)
+        return patiently(lambda: file_system.info(file, refresh=True).get("ETag"), _may_pass, file)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -202,7 +163,7 @@ def _said(path: str, error: Exception) -> DataError | ServiceError:
     import pyarrow as pa
 
     if isinstance(error, pa.ArrowInvalid):
-        return DataError(f"{path}: not a parquet file ({_brief(error)})")
+        return DataError(f"{path}: not a parquet file ({_told(error)})")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file, folder or bucket")
     name = type(error).__name__
@@ -214,12 +175,12 @@ def _said(path: str, error: Exception) -> DataError | ServiceError:
         return ServiceError(f"{path}: access refused; check the credentials' rights and the path")
     if _may_pass(error):
         return ServiceError(
-            f"{path}: the server does not answer ({_brief(error)}); check AWS_ENDPOINT_URL_S3 and network"
+            f"{path}: the server does not answer ({_told(error)}); check AWS_ENDPOINT_URL_S3 and network"
         )
     if isinstance(error, OSError):
-        return DataError(f"{path}: cannot be read ({_brief(error)})")
+        return DataError(f"{path}: cannot be read ({_told(error)})")
     raise error
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"

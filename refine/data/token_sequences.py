@@ -21,6 +21,7 @@ from refine.data import raw_documents
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
 from refine.system.files import folder_beside
+from refine.system.quiet import quiet_datasets
 
 SPLITS = ("train", "validation", "second_domain")
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])
@@ -216,9 +217,9 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is missing: run `dvc repro documents`, or `refine prepare documents`")
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
 
-    disable_progress_bars()
+    quiet_datasets()
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

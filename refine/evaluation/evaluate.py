@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from refine import paths
 from refine.data.prompts.prompt import Prompt
 from refine.data.prompts.tasks import known_task
 from refine.data.tokenizer import load as load_tokenizer
-from refine.errors import ModelError
+from refine.errors import ModelError, reason
 from refine.evaluation import next_token
 from refine.evaluation.answers import Adapter, Answer, answer, check_fit
 from refine.evaluation.inputs import Inputs
 from refine.evaluation.lm_eval_harness import evaluate_harness
 from refine.evaluation.record import Evaluation, TaskScore
 from refine.evaluation.scorers import scorer_of
+from refine.system.files import write_text
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
@@ -65,7 +65,7 @@ def evaluate_model(
         tasks.append(TaskScore.of(task, length, scores, answers))
         lines += _answer_lines(task, length, prompts, answers, scores)
     if answers_file is not None:
-        _write_lines(answers_file, lines)
+        write_text(answers_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if harness:
         told(f"lm-eval: {', '.join(harness)}")
     measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
@@ -90,7 +90,7 @@ def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) 
     try:
         config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = reason(error)
         raise ModelError(f"{model}: neither a checkpoint folder nor a hub name that answers ({said})") from None
     check_fit(tokenizer, config.vocab_size)
 
@@ -124,11 +124,3 @@ def _answer_lines(
         }
         for n, (prompt, one, score) in enumerate(zip(prompts, answers, scores, strict=True))
     ]  # fmt: skip
-
-
-def _write_lines(path: str | Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from refine.errors import DataError, SettingError, nearest
+from refine.errors import DataError, SettingError, nearest, reason
 from refine.evaluation.decoding import read_contexts, score_after, write_greedily
 from refine.evaluation.record import HarnessScore
 
@@ -84,7 +84,7 @@ def evaluate_harness(
             bootstrap_iters=100, log_samples=False,
         )  # fmt: skip
     except (OSError, ConnectionError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = reason(error)
         raise DataError(f"lm-eval cannot run {', '.join(tasks)}: {said}") from error
     assert found is not None  # None is for the other ranks of a distributed run
     return list(_scores(found))

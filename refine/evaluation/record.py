@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 from refine.errors import DataError
 from refine.evaluation.intervals import Estimate, mean_of_scores
+from refine.system.files import write_text
 
-FILE = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 
 
 Interval = tuple[float, float] | None
@@ -197,18 +197,15 @@ class Evaluation:
 
     def save(self, folder: str | Path) -> Path:
         """`folder`/evaluation.json, whole or not at all."""
-        path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(asdict(self) | {"metrics": self.metrics()}, indent=1), encoding="utf-8")
-        os.replace(beside, path)
-        return path
+        return write_text(
+            Path(folder) / EVALUATION_FILE, json.dumps(asdict(self) | {"metrics": self.metrics()}, indent=1)
+        )
 
     @staticmethod
     def load(path: str | Path) -> Evaluation:
         """What `save` wrote, from the file or its folder. Raises DataError: no such file, or another's."""
         path = Path(path)
-        path = path / FILE if path.is_dir() else path
+        path = path / EVALUATION_FILE if path.is_dir() else path
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             next_token = {name: _next_token(score) for name, score in values["next_token"].items()}

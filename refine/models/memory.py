@@ -6,7 +6,6 @@ Shape legend: B rows of a batch · T tokens · R rows of a memory · c taps of a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from refine.errors import ModelError
 from refine.models.token_mixer import LayerMemory, at_least_float32
+from refine.system.files import file_beside
 
 FORMAT = "refine-memory"
 FORMAT_VERSION = 1
@@ -108,7 +108,6 @@ class Memory:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        path = Path(path)
         tensors = {"positions": self.positions}
         for number, layer in enumerate(self.layers):
             for name, tensor in layer.tensors().items():
@@ -121,9 +120,8 @@ class Memory:
             "kinds": json.dumps([type(layer).__name__ for layer in self.layers]),
             "shapes": json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}),
         }
-        beside = path.with_name(path.name + ".part")
-        save_file(tensors, beside, metadata=header)
-        os.replace(beside, path)
+        with file_beside(path) as beside:
+            save_file(tensors, beside, metadata=header)
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> Memory:

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+from refine.evaluation.record import EVALUATION_FILE
+from refine.system.one_line_errors import one_line_errors
+from refine.system.quiet import quiet_libraries
 
-from refine.errors import RefineError
-
-FILE = "evaluation.json"  # written last
 ADAPTED_TASKS = ("questions",)  # what test-time training is evaluated on, as in the paper (and LongBench, where there)
 
 
@@ -25,16 +24,13 @@ def main(request: Path) -> None:
 
     die_with_parent()
     wanted: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))
-    from transformers.utils import logging
-
     from refine.evaluation import Inputs, Sources, load_inputs
     from refine.evaluation.evaluate import load_tokenizer
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     inputs: dict[bool, Inputs] = {}
     for one in wanted["models"]:
-        if (Path(one["output"]) / FILE).exists():
+        if (Path(one["output"]) / EVALUATION_FILE).exists():
             continue
         tokenizer, adapted = load_tokenizer(one["model"]), bool(one["adapted_by"])
         if adapted not in inputs:
@@ -77,8 +73,5 @@ def _summary(metrics: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(Path(sys.argv[1]))
-    except RefineError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)

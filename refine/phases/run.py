@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from refine.identity import hash_of
 from refine.phases import run_folder
+from refine.system.files import write_json
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
@@ -88,7 +89,7 @@ def run(
         trainer.save_whole(folder / run_folder.MODEL)
         record = {**identity, "identity_hash": hash_of(run_folder.decisive(identity)), **_outcome(trainer)}
         if trainer.args.should_save:
-            checkpoints.write_json(folder / run_folder.RESULT, record)
+            write_json(folder / run_folder.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record
 

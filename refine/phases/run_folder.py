@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from refine.errors import SettingError, TrainingError
+from refine.system.files import why_not_writable, write_json
+from refine.system.locks import Locked, hold
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
@@ -37,14 +38,8 @@ def check(output: Path, identity: dict[str, Any]) -> None:
 
     Raises SettingError: it cannot be written to. TrainingError: it is another run's.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror
-        raise SettingError(f"cannot write to the output folder {output}: {reason}; choose another --output") from None
+    if said := why_not_writable(output):
+        raise SettingError(f"cannot write to the output folder {output}: {said}; choose another --output")
     file = output / IDENTITY
     if not file.exists():
         if any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
@@ -72,7 +67,7 @@ def decisive(identity: dict[str, Any]) -> dict[str, Any]:
 def claim(output: Path, identity: dict[str, Any]) -> None:
     """Write down whose folder `output` is, before anything else lies there."""
     if not (output / IDENTITY).exists():
-        checkpoints.write_json(output / IDENTITY, identity)
+        write_json(output / IDENTITY, identity)
 
 
 def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -100,26 +95,9 @@ def locked(output: Path, patience: float = 15.0) -> Iterator[None]:
     Waits `patience` seconds, as a killed run's process may still be going. Raises TrainingError: another one has it.
     """
     try:
-        import fcntl
-    except ImportError:  # not Unix: one writer is then the caller's care
-        yield
-        return
-    with (output / LOCK).open("a+") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise TrainingError(
-                        f"{output} is being trained into by process {holder}: wait for it, or end it"
-                    ) from None
-                time.sleep(0.1)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        with hold(output / LOCK, str(os.getpid()), patience):
+            yield
+    except Locked as error:
+        raise TrainingError(
+            f"{output} is being trained into by process {error.holder}: wait for it, or end it"
+        ) from None

@@ -6,7 +6,6 @@ finished in its folder is not done again, whoever asks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,13 @@ from refine.identity import code_hash, hash_of, hash_of_files
 from refine.phases import mid, post, run_folder, start
 from refine.phases.prepared_data import Prepared, model_identity
 from refine.settings import Settings
+from refine.system.files import write_text
 
-TRAINING_CODE = ("ops", "models", "objective", "training")
-EVALUATION_CODE = ("ops", "models", "evaluation")
+# The code that decides a result: every room or file that a stage imports (tests/phases/test_stages.py derives both
+# from the imports). Settings count by their values; paths, errors and refine/system/ decide no result.
+READING_CODE = ("data/hub", "data/prompts", "data/raw_documents", "data/token_sequences", "models", "ops")
+TRAINING_CODE = (*READING_CODE, "metric_names", "objective", "phases", "training")
+EVALUATION_CODE = (*READING_CODE, "data/tokenizer", "evaluation", "phases/evaluation")
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,7 @@ class Stages:
         text = yaml.safe_dump(self.settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         path = paths.runs() / f"params-{hash_of(text)}.yaml"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(f".{os.getpid()}.part")
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
+            write_text(path, text)
         return path
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refine.settings.evaluation import LESS_IS_BETTER
+from refine.metric_names import COUNTED_BY, TRAINING, smaller_is_better
 from refine.tracking.registry import Version
+from refine.tracking.tags import EVALUATION
 
 # What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
 SHOWN = (
@@ -25,14 +26,6 @@ SHOWN = (
     r"eval/.+/adapt_seconds",
     r"harness/.+",
 )
-TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in the table
-COUNTS = {
-    "loss": "sequences",
-    "accuracy": "sequences",
-    "score": "samples",
-    "log_prob": "samples",
-    "adapt_seconds": "samples",
-}
 WIDE = 4  # versions that fit beside each other
 
 
@@ -137,11 +130,6 @@ def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
     return _aligned([["metric", "samples", *columns], *lines])
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return metric.endswith(LESS_IS_BETTER)
-
-
 def _shown(names: Iterable[str]) -> list[str]:
     found = {name for name in names if not name.startswith(TRAINING)}
     ranks = {
@@ -177,7 +165,7 @@ def _samples(metrics: Mapping[str, float], metric: str) -> float | None:
     if "/reward/" in metric:
         return metrics.get(f"{metric.partition('/')[0]}/rollouts")
     prefix, _, which = metric.rpartition("/")
-    return metrics.get(f"{prefix}/{COUNTS[which]}") if which in COUNTS else None
+    return metrics.get(f"{prefix}/{COUNTED_BY[which]}") if which in COUNTED_BY else None
 
 
 def _plain(value: float | None) -> str:
@@ -196,7 +184,7 @@ def _differing(versions: Sequence[Version]) -> Iterable[tuple[str, tuple[str, ..
             yield name, texts
     for tag, title in (
         ("experiment", "experiment"),
-        ("refine.evaluation", "scored on"),
+        (EVALUATION, "scored on"),
         ("identity.data", "data"),
         ("identity.commit", "commit"),
         ("identity.code", "code"),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refine.evaluation.intervals import Estimate, mean_difference
-from refine.evaluation.record import FILE, Evaluation
-from refine.tracking.connection import no_progress_bars
+from refine.evaluation.record import EVALUATION_FILE, Evaluation
+from refine.system.quiet import no_download_bars
 from refine.tracking.registry import Version
 from refine.tracking.tags import EVALUATION_RUN
 
@@ -58,9 +58,9 @@ def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ..
     run_id = version.tags.get(EVALUATION_RUN)
     if not run_id:
         return {}
-    with tempfile.TemporaryDirectory() as folder, no_progress_bars():
+    with tempfile.TemporaryDirectory() as folder, no_download_bars():
         try:
-            evaluation = Evaluation.load(client.download_artifacts(run_id, FILE, folder))
+            evaluation = Evaluation.load(client.download_artifacts(run_id, EVALUATION_FILE, folder))
         except (MlflowException, OSError):
             return {}
     found = {f"{name}/loss": tuple(score.sequence_losses) for name, score in evaluation.next_token.items()}

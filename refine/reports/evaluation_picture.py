@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from refine.evaluation.record import Evaluation
+from refine.system.files import write_picture
 
 
 def draw(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
@@ -26,11 +26,7 @@ def draw(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
         _bars(axes.pop(0), evaluations)
     for axis, name in zip(axes, curves, strict=True):
         _curve(axis, evaluations, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"part.{path.name}")
-    figure.savefig(beside, dpi=110)
-    os.replace(beside, path)
-    return path
+    return write_picture(path, figure, dpi=110)
 
 
 def _bars(axis: Any, evaluations: Sequence[Evaluation]) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import DataError, ServiceError, nearest
-from refine.evaluation.record import FILE, Evaluated, Evaluation
-from refine.tracking.connection import no_progress_bars
+from refine.evaluation.record import EVALUATION_FILE, Evaluated, Evaluation
+from refine.system.quiet import no_download_bars
+from refine.tracking.tags import ARM, PHASE, SEED, TRAINED_BY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
 TEST_TIME = "test_time"  # a phase
-PHASE, ARM, SEED, TRAINED_BY = "phase", "arm", "identity.seed", "refine.trained_by"  # tags
 
 
 def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
@@ -62,8 +62,8 @@ def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
     phase = tags.get(PHASE, "")
     if phase == "evaluation":  # of a model as training left it; test-time arms are phases of their own
         phase = client.get_run(tags[TRAINED_BY]).data.tags.get(PHASE, phase)
-    with tempfile.TemporaryDirectory() as folder, no_progress_bars():
-        evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, FILE, folder))
+    with tempfile.TemporaryDirectory() as folder, no_download_bars():
+        evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, EVALUATION_FILE, folder))
     return Evaluated(phase, tags.get(ARM, ""), int(tags.get(SEED, 0)), evaluation)
 
 
@@ -74,9 +74,11 @@ def find_in_folder(folder: str | Path, phase: str = "mid") -> list[Evaluated]:
     """
     found = [
         Evaluated(phase, path.parent.parent.name, int(path.parent.name), Evaluation.load(path))
-        for path in sorted(Path(folder).glob(f"*/*/{FILE}"))
+        for path in sorted(Path(folder).glob(f"*/*/{EVALUATION_FILE}"))
         if path.parent.name.isdigit()
     ]
     if not found:
-        raise DataError(f"{folder}: no ARM/SEED/{FILE} in it; `refine evaluate --output FOLDER/ARM/SEED` writes one")
+        raise DataError(
+            f"{folder}: no ARM/SEED/{EVALUATION_FILE} in it; `refine evaluate --output FOLDER/ARM/SEED` writes one"
+        )
     return found

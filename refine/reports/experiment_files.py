@@ -4,7 +4,6 @@ shows as rows under each other (`dvc metrics show`, `dvc metrics diff`, `dvc plo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from refine.metric_names import HEADLINES
 from refine.phases.stages import Scored
 from refine.reports.comparison import Comparison, compare, side_by_side
 from refine.reports.pictures import draw
+from refine.system.files import write_text
 from refine.tracking.registry import Version
 
 METRICS, PICTURE = "metrics", "comparison.png"
@@ -24,12 +24,12 @@ def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple
     for left in (folder / METRICS).glob("*.json"):  # of arms that the experiment no longer has
         left.unlink()
     for name, values in metrics(comparison).items():
-        _write(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
+        write_text(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
     texts = {
         "comparison.md": "\n\n".join(filter(None, (comparison.markdown(), adapted))) + "\n",
         "comparison.csv": comparison.csv(),
     }
-    files = [_write(folder / name, text) for name, text in texts.items()]
+    files = [write_text(folder / name, text) for name, text in texts.items()]
     return comparison, [*files, draw(comparison, folder / PICTURE)]
 
 
@@ -56,11 +56,3 @@ def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:
         }
         for n, version in enumerate(comparison.versions)
     }
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from refine.evaluation.intervals import Estimate
 from refine.reports.paper_columns import Column
 from refine.reports.paper_tables import Cell, Table
+from refine.system.files import write_picture, write_text
 
 FILES = ("report.md", "report.csv", "report.png")
 
@@ -19,12 +19,9 @@ FILES = ("report.md", "report.csv", "report.png")
 def write_report(tables: Sequence[Table], folder: str | Path, title: str) -> list[Path]:
     """`folder`/report.md, report.csv and report.png, each whole or not at all."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     markdown, values, figure = (folder / name for name in FILES)
-    for path, text in ((markdown, as_markdown(tables, title)), (values, as_csv(tables))):
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+    write_text(markdown, as_markdown(tables, title))
+    write_text(values, as_csv(tables))
     draw(tables, figure)
     return [markdown, values, figure]
 
@@ -69,10 +66,7 @@ def draw(tables: Sequence[Table], path: str | Path) -> Path:
     labels = list(dict.fromkeys(row.label for table in tables for row in table.rows))
     for axis, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables, strict=True):
         _panel(axis, table, labels)
-    beside = path.with_name(f"part.{path.name}")
-    figure.savefig(beside, dpi=110)
-    os.replace(beside, path)
-    return path
+    return write_picture(path, figure, dpi=110)
 
 
 def _panel(axis: Any, table: Table, labels: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from refine.reports.comparison import Comparison, Row, smaller_is_better
+from refine.metric_names import smaller_is_better
+from refine.reports.comparison import Comparison, Row
+from refine.system.files import write_picture
 
 COLUMNS = 4  # panels beside each other
 OTHERS, CHAMPION = "#3b6ea5", "#2a8c4a"
@@ -26,11 +27,7 @@ def draw(comparison: Comparison, path: str | Path) -> Path:
         _panel(axis, row, comparison)
     for axis in axes.flat[len(comparison.rows) :]:
         axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"part.{path.name}")
-    figure.savefig(beside, dpi=90)
-    os.replace(beside, path)
-    return path
+    return write_picture(path, figure, dpi=90)
 
 
 def _panel(axis: Any, row: Row, comparison: Comparison) -> None:

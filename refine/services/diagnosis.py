@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refine.errors import RefineError
+from refine.errors import RefineError, reason
 
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
@@ -44,7 +44,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:  # a check that fails is itself a finding
-        said = " ".join(str(error).split())[:160]
+        said = reason(error)
         return [Finding(check.__name__.strip("_"), "broken", f"{type(error).__name__}: {said}", "report this")]
 
 

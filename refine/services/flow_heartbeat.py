@@ -9,7 +9,7 @@ import threading
 import time
 from uuid import UUID
 
-from refine.tracking.run import ALIVE, BEAT, OWNER, owner
+from refine.system.liveness import ALIVE, BEAT, OWNER, owner
 
 
 def end_with_worker() -> None:

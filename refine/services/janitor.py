@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from refine.errors import reason
+from refine.tracking.tags import FLOW_RUN_ID
+
 EVERY = 15.0  # seconds between rounds
-FLOW_RUN = "prefect.flow_run_id"  # tag of an MLflow run
 TAG = "refine"  # of our deployments' runs: those of others are none of our business
 # Seconds in a state after which a run counts as dead: Running without a living process that says it is its own (a run
 # that is tried again still names the former one for a moment); Pending, with no process to say anything yet.
@@ -34,7 +36,7 @@ def main() -> None:
                 for line in look():
                     print(line, flush=True)
             except Exception as error:
-                print(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
+                print(f"{type(error).__name__}: {reason(error)}", flush=True)
         time.sleep(EVERY)
 
 
@@ -47,7 +49,7 @@ def round_once() -> list[str]:
     ended = end_dead_runs(client)
     said = [f"MLflow run {run_id} ended: its process is gone" for run_id in ended]
     for run_id in ended:
-        flow_run = client.get_run(run_id).data.tags.get(FLOW_RUN)
+        flow_run = client.get_run(run_id).data.tags.get(FLOW_RUN_ID)
         if flow_run and crash(flow_run):
             said.append(f"Prefect run {flow_run} crashed: its process is gone")
     return said
@@ -73,7 +75,7 @@ def is_dead(flow_run: Any, pool_type: str | None, now: float | None = None) -> b
     """Whether a Prefect run of ours has been in its state for long without a process. pool_type: of the pool that it
     came from; where that makes no processes but containers, a run may be Pending for as long as it likes."""
     from refine.services.work_pools import PROCESSES
-    from refine.tracking.run import OWNER, alive
+    from refine.system.liveness import OWNER, alive
 
     kind = flow_run.state.type.value
     seconds = (now or time.time()) - flow_run.state.timestamp.timestamp()
@@ -112,7 +114,7 @@ def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
 
 def _taken_up_again(flow_run: Any, now: float | None = None) -> bool:
     """Whether a living process owns it, or one that has just begun may be about to say so."""
-    from refine.tracking.run import OWNER, alive
+    from refine.system.liveness import OWNER, alive
 
     just_now = (now or time.time()) - flow_run.state.timestamp.timestamp() < START
     return (OWNER in flow_run.labels and alive(flow_run.labels, now)) or (just_now and _in(RUNNING, flow_run))

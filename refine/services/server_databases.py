@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import os
 
-from refine.errors import ServiceError, SettingError
+from refine.errors import ServiceError, SettingError, reason
 from refine.tracking.connection import without_password
 
 PATIENCE = 10.0  # seconds that a database has to answer
@@ -40,10 +40,10 @@ def check(url: str, server: str) -> None:
         try:
             asyncio.run(_ask_postgresql(parsed))
         except Exception as error:  # the driver raises its own, the system's and the server's errors
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            said = reason(error)
             if parsed.password:
-                reason = reason.replace(str(parsed.password), "***")
-            raise ServiceError(f"{option}: database {shown} cannot be used: {reason}") from None
+                said = said.replace(str(parsed.password), "***")
+            raise ServiceError(f"{option}: database {shown} cannot be used: {said}") from None
 
 
 async def _ask_postgresql(url: object) -> None:

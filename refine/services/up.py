@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from refine import paths
 from refine.errors import ServiceError, SettingError
 from refine.services import server_databases
 from refine.services.supervisord_conf import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
+from refine.system.files import file_beside
 from refine.system.local_services import configuration_file, state_file, supervisor_pid, supervisor_runs
 from refine.tracking.connection import writable
 
@@ -225,8 +225,6 @@ def _socket_file() -> Path:
 
 def _write_private(path: Path, text: str) -> None:
     """Only for this user's eyes: addresses of databases may hold passwords."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.touch(mode=0o600)
-    beside.write_text(text, encoding="utf-8")
-    shutil.move(beside, path)
+    with file_beside(path) as beside:
+        beside.touch(mode=0o600)
+        beside.write_text(text, encoding="utf-8")

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from refine.metric_names import LESS_IS_BETTER, MORE_IS_BETTER
 from refine.settings.base import Section
-
-LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of metrics' names
 
 
 class EvaluationSettings(Section):

@@ -18,9 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from refine.errors import TrainingError
 
+GUARD = Path(__file__).with_name("guard.py")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "REFINE_DIES_WITH"  # process id of the parent; set for the command by its guard
 TAIL = 20  # lines of output that an error repeats
@@ -64,7 +66,7 @@ def run_in_own_process(
     """
     # One pipe, its writing end here alone: the guard reads end of file when this process is gone.
     guard = subprocess.Popen(
-        [sys.executable, "-c", _GUARD, str(os.getpid()), *argv],
+        [sys.executable, "-I", str(GUARD), str(os.getpid()), *argv],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,26 +160,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-# The guard: standard library only, so that it starts in some 20 ms. Arguments: the parent's id, then the command.
-_GUARD = f"""
-import ctypes, os, signal, subprocess, sys, threading
-parent, command = sys.argv[1], sys.argv[2:]
-def with_guard():
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, signal.SIGKILL, 0, 0, 0)
-def until_parent_dies():
-    while os.read(0, 4096):
-        pass
-    os.killpg(0, signal.SIGKILL)
-threading.Thread(target=until_parent_dies, daemon=True).start()
-environment = dict(os.environ, {PARENT_VARIABLE}=parent)
-try:
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=with_guard, env=environment)
-except OSError as error:
-    sys.exit(f"error: cannot start {{command[0]}}: {{error.strerror}}")
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the group got it: wait for the command to end, then follow
-code = child.wait()
-os._exit(code if code >= 0 else 128 - code)
-"""

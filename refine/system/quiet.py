@@ -1,16 +1,36 @@
-"""transformers' progress bars ("Loading weights", "Writing model shards"), off where a line of ours says more."""
+"""Progress bars and warnings of libraries, switched off where our own lines say more."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
-from transformers.utils import logging
+MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+
+
+def quiet_libraries() -> None:
+    """Switch off transformers' and datasets' progress bars and warnings for the rest of this process."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    quiet_datasets()
+
+
+def quiet_datasets() -> None:
+    """Switch off datasets' progress bars and warnings for the rest of this process."""
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """None of them in this block; afterwards as before."""
+    """Switch off transformers' progress bars ("Loading weights", "Writing model shards") for the block."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -18,3 +38,16 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_download_bars() -> Iterator[None]:
+    """Switch off MLflow's progress bars ("Downloading artifacts") for the block, unless the user set the variable."""
+    named = MLFLOW_BARS not in os.environ
+    if named:
+        os.environ[MLFLOW_BARS] = "false"
+    try:
+        yield
+    finally:
+        if named:
+            os.environ.pop(MLFLOW_BARS, None)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refine.errors import ServiceError, nearest
-from refine.reports.comparison import smaller_is_better
+from refine.metric_names import smaller_is_better
 from refine.settings.evaluation import RegistrySettings
 from refine.tracking.registry import Version, version_of, versions
-from refine.tracking.tags import CHAMPION
+from refine.tracking.tags import CHAMPION, CHAMPION_WHY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -143,5 +143,5 @@ def choose_champion(client: MlflowClient, name: str, among: Sequence[Version], m
 
 def crown(client: MlflowClient, version: Version, why: str) -> None:
     """Move the alias `champion` to `version` and write why on it."""
-    client.set_model_version_tag(version.name, str(version.number), "champion.why", why)
+    client.set_model_version_tag(version.name, str(version.number), CHAMPION_WHY, why)
     client.set_registered_model_alias(version.name, CHAMPION, str(version.number))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
-from refine.errors import ServiceError
+from refine.errors import ServiceError, reason
+from refine.system.files import why_not_writable
 from refine.system.local_services import noted, supervisor_runs
 from refine.tracking import connection, outbox
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # which pages MLflow shows: charts of training runs
 PATIENCE = 5.0  # seconds that a server has to answer before work starts
 # Set before mlflow is imported. A request that fails is tried again for about half a minute, not for many minutes.
@@ -104,28 +104,8 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
 
 def writable(folder: Path) -> None:
     """Make `folder`, and write and remove a file in it. Raises ServiceError where that fails."""
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ServiceError(
-            f"cannot write to {folder}: {error.strerror}; set REFINE_HOME to a folder that can be written to"
-        ) from None
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """None of MLflow's ("Downloading artifacts") in this block, unless the user asked for them."""
-    named = BARS not in os.environ
-    if named:
-        os.environ[BARS] = "false"
-    try:
-        yield
-    finally:
-        if named:
-            os.environ.pop(BARS, None)
+    if said := why_not_writable(folder):
+        raise ServiceError(f"cannot write to {folder}: {said}; set REFINE_HOME to a folder that can be written to")
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -186,8 +166,8 @@ def _request(url: str) -> urllib.request.Request:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, without the long tails that drivers add."""
-    reason = getattr(error, "reason", None) or error
-    return (" ".join(str(reason).split("\n")[0].split()) or type(error).__name__)[:200]
+    told = getattr(error, "reason", None) or error
+    return reason(str(told).split("\n")[0] or type(error).__name__)
 
 
 def _advice() -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from refine.errors import reason
 from refine.tracking import outbox
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.run import Run
-from refine.tracking.sender import Sender, reason
+from refine.tracking.sender import Sender
 from refine.training import reward_histograms
 
 log = logging.getLogger(__name__)

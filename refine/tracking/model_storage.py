@@ -5,18 +5,17 @@ while. A model that is being copied is nothing yet: it is READY when all of it i
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from refine.errors import ServiceError
+from refine.errors import ServiceError, reason
+from refine.system import retries
+from refine.system.retries import patiently
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PATIENCE = 90.0  # seconds that a store may be away
-LONGEST_PAUSE = 15.0  # seconds between two tries
 # What does not pass by itself, as S3 and its client call it.
 LASTING = ("NoSuchBucket", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "credentials")
 SERVED = "mlflow-artifacts"  # addresses that only a server's clients can follow
@@ -35,7 +34,7 @@ def store(
         experiment_id, name=name, source_run_id=run_id, tags=dict(tags), model_type="causal-lm"
     )
     try:
-        patiently(lambda: client.log_model_artifacts(logged.model_id, str(folder)), f"storing the model in {folder}")
+        from_store(lambda: client.log_model_artifacts(logged.model_id, str(folder)), f"storing the model in {folder}")
     except BaseException:
         with contextlib.suppress(Exception):
             client.finalize_logged_model(logged.model_id, "FAILED")
@@ -44,26 +43,27 @@ def store(
     return str(logged.model_id)
 
 
-def patiently(action: Callable[[], T], what: str) -> T:
-    """What `action` returns. A failure that may pass is tried again, with growing pauses, for PATIENCE seconds.
+def from_store(action: Callable[[], T], what: str) -> T:
+    """What `action` returns, which asks the store of models. A failure that may pass is tried again for a while.
 
     Raises ServiceError, in one line.
     """
-    deadline, pause = time.monotonic() + PATIENCE, 0.5
-    while True:
-        try:
-            return action()
-        except Exception as error:  # of MLflow, of its HTTP client, of boto
-            said = " ".join(str(error).split()) or type(error).__name__
-            if SERVED in said and "tracking" in said:
-                raise ServiceError(
-                    f"{what}: an MLflow server keeps it, and none is in use: start it (`refine up`), or name yours in "
-                    "MLFLOW_TRACKING_URI"
-                ) from None
-            lasting = any(sign in said for sign in LASTING)
-            if lasting or time.monotonic() + pause > deadline:
-                tried = "" if lasting else f", tried for {PATIENCE:.0f} s"
-                advice = "check credentials, bucket and address of MLflow's artifacts, and run again"
-                raise ServiceError(f"{what}: failed{tried} ({said[:300]}); {advice}") from None
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+    try:
+        return patiently(action, lambda error: not _served(error) and not _lasting(error), what)
+    except Exception as error:  # of MLflow, of its HTTP client, of boto
+        if _served(error):
+            raise ServiceError(
+                f"{what}: an MLflow server keeps it, and none is in use: start it (`refine up`), or name yours in "
+                "MLFLOW_TRACKING_URI"
+            ) from None
+        tried = "" if _lasting(error) else f", tried for {retries.PATIENCE:.0f} s"
+        advice = "check credentials, bucket and address of MLflow's artifacts, and run again"
+        raise ServiceError(f"{what}: failed{tried} ({reason(error, 300)}); {advice}") from None
+
+
+def _served(error: Exception) -> bool:
+    return SERVED in str(error) and "tracking" in str(error)
+
+
+def _lasting(error: Exception) -> bool:
+    return any(sign in str(error) for sign in LASTING)

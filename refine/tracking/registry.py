@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
 from refine.metric_names import COUNTS
-from refine.tracking.connection import no_progress_bars
-from refine.tracking.model_storage import patiently, store
+from refine.system.files import folder_beside
+from refine.system.quiet import no_download_bars
+from refine.tracking.model_storage import from_store, store
 from refine.tracking.tags import ARM, CHAMPION, EVALUATION, EVALUATION_RUN, EXPERIMENT, KEY, METRICS, PHASE, SETTINGS
 
 if TYPE_CHECKING:
@@ -179,18 +179,15 @@ def download(client: MlflowClient, reference: str, folder: str | Path | None = N
             mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=where, tracking_uri=client.tracking_uri)
         )
 
-    with no_progress_bars():
-        return Path(patiently(copy, f"fetching {uri}"))
+    with no_download_bars():
+        return Path(from_store(copy, f"fetching {uri}"))
 
 
 def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:
     """Copy the model of `version` to `folder`, which appears when all of it is there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as beside:
-        (Path(beside) / "download").mkdir()
-        found = download(client, f"models:/{version.name}/{version.number}", Path(beside) / "download")
-        shutil.copytree(found, Path(beside) / "model")
-        os.replace(Path(beside) / "model", folder)
+    with tempfile.TemporaryDirectory() as downloads, folder_beside(folder) as beside:
+        found = download(client, f"models:/{version.name}/{version.number}", Path(downloads))
+        shutil.copytree(found, beside, dirs_exist_ok=True)
     return folder
 
 

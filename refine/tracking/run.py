@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from refine.errors import reason
+from refine.system.liveness import ALIVE, BEAT, OWNER, alive, owner
 from refine.tracking import outbox
-from refine.tracking.sender import Sender, reason
+from refine.tracking.sender import Sender
+from refine.tracking.tags import ERROR, KEY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-KEY, OWNER, ALIVE = "refine.key", "refine.owner", "refine.alive"  # tags
-BEAT = 20.0  # seconds between signs of life
-LOST = 90.0  # seconds of silence after which a run of another machine counts as dead
 log = logging.getLogger(__name__)
 PARAMETER = 6000  # characters of a parameter's value: MLflow's limit
 
@@ -54,7 +50,7 @@ class Run:
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         try:
             if kind is not None:
-                self.tag({"refine.error": f"{kind.__name__}: {error}"[:5000]})
+                self.tag({ERROR: f"{kind.__name__}: {error}"[:5000]})
             self.end(status)
         except Exception as trouble:  # an error of MLflow's in the place of the work's own would hide that one
             file = outbox.keep(self.run_id, status=status)
@@ -84,7 +80,7 @@ class Run:
                 self.client.set_tag(self.run_id, ALIVE, str(int(time.time())))
                 if missed and self.client.get_run(self.run_id).info.status != "RUNNING":
                     self.client.update_run(self.run_id, status="RUNNING")  # it was taken for dead meanwhile
-                    self.client.delete_tag(self.run_id, "refine.error")
+                    self.client.delete_tag(self.run_id, ERROR)
                 missed = False
             except Exception:  # a server that is away: the next beat tells it
                 missed = True
@@ -138,26 +134,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def owner() -> dict[str, Any]:
-    """This process: its machine, id and start, which together nobody else has. started: seconds after the machine
-    booted, since the clock may be set while it runs (after a suspension, say); boot: which boot that was."""
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": process.pid, "started": _started(process)}
-
-
-def _started(process: psutil.Process) -> float:
-    booted = psutil.boot_time()  # first: older versions of psutil remember it for create_time
-    return process.create_time() - booted
-
-
-def _boot() -> str:
-    """Of this boot alone; empty on systems that do not name theirs."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None) -> list[str]:
     """End, as KILLED, the runs of ours that are RUNNING without an owner; returns their ids.
 
@@ -170,7 +146,7 @@ def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None)
     ended = []
     for run in client.search_runs(experiment_ids, "attributes.status = 'RUNNING'", max_results=1000):
         if _dead(run) and _dead(client.get_run(run.info.run_id)):  # it may have been taken up again since the search
-            client.set_tag(run.info.run_id, "refine.error", "its process is gone")
+            client.set_tag(run.info.run_id, ERROR, "its process is gone")
             client.set_terminated(run.info.run_id, "KILLED")
             ended.append(run.info.run_id)
     return ended
@@ -178,24 +154,6 @@ def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None)
 
 def _dead(run: MlflowRun) -> bool:
     return run.info.status == "RUNNING" and OWNER in run.data.tags and not alive(run.data.tags)
-
-
-def alive(tags: Mapping[str, Any], now: float | None = None) -> bool:
-    """Whether the process that OWNER names lives: on this machine by looking, on others by its last sign of life.
-
-    now: Unix time [s] at which that sign may be LOST seconds old; the present one by default.
-    """
-    told = json.loads(tags[OWNER])
-    if told["host"] == socket.gethostname():
-        try:
-            process = psutil.Process(told["pid"])
-            running = process.status() != psutil.STATUS_ZOMBIE
-            return running and told.get("boot") == _boot() and abs(_started(process) - told["started"]) < 1.0
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            return True
-    return (now or time.time()) - float(tags.get(ALIVE, "0")) < LOST
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from refine.errors import ServiceError
+from refine.errors import ServiceError, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,11 +68,6 @@ def _known(client: MlflowClient, run_id: str) -> tuple[dict[str, int], int]:
     names = client.get_run(run_id).data.metrics
     last = {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
     return last, int(names.get(NON_FINITE, 0))
-
-
-def reason(error: BaseException) -> str:
-    """Why MLflow did not do what it was asked, in one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 class Series:

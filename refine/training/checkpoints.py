@@ -11,14 +11,13 @@ import contextlib
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from refine.errors import TrainingError
+from refine.system.files import REPLACED, UNFINISHED, flush, remove_folder, replace_folder
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
@@ -64,16 +63,9 @@ def finish(staging: Path, folder: Path) -> None:
     sizes = {str(path.relative_to(staging)): path.stat().st_size for path in sorted(_files(staging))}
     (staging / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     for path in [*_files(staging), staging]:
-        _flush(path)
-    if folder.exists():
-        replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(folder, replaced)
-        os.rename(staging, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        os.rename(staging, folder)
-    _flush(folder.parent)
+        flush(path)
+    replace_folder(staging, folder)
+    flush(folder.parent)
 
 
 def is_whole(folder: Path) -> bool:
@@ -101,10 +93,10 @@ def whole(output: Path) -> list[tuple[int, Path]]:
 
 def clean(output: Path) -> None:
     """Remove what killed processes left half written in `output`, and say so."""
-    for left in output.glob(".*.unfinished"):
+    for left in output.glob(UNFINISHED):
         log.warning("%s was left half written by a process that ended; removed", left)
         left.unlink() if left.is_file() else shutil.rmtree(left)
-    for left in output.glob(".*.replaced"):
+    for left in output.glob(REPLACED):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -113,22 +105,7 @@ def prune(output: Path, keep: int, always: Path | None = None) -> None:
     older = sorted(_checkpoints(output), reverse=True)[keep:]
     for _, folder in older:
         if always is None or folder.resolve() != always.resolve():
-            # Renamed first: a process killed while it deletes leaves a hidden folder, not half a checkpoint.
-            hidden = folder.with_name(f".{folder.name}.replaced")
-            shutil.rmtree(hidden, ignore_errors=True)
-            os.rename(folder, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON at `path`, whole or not at all."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+            remove_folder(folder)
 
 
 def _checkpoints(output: Path) -> list[tuple[int, Path]]:
@@ -138,16 +115,6 @@ def _checkpoints(output: Path) -> list[tuple[int, Path]]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows has no handle on a folder
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _no_room(error: BaseException) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from refine.system.files import write_text
 
 SERIES = "metrics.jsonl"
 
@@ -24,9 +25,7 @@ class Series(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the file anew, with the rows up to the step that training goes on from."""
         if state.is_world_process_zero:
-            beside = self.path.with_name(f".{SERIES}.unfinished")
-            beside.write_text("".join(_line(row) for row in state.log_history), encoding="utf-8")
-            os.replace(beside, self.path)
+            write_text(self.path, "".join(_line(row) for row in state.log_history))
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Append the row that was just logged."""

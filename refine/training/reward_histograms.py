@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import itertools
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from refine.system.files import file_beside, write_picture
 
 WIDTH = 0.05  # of a bin
 RANGES = {"cosine": (-1.0, 1.0), "binary": (0.0, 1.0), "hybrid": (-1.0, 2.0)}  # the values that a reward can have
@@ -76,14 +77,12 @@ def write(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]:
     if not found:
         return []
     table, picture = folder / HISTOGRAM_TABLE, folder / HISTOGRAM_PICTURE
-    beside = table.with_name(f".{table.name}.unfinished")
-    with beside.open("w", encoding="utf-8", newline="") as file:
+    with file_beside(table) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["data", "reward", "step", "low", "high", "rollouts"])
         for one in found:
             for (low, high), count in zip(itertools.pairwise(one.edges), one.counts, strict=True):
                 writer.writerow([one.part, one.kind, one.step, low, high, count])
-    os.replace(beside, table)
     _draw(found, picture)
     return [table, picture]
 
@@ -103,9 +102,7 @@ def _draw(found: Sequence[Histogram], path: Path) -> None:
                 drawn = _panel(axis, [own[step] for step in sorted(own)])
                 figure.colorbar(drawn, ax=axis, label="share of rollouts")
             axis.set(title=f"{part}: {kind} reward", xlabel="step", ylabel="reward")
-    beside = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(beside, dpi=110, format=path.suffix.removeprefix("."))
-    os.replace(beside, path)
+    write_picture(path, figure, dpi=110)
 
 
 def _panel(axis: Any, found: Sequence[Histogram]) -> Any:

@@ -15,44 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.conftest import modules_imported
+
 # Not named by any stage: settings reach a stage through params.yaml; the others decide no result.
-APART = ("settings", "errors", "paths", "identity", "services")
+APART = ("settings", "errors", "paths", "identity", "services", "system")
 DATA_STAGES = ("tokenizer", "documents", "needles", "questions")
 
 
 @pytest.fixture(scope="module")
 def stages(checkout):
     return yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]
-
-
-def _imported(tree: ast.AST) -> set[str]:
-    """Modules of the project that are imported anywhere in `tree`."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.split(".")[0] in ("refine", "flows")}
-
-
-def _file(checkout: Path, module: str) -> Path | None:
-    place = checkout / Path(*module.split("."))
-    found = [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
-    return found[0] if found else None
-
-
-def _used(checkout: Path, start: set[str]) -> set[str]:
-    """Files that the modules `start` import, and those import, without what is apart and empty packages."""
-    seen: set[str] = set()
-    waiting = sorted(start)
-    while waiting:
-        file = _file(checkout, waiting.pop())
-        if file is None or (name := file.relative_to(checkout).as_posix()) in seen or _is_apart(name):
-            continue
-        seen.add(name)
-        waiting += sorted(_imported(ast.parse(file.read_text())))
-    return {name for name in seen if (checkout / name).read_text().strip()}
 
 
 def _is_apart(name: str) -> bool:
@@ -67,18 +39,18 @@ def _code(stage: dict) -> set[str]:
 
 
 @pytest.mark.parametrize("name", DATA_STAGES)
-def test_a_data_stage_names_just_the_code_that_it_uses(name, stages, checkout):
+def test_a_data_stage_names_just_the_code_that_it_uses(name, stages, checkout, imported_files):
     cli = ast.parse((checkout / "refine/cli/prepare.py").read_text())
     functions = {node.name: node for node in cli.body if isinstance(node, ast.FunctionDef)}
     called = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)} & set(functions)
-    start = set.union(*(_imported(functions[function]) for function in {name} | called))
-    assert _code(stages[name]) == _used(checkout, start) | {"refine/cli/prepare.py"}
+    start = set.union(*(modules_imported(functions[function]) for function in {name} | called))
+    assert _code(stages[name]) == imported_files(*start, apart=_is_apart) | {"refine/cli/prepare.py"}
 
 
-def test_the_experiment_names_all_the_code_that_it_uses(stages, checkout):
+def test_the_experiment_names_all_the_code_that_it_uses(stages, checkout, imported_files):
     code = _code(stages["experiment"])
     start = {f"flows.{path.stem}" for path in (checkout / "flows").glob("*.py")} | {"refine.cli.train"}
-    used = _used(checkout, start)
+    used = imported_files(*start, apart=_is_apart)
     assert {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in code)} == set()
     assert {dep for dep in code if not any(file == dep or file.startswith(f"{dep}/") for file in used)} == set()
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data import parquet
+from refine.data import parquet as reading
 from refine.data.corpus.fetch import fetch
 from refine.data.corpus.sources import documents
 from refine.errors import DataError, ServiceError
 from refine.settings.data import DataSettings, ParquetSource
+from refine.system import retries
 
 ROWS = 40
 TEXTS = [
@@ -145,20 +146,20 @@ def test_a_few_documents_of_a_large_file_do_not_read_the_rest(s3, monkeypatch):
         "_answer",
         lambda self, status, headers, body: (sent.append(len(body)), answer(self, status, headers, body)),
     )
-    monkeypatch.setattr(parquet, "BLOCK", 2**20)
+    monkeypatch.setattr(reading, "BLOCK", 2**20)
     assert len(_texts("s3://texts/big", documents=2)) == 2
     assert sum(sent) < len(big) / 2
 
 
 @pytest.mark.parametrize("mishap", ["cut", "half", 500, 503])
 def test_a_request_that_fails_now_and_then_is_made_again_and_no_row_is_lost_or_doubled(s3, mishap, monkeypatch):
-    monkeypatch.setattr(parquet, "BLOCK", 2**17)
+    monkeypatch.setattr(reading, "BLOCK", 2**17)
     s3.plan = _mishaps(mishap, mishap, None, mishap)
     assert _texts("s3://texts/folder") == TEXTS
 
 
 def test_a_server_that_goes_away_for_a_while_is_waited_for(s3, monkeypatch):
-    monkeypatch.setattr(parquet, "BLOCK", 2**17)
+    monkeypatch.setattr(reading, "BLOCK", 2**17)
     gone = threading.Event()
     seen = []
 
@@ -176,8 +177,8 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(s3, monkeypatch):
 
 
 def test_a_server_that_stays_away_ends_in_one_line_and_nothing_is_taken_for_whole(s3, monkeypatch, tmp_path, parquet):
-    monkeypatch.setattr(parquet, "PATIENCE", 1.5)
-    monkeypatch.setattr(parquet, "BLOCK", 2**17)
+    monkeypatch.setattr(retries, "PATIENCE", 1.5)
+    monkeypatch.setattr(reading, "BLOCK", 2**17)
     held = [ParquetSource(path=parquet(name, text=[name])) for name in ("validation", "second")]
     chosen = DataSettings(
         train=(ParquetSource(path="s3://texts/folder"),), validation=(held[0],), second_domain=(held[1],)
@@ -191,7 +192,7 @@ def test_a_server_that_stays_away_ends_in_one_line_and_nothing_is_taken_for_whol
 
 @pytest.mark.parametrize("mishap", ["cut", None], ids=["with a failure", "silently"])
 def test_an_object_replaced_while_it_is_read_is_not_mixed_with_its_successor(s3, monkeypatch, mishap):
-    monkeypatch.setattr(parquet, "BLOCK", 2**17)
+    monkeypatch.setattr(reading, "BLOCK", 2**17)
     s3.client.put_object(Bucket="texts", Key="changing/c.parquet", Body=_parquet(TEXTS))
     seen = []
 

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows.preflight import evaluated
 from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.data.prompts.tasks import PAPER_LONGBENCH, TASKS
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
 from refine.evaluation.evaluate import check_model
-from refine.evaluation.metric_names import evaluated
 from refine.evaluation.scorers import scorer_of
 from refine.reports.evaluation_picture import draw
 

@@ -8,7 +8,7 @@ import pytest
 
 from refine.phases import stages
 from refine.phases.prepared_data import Prepared
-from refine.phases.stages import Stages, Trained
+from refine.phases.stages import EVALUATION_CODE, TRAINING_CODE, Stages, Trained
 from refine.settings import load
 
 
@@ -61,3 +61,31 @@ def test_the_settings_of_a_running_experiment_do_not_change_with_the_file(settin
     frozen = stages.frozen()
     (workplace / "params.yaml").write_text("seed: 7")
     assert load(frozen) == settings and stages.frozen() == frozen
+
+
+APART = ("settings", "system", "errors", "paths", "identity", "__init__")  # these decide no result
+
+
+def _covered(file: str, code: tuple[str, ...]) -> bool:
+    return any(file == f"refine/{one}.py" or file.startswith(f"refine/{one}/") for one in code)
+
+
+@pytest.mark.parametrize(
+    "start, code",
+    [
+        ("refine.phases.start", TRAINING_CODE),
+        ("refine.phases.mid", TRAINING_CODE),
+        ("refine.phases.post", TRAINING_CODE),
+        ("refine.training.test_time", TRAINING_CODE),
+        ("refine.evaluation", EVALUATION_CODE),
+    ],
+)
+def test_a_key_covers_every_file_that_its_stage_imports(start, code, imported_files):
+    used = {file for file in imported_files(start) if file.split("/")[1].removesuffix(".py") not in APART}
+    assert used and {file for file in used if not _covered(file, code)} == set()
+
+
+def test_a_key_names_no_code_that_its_stages_do_not_import(imported_files):
+    training = set().union(*(imported_files(f"refine.phases.{phase}") for phase in ("start", "mid", "post")))
+    for files, code in ((training, TRAINING_CODE), (imported_files("refine.phases.evaluation"), EVALUATION_CODE)):
+        assert [one for one in code if not any(_covered(file, (one,)) for file in files)] == []

@@ -11,7 +11,7 @@ import pytest
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
 from refine.services.janitor import RUNNING, _in, _taken_up_again, is_dead
-from refine.tracking.run import ALIVE, OWNER, owner
+from refine.system.liveness import ALIVE, OWNER, owner
 
 NOW = time.time()
 DEAD = {OWNER: json.dumps({**owner(), "started": 1.0}), ALIVE: int(NOW)}

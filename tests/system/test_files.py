@@ -1,11 +1,11 @@
-"""Folders are whole or not there."""
+"""Files and folders are whole or not there."""
 
 from __future__ import annotations
 
 import pytest
 
 from refine.errors import DataError
-from refine.system.files import folder_beside
+from refine.system.files import file_beside, folder_beside, why_not_writable, write_json, write_text
 
 
 def test_a_folder_takes_its_place_with_all_that_was_written(tmp_path):
@@ -44,3 +44,19 @@ def test_others_can_read_what_is_written(tmp_path):
     with folder_beside(tmp_path / "out"):
         pass
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
+    path = write_text(tmp_path / "deep" / "note.txt", "first")
+    with pytest.raises(ValueError), file_beside(path) as beside:
+        beside.write_text("half")
+        raise ValueError
+    assert path.read_text() == "first" and [one.name for one in path.parent.iterdir()] == ["note.txt"]
+    write_json(path, {"b": 1, "a": [2]})
+    assert path.read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+
+
+def test_a_folder_that_cannot_be_written_has_a_reason(tmp_path):
+    assert why_not_writable(tmp_path / "new" / "folder") is None and not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").write_text("in the way")
+    assert why_not_writable(tmp_path / "file" / "folder") == "Not a directory"

@@ -1,4 +1,4 @@
-"""One training a device and one a stage; a death gives both back at once."""
+"""One holder a lock; a death gives it back at once."""
 
 from __future__ import annotations
 
@@ -8,26 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from refine.errors import SettingError
-from refine.system.locks import device_slots, devices, stage_lock
+from refine.system.locks import Locked, hold, holder, stage_lock, try_hold
 
 HOLDER = """
 import sys, time
-from refine.system.locks import device_slots
-with device_slots(1, "first", print):
-    open(sys.argv[1], "w").close()
+from pathlib import Path
+from refine.system.locks import hold
+with hold(Path(sys.argv[1]), "the first"):
+    print("held", flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture(autouse=True)
-def locks(tmp_path, monkeypatch):
-    """Locks of our own, and two devices."""
-    monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setenv("REFINE_DEVICES", "2")
 
 
 def wait_for(condition, seconds: float = 20.0) -> bool:
@@ -39,88 +33,31 @@ def wait_for(condition, seconds: float = 20.0) -> bool:
     return False
 
 
-def test_devices_can_be_counted_and_named(monkeypatch):
-    assert devices() == ["0", "1"]
-    monkeypatch.setenv("REFINE_DEVICES", "1,3")
-    assert devices() == ["1", "3"]
-    monkeypatch.delenv("REFINE_DEVICES")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    assert devices() == ["2"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices() == ["cpu"], "an empty list hides all GPUs"
-
-
-@pytest.mark.parametrize("told", ["all", "0", "-1", "0,x"])
-def test_devices_that_are_none_are_refused(monkeypatch, told):
-    monkeypatch.setenv("REFINE_DEVICES", told)
-    with pytest.raises(SettingError, match="REFINE_DEVICES is"):
-        devices()
-
-
-def test_as_many_train_at_once_as_there_are_devices(tmp_path):
-    running, most, lock = [], [], threading.Lock()
-
-    def train(n: int) -> None:
-        with device_slots(1, f"run {n}", lambda line: None):
-            with lock:
-                running.append(n)
-                most.append(len(running))
-            time.sleep(0.2)
-            with lock:
-                running.remove(n)
-
-    threads = [threading.Thread(target=train, args=(n,)) for n in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert len(most) == 5 and max(most) == 2
-
-
-def test_a_run_on_two_devices_waits_for_both_and_says_for_whom(tmp_path):
-    said: list[str] = []
-    order: list[str] = []
-
-    def both() -> None:
-        with device_slots(2, "wide", said.append):
-            order.append("wide")
-
-    with device_slots(1, "narrow", said.append):
-        thread = threading.Thread(target=both)
-        thread.start()
-        assert wait_for(lambda: said)
-        with device_slots(1, "another", said.append):  # what waits holds nothing
-            order.append("another")
-    thread.join(timeout=10)
-    assert order == ["another", "wide"] and "wide: waits for 2 devices; held by narrow" in said[0]
-
-
-def test_more_devices_than_there_are_is_all_of_them():
-    with device_slots(8, "wide", print):
+def test_a_lock_has_one_holder_whose_name_the_others_see(tmp_path):
+    path = tmp_path / "deep" / "lock"
+    first = try_hold(path, "the first")
+    assert first is not None and try_hold(path, "the second") is None and holder(path) == "the first"
+    with pytest.raises(Locked) as refused, hold(path, "the second", patience=0.2):
         pass
+    assert refused.value.holder == "the first"
+    first.release()
+    with hold(path, "the second", patience=0.2):
+        assert holder(path) == "the second"
 
 
-def test_a_killed_run_gives_its_device_back_at_once(tmp_path, monkeypatch, checkout):
-    monkeypatch.setenv("REFINE_DEVICES", "1")
+def test_a_killed_process_gives_its_lock_back_at_once(tmp_path, checkout: Path):
+    path = tmp_path / "lock"
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "held")], env={**os.environ, "PYTHONPATH": str(checkout)}
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
     )
-    assert wait_for((tmp_path / "held").exists)
-    taken: list[float] = []
-
-    def second() -> None:
-        with device_slots(1, "second", lambda line: None):
-            taken.append(time.monotonic())
-
-    thread = threading.Thread(target=second)
-    thread.start()
-    time.sleep(0.5)
-    assert not taken
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
+    assert try_hold(path, "the second") is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    killed = time.monotonic()
-    thread.join(timeout=10)
-    assert taken and taken[0] - killed < 3
+    with hold(path, "the second", patience=3.0):
+        pass
 
 
 def test_two_runs_that_need_one_stage_take_turns(tmp_path):
@@ -140,5 +77,5 @@ def test_two_runs_that_need_one_stage_take_turns(tmp_path):
         order.append("first")
     thread.join(timeout=10)
     assert order == ["another stage", "first", "second"] and said == [
-        "start: is being done by another run; waits for its result"
+        "start: another run is doing this stage; waiting for its result"
     ]

@@ -15,6 +15,7 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.system.local_services import configuration_file, state_file
+from refine.system.quiet import MLFLOW_BARS, no_download_bars
 from refine.tracking.connection import artifact_root, connect, experiment_id, tracking_uri, without_password
 
 
@@ -142,18 +143,16 @@ def test_passwords_are_never_printed():
 
 
 def test_downloads_of_ours_show_no_bars_and_the_user_s_own_do(client, experiment, tmp_path, capfd, monkeypatch):
-    from refine.tracking.connection import BARS, no_progress_bars
-
     run = client.create_run(experiment).info.run_id
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "table.md").write_text("scores")
     client.log_artifacts(run, str(tmp_path / "scores"), "scores")
-    with no_progress_bars():
+    with no_download_bars():
         client.download_artifacts(run, "scores", str(tmp_path))
     assert capfd.readouterr().err == ""
     client.download_artifacts(run, "scores", str(tmp_path))
     assert "Downloading artifacts" in capfd.readouterr().err
-    monkeypatch.setenv(BARS, "true")
-    with no_progress_bars():
+    monkeypatch.setenv(MLFLOW_BARS, "true")
+    with no_download_bars():
         client.download_artifacts(run, "scores", str(tmp_path))
     assert "Downloading artifacts" in capfd.readouterr().err

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from refine.errors import ServiceError
+from refine.system import retries
 from refine.tracking import model_storage
 from refine.tracking.registry import download, fetch, register, versions
 
@@ -82,7 +83,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(client, s3, add, model_f
 
 
 def test_a_store_that_stays_away_is_one_line_and_nothing_is_registered(client, s3, add, monkeypatch):
-    monkeypatch.setattr(model_storage, "PATIENCE", 1.0)
+    monkeypatch.setattr(retries, "PATIENCE", 1.0)
     s3.go_away()
     with pytest.raises(ServiceError, match=r"storing the model in .*: failed, tried for 1 s .*run again") as error:
         add()
@@ -95,12 +96,12 @@ def test_a_store_that_stays_away_is_one_line_and_nothing_is_registered(client, s
 
 def test_what_comes_half_is_not_taken_for_a_model(client, s3, add, tmp_path, monkeypatch):
     version = add()
-    monkeypatch.setattr(model_storage, "PATIENCE", 1.0)
+    monkeypatch.setattr(retries, "PATIENCE", 1.0)
     s3.go_away()
     with pytest.raises(ServiceError, match=r"fetching models:/m/1: failed, tried for 1 s"):
         fetch(client, version, tmp_path / "fetched")
     s3.come_back()
-    assert not (tmp_path / "fetched").exists() and not list(tmp_path.glob(".fetching-*"))
+    assert not (tmp_path / "fetched").exists() and not list(tmp_path.glob(".fetched*"))
 
 
 def test_what_does_not_pass_is_told_at_once(client, s3, model_folder):
@@ -109,7 +110,7 @@ def test_what_does_not_pass_is_told_at_once(client, s3, model_folder):
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"storing the model in .*: failed \(.*NoSuchBucket"):
         model_storage.store(client, model_folder, experiment_id=experiment, name="m", run_id=run, tags={})
-    assert time.monotonic() - started < model_storage.PATIENCE / 2
+    assert time.monotonic() - started < retries.PATIENCE / 2
 
 
 def test_a_model_that_only_a_server_gives_is_told_at_once(client, model_folder, tmp_path):
@@ -119,4 +120,4 @@ def test_a_model_that_only_a_server_gives_is_told_at_once(client, model_folder, 
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"fetching models:/m/1: an MLflow server keeps it.*refine up"):
         download(client, f"models:/m/{version.version}", tmp_path)
-    assert time.monotonic() - started < model_storage.PATIENCE / 2
+    assert time.monotonic() - started < retries.PATIENCE / 2

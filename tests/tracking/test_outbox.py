@@ -69,11 +69,13 @@ def test_a_refusal_is_a_line_and_nothing_is_lost(client, run, monkeypatch, caplo
 
 
 HOLD = """
-import fcntl, sys, time
-file = open(sys.argv[1])
-fcntl.flock(file, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(60)
+import sys, time
+from pathlib import Path
+from refine.system.locks import hold
+from refine.tracking.outbox import lock_of
+with hold(lock_of(Path(sys.argv[1])), "the other"):
+    print("held", flush=True)
+    time.sleep(60)
 """
 
 

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from refine.tracking.run import ALIVE, OWNER, end_dead_runs, find_run, open_run, owner
+from refine.system.liveness import ALIVE, OWNER, owner
+from refine.tracking.run import end_dead_runs, find_run, open_run
 
 
 def status(client, run_id: str) -> str:
@@ -106,7 +107,7 @@ def test_a_clock_that_is_set_kills_no_run_and_a_reboot_does(client, experiment, 
         monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 5.0)
         monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + 5.0)  # both are told by the clock
         assert end_dead_runs(client) == [] and status(client, run.run_id) == "RUNNING"
-        monkeypatch.setattr("refine.tracking.run._boot", lambda: "another")
+        monkeypatch.setattr("refine.system.liveness._boot", lambda: "another")
         assert end_dead_runs(client) == [run.run_id]
 
 

@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
+from flows.preflight import validated
 from refine import settings
-from refine.metric_names import validated
 from refine.objective.rewards import REWARDS
 from refine.training import reward_histograms
 from refine.training.trainer import RefineTrainer

@@ -14,6 +14,7 @@ from typing import Any
 from refine.data import hub
 from refine.errors import DataError, SettingError, nearest
 from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source
+from refine.system.quiet import quiet_datasets
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def _selected(
 def _hub(source: HubSource) -> Iterator[Document]:
     import datasets
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    quiet_datasets()
     if not Path(source.name).is_dir() and (refused := hub.obstacle("data set", source.name, source.revision)):
         raise refused
     stream = _asked(

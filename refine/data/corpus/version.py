@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from refine.errors import DataError
+from refine.system.files import write_text
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
@@ -110,7 +111,5 @@ def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> 
     version = of(folder)
     content = yaml.safe_load(record.read_text(encoding="utf-8"))
     content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
-    beside = record.with_name(f".{record.name}.part")
-    beside.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    beside.replace(record)
+    write_text(record, yaml.safe_dump(content, sort_keys=False))
     return version

@@ -6,7 +6,6 @@ tokens aimed at, prompt and answer together), `answer_tokens` (int, tokens to ge
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refine.errors import DataError
+from refine.system.files import file_beside
 
 # A published column's name -> ours.
 PUBLISHED_NAMES = {"answer": "answers", "max_gen_tokens": "answer_tokens", "max_seq_length": "length"}
@@ -59,11 +59,9 @@ def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
     if not prompts:
         raise DataError(f"{path}: no prompts to write")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{name: _plain(getattr(prompt, name)) for name in SCHEMA.names} for prompt in prompts]
-    beside = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), beside, compression="zstd")
-    os.replace(beside, path)
+    with file_beside(path) as beside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), beside, compression="zstd")
     return path
 
 

@@ -1,0 +1,29 @@
+"""An error that the user can mend ends a command with one line and exit code 1, never with a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+from refine.errors import RefineError
+
+
+@contextlib.contextmanager
+def one_line_errors(before: Callable[[bool], None] = lambda in_one_line: None) -> Iterator[None]:
+    """Wraps the body of a command. A RefineError is printed to stderr as `error: ...`, and the process exits with 1.
+
+    `before` is called first for every error, with whether it ends in one line: one of several training processes may
+    have to let another one print (`refine.training.torchrun`).
+    """
+    try:
+        yield
+    except RefineError as error:
+        before(True)
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except Exception:
+        before(False)
+        raise

@@ -1,0 +1,123 @@
+"""One training a device, however many runs there are; a death gives the device back at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from refine.errors import SettingError
+from refine.system.devices import device_slots, devices
+
+HOLDER = """
+import sys, time
+from refine.system.devices import device_slots
+with device_slots(1, "first", print):
+    open(sys.argv[1], "w").close()
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path, monkeypatch):
+    """Locks of our own, and two devices."""
+    monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setenv("REFINE_DEVICES", "2")
+
+
+def wait_for(condition, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_devices_can_be_counted_and_named(monkeypatch):
+    assert devices() == ["0", "1"]
+    monkeypatch.setenv("REFINE_DEVICES", "1,3")
+    assert devices() == ["1", "3"]
+    monkeypatch.delenv("REFINE_DEVICES")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert devices() == ["2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices() == ["cpu"], "an empty list hides all GPUs"
+
+
+@pytest.mark.parametrize("told", ["all", "0", "-1", "0,x"])
+def test_devices_that_are_none_are_refused(monkeypatch, told):
+    monkeypatch.setenv("REFINE_DEVICES", told)
+    with pytest.raises(SettingError, match="REFINE_DEVICES is"):
+        devices()
+
+
+def test_as_many_train_at_once_as_there_are_devices(tmp_path):
+    running, most, lock = [], [], threading.Lock()
+
+    def train(n: int) -> None:
+        with device_slots(1, f"run {n}", lambda line: None):
+            with lock:
+                running.append(n)
+                most.append(len(running))
+            time.sleep(0.2)
+            with lock:
+                running.remove(n)
+
+    threads = [threading.Thread(target=train, args=(n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(most) == 5 and max(most) == 2
+
+
+def test_a_run_on_two_devices_waits_for_both_and_says_for_whom(tmp_path):
+    said: list[str] = []
+    order: list[str] = []
+
+    def both() -> None:
+        with device_slots(2, "wide", said.append):
+            order.append("wide")
+
+    with device_slots(1, "narrow", said.append):
+        thread = threading.Thread(target=both)
+        thread.start()
+        assert wait_for(lambda: said)
+        with device_slots(1, "another", said.append):  # what waits holds nothing
+            order.append("another")
+    thread.join(timeout=10)
+    assert order == ["another", "wide"] and "wide: waits for 2 devices; held by narrow" in said[0]
+
+
+def test_more_devices_than_there_are_is_all_of_them():
+    with device_slots(8, "wide", print):
+        pass
+
+
+def test_a_killed_run_gives_its_device_back_at_once(tmp_path, monkeypatch, checkout):
+    monkeypatch.setenv("REFINE_DEVICES", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "held")], env={**os.environ, "PYTHONPATH": str(checkout)}
+    )
+    assert wait_for((tmp_path / "held").exists)
+    taken: list[float] = []
+
+    def second() -> None:
+        with device_slots(1, "second", lambda line: None):
+            taken.append(time.monotonic())
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(0.5)
+    assert not taken
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = time.monotonic()
+    thread.join(timeout=10)
+    assert taken and taken[0] - killed < 3
