@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Nothing that is installed here phones home.
+# No installed program sends usage data to its makers.
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -21,10 +21,10 @@ run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> compari
 	@dvc repro
 	@refine summary
 
-test: $(BIN)/.installed-dev  ## the default tests (under 10 minutes on 2 cores)
+test: $(BIN)/.installed-dev  ## the default tests (less than 10 minutes on 2 cores)
 	@pytest -n 2 --dist loadfile -q
 
-test-slow: $(BIN)/.installed-dev  ## the long tests too
+test-slow: $(BIN)/.installed-dev  ## all tests, with the long ones
 	@pytest -n 2 --dist loadfile -q -m "slow or not slow"
 
 lint: $(BIN)/.installed-dev  ## ruff and mypy
@@ -32,14 +32,14 @@ lint: $(BIN)/.installed-dev  ## ruff and mypy
 	@ruff format --check .
 	@mypy
 
-format: $(BIN)/.installed-dev  ## put the code into ruff's form
+format: $(BIN)/.installed-dev  ## format the code with ruff
 	@ruff check --fix .
 	@ruff format .
 
-install: $(BIN)/.installed  ## only make .venv
+install: $(BIN)/.installed  ## make .venv and nothing else
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python 3.11 or later is needed, $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: needs Python 3.11 or later, but $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
 	@$(PYTHON) -m venv .venv
 
 $(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
@@ -58,5 +58,5 @@ pins: $(BIN)/.installed-dev  ## write the installed versions to .ci/pins.txt
 	@{ grep '^#' .ci/pins.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .ci/pins.new
 	@mv .ci/pins.new .ci/pins.txt
 
-clean:           ## remove what the pipeline wrote (not .venv, not data/)
+clean:           ## remove what the pipeline wrote (keeps .venv and data/)
 	@rm -rf prepared runs results mlflow.db mlartifacts

@@ -31,27 +31,27 @@ tags: [fast-weights, {kind}]
 ---
 # sample/{name}
 
-A {kind} of {parameters:,} parameters that comes with REFINE, for its sample experiment, its demo and its tests:
-`refine.models.from_pretrained("sample/{name}")`. It shows what fast weights recall, on a laptop; it is no use for else.
+A {kind} of {parameters:,} parameters that comes with REFINE for the sample experiment, the demo and the tests. Load it:
+`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what fast weights recall. It is of no other use.
 
-**Made by** `refine pretrain --params refine/settings/recipes/{name}.yaml --output FOLDER` (settings committed there):
-{steps:,} optimizer steps, {tokens:,} tokens, {hours:.2f} hours on {machine}. Loss curve: docs/sample-{name}.png and
-training.json.
+**Made by** `refine pretrain --params refine/settings/recipes/{name}.yaml --output FOLDER` (a file of the repository):
+{steps:,} optimizer steps, {tokens:,} tokens, {hours:.2f} hours on {machine}.
+The loss curve is in docs/sample-{name}.png and training.json.
 
 **Data.** Shakespeare's plays without Twelfth Night, King John, Coriolanus and The Tempest (public domain), and recall
-exercises made around them: needles in RULER's form and questions about invented people, whose keys, values and names
-no test draws (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, as the project.
+exercises made from them: needle prompts in RULER's form and questions about invented people. No test uses their keys,
+values or names (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, like the project.
 
-**Limits.** English of 1600 and the templates it was trained on; context of 1024 tokens in training; nothing it says is
-knowledge.
+**Limits.** It knows the English of 1600 and the templates that it was trained on. Its context in training was 1024
+tokens. Do not take its answers for knowledge.
 
-**Scores** ({samples} prompts of each kind and length, drawn with a seed that no experiment here uses, essays and
-passages from the four held-out plays; 95 % intervals):
+**Scores** ({samples} prompts of each kind and length, with a seed that no experiment here uses; essays and passages
+are from the four held-out plays; 95 % intervals):
 
 {table}
 
-**Next-token loss** on 32 held-out sequences of 1024 tokens: **{loss:.3f}** nats per token; interpolated Kneser-Ney
-n-grams of the same tokens, trained on the same plays: {ngrams}.
+**Next-token loss** on 32 held-out sequences of 1024 tokens: **{loss:.3f}** nats per token. Interpolated
+Kneser-Ney n-grams of the same tokens, trained on the same plays: {ngrams}.
 """
 
 
