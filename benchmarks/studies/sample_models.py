@@ -40,7 +40,7 @@ The loss curve is in docs/sample-{name}.png and training.json.
 
 **Data.** Shakespeare's plays without Twelfth Night, King John, Coriolanus and The Tempest (public domain), and recall
 exercises made from them: needle prompts in RULER's form and questions about invented people. No test uses their keys,
-values or names (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, like the project.
+values or names (`refine.data.prompts.prompt.kept_for_exercises`). **Licence**: Apache-2.0, like the project.
 
 **Limits.** It knows the English of 1600 and the templates that it was trained on. Its context in training was 1024
 tokens. Do not take its answers for knowledge.
