@@ -25,8 +25,14 @@ class Batch:
     all are real. A row without any real token passes its memory on.
     """
 
-    def __init__(self, shape: tuple[int, int], lengths: Sequence[Sequence[int]], index: Tensor | None,
-                 memory: Memory | None, device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        lengths: Sequence[Sequence[int]],
+        index: Tensor | None,
+        memory: Memory | None,
+        device: torch.device,
+    ) -> None:
         self.rows, self.width = shape
         self.index = index
         self.lengths = [list(row) for row in lengths]

@@ -74,8 +74,8 @@ class FastWeightConfig(PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size"):
             value = getattr(self, name, 1)
             optional = name == "intermediate_size" and value is None
-            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            self.require(optional or whole, name, "expected a whole number above 0")
+            positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            self.require(optional or positive, name, "expected a whole number above 0")
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, in words."""
@@ -97,17 +97,27 @@ class FastWeightConfig(PreTrainedConfig):
 
 
 def check(config: FastWeightConfig, name: str, allowed: tuple[Any, ...], why: str | None = None) -> None:
-    """Raises ModelError, naming the field, unless config.name is one of `allowed`."""
-    value = getattr(config, name, None)
-    config.require(value in allowed, name, why or f"expected {' or '.join(map(repr, allowed))}") if hasattr(
-        config, name
-    ) else None
+    """Raises ModelError, naming the field, if config has field `name` with a value that is not in `allowed`."""
+    if hasattr(config, name):
+        expected = f"expected {' or '.join(map(repr, allowed))}"
+        config.require(getattr(config, name) in allowed, name, why or expected)
 
 
 def _belongs_to_transformers(name: str) -> bool:
     """Whether every transformers model may have config field `name`, or the library adds it when loading."""
-    known = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "name_or_path", "auto_map",
-             "return_dict", "quantization_config", "attn_implementation", "trust_remote_code"}  # fmt: skip
+    known = {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "model_type",
+        "name_or_path",
+        "auto_map",
+        "return_dict",
+        "quantization_config",
+        "attn_implementation",
+        "trust_remote_code",
+    }
     return name.startswith("_") or name in known or hasattr(PreTrainedConfig, name) or name in _base_fields()
 
 

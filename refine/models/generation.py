@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from refine.errors import ModelError
-from refine.models.memory import Memory
+from refine.models.memory import Memory, Reading
 from refine.ops.seeded_draws import uniform
 
-if TYPE_CHECKING:
-    from refine.models.language_model import FastWeightLanguageModel
+
+class LanguageModel(Protocol):
+    """What a continuation needs of a model: reading after a memory, and the head."""
+
+    def read(self, tokens: Tensor, memory: Memory | None = None) -> Reading:
+        """Read tokens [R, T] int64 after `memory` (R rows)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] after the final norm -> [..., V]."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Continuation:
 
 @torch.no_grad()
 def continue_greedily(
-    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
+    model: LanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
 ) -> Continuation:
     """The likeliest token, `tokens` times, after `memory` (R rows) and `hidden` [R, D], the state after its last token.
 
@@ -53,7 +60,7 @@ def continue_greedily(
 
 @torch.no_grad()
 def continue_sampled(
-    model: FastWeightLanguageModel,
+    model: LanguageModel,
     memory: Memory,
     hidden: Tensor,
     tokens: int,
@@ -83,7 +90,7 @@ def continue_sampled(
 
 
 def _continue(
-    model: FastWeightLanguageModel,
+    model: LanguageModel,
     memory: Memory,
     hidden: Tensor,
     tokens: int,

@@ -21,9 +21,9 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
-from refine.models.generation import Continuation
+from refine.models.generation import Continuation, continue_greedily, continue_sampled
 from refine.models.memory import Memory, Reading
-from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenMixer, Trace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.models.transformers_interface import TransformersInterface
 from refine.models.weights import check_finite, check_weights, resolve
 from refine.ops.layout import Layout, Taps
@@ -79,14 +79,15 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False  # set by PreTrainedModel.gradient_checkpointing_enable
 
-    def forward(self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None,
-                ends: Taps) -> tuple[Tensor, list[tuple[Trace, Inputs | None]], list[LayerMemory] | None]:  # fmt: skip
+    def forward(
+        self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None, ends: Taps
+    ) -> tuple[Tensor, list[tuple[Trace, MixerInputs | None]], list[LayerMemory] | None]:
         """x [N, D] embeddings -> hidden [N, D], each layer's (trace, inputs) and memory at `taps` (if known before)."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         kept = Keep.ALL if taps is not None else keep
         if kept is Keep.ALL and recompute:
             kept = Keep.SPARSE
-        traces: list[tuple[Trace, Inputs | None]] = []
+        traces: list[tuple[Trace, MixerInputs | None]] = []
         tapped: list[LayerMemory] | None = None if taps is None else []
         for number, layer in enumerate(self.layers):
             block = cast(Block, layer)
@@ -98,10 +99,9 @@ class Backbone(nn.Module):
                 x, trace = block(x, layout, before, kept)
             if taps is not None and tapped is not None:
                 tapped.append(trace.tap(taps, inputs))
-                if (
-                    keep is Keep.ENDS and not torch.is_grad_enabled()
-                ):  # without a graph nothing else holds the read: let it go
-                    trace, inputs = Settled(trace.tap(ends, inputs), ends), None
+                if keep is Keep.ENDS and not torch.is_grad_enabled():
+                    # without a graph only the trace holds the read: free it
+                    trace, inputs = EndsOnly(trace.tap(ends, inputs), ends), None
             traces.append((trace, inputs))
         return self.norm(x), traces, tapped
 
@@ -154,8 +154,14 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         """hidden [..., D] after the final norm -> [..., V]."""
         return self.lm_head(hidden)
 
-    def read(self, tokens: Tensor, memory: Memory | None = None, taps: Tensor | None = None, tappable: bool = False,
-             lengths: Sequence[Sequence[int]] | None = None) -> Reading:  # fmt: skip
+    def read(
+        self,
+        tokens: Tensor,
+        memory: Memory | None = None,
+        taps: Tensor | None = None,
+        tappable: bool = False,
+        lengths: Sequence[Sequence[int]] | None = None,
+    ) -> Reading:
         """Read tokens [B, T] int64 after `memory` (B rows; default: fresh). See Reading for what comes back.
 
         `taps` [B, c] int64: tokens of the row read before each tap (1 .. T, any order, repeats allowed).
@@ -169,8 +175,9 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         batch = Batch.packed(tokens, lengths, memory)
         return self.read_batch(batch, self.model.embeddings(batch.flat(tokens)), memory, taps, tappable)
 
-    def read_batch(self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None,
-                   tappable: bool = False) -> Reading:  # fmt: skip
+    def read_batch(
+        self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None, tappable: bool = False
+    ) -> Reading:
         """As `read`, for a Batch whose real tokens have the embeddings x [N, D]; inputs are taken as checked."""
         wanted = None if taps is None else batch.taps(taps)
         before = self._document_memories(batch, memory)
@@ -178,7 +185,8 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         hidden, traces, layers = self.model(x, batch.layout, before, keep, wanted, batch.ends)
 
         def tapped(at: Taps, layers: list[LayerMemory] | None = None) -> Memory:
-            layers = layers or [trace.tap(at, inputs) for trace, inputs in traces]
+            if layers is None:
+                layers = [trace.tap(at, inputs) for trace, inputs in traces]
             return Memory(layers, batch.tap_positions(at), self.signature(), self.dtype)
 
         reading = Reading(
@@ -197,16 +205,19 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
 
     def continue_greedily(self, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()) -> Continuation:
         """See `refine.models.generation.continue_greedily`."""
-        from refine.models import generation
+        return continue_greedily(self, memory, hidden, tokens, stop)
 
-        return generation.continue_greedily(self, memory, hidden, tokens, stop)
-
-    def continue_sampled(self, memory: Memory, hidden: Tensor, tokens: int, seeds: Tensor, temperature: float = 1.0,
-                         stop: Sequence[int] = ()) -> Continuation:  # fmt: skip
+    def continue_sampled(
+        self,
+        memory: Memory,
+        hidden: Tensor,
+        tokens: int,
+        seeds: Tensor,
+        temperature: float = 1.0,
+        stop: Sequence[int] = (),
+    ) -> Continuation:
         """See `refine.models.generation.continue_sampled`."""
-        from refine.models import generation
-
-        return generation.continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
+        return continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
 
     def _document_memories(self, batch: Batch, memory: Memory | None) -> list[LayerMemory] | None:
         """The memory that each document starts from: G rows a layer, or None where all start fresh."""

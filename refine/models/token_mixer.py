@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from refine.errors import ModelError
 from refine.ops.layout import Layout, Taps
 
-Inputs = Callable[[Tensor], Tensor]
+MixerInputs = Callable[[Tensor], Tensor]
 """index [M] int64 of tokens (0 .. N-1) -> their mixer inputs [M, D], with gradient into the block's input."""
 
 
@@ -130,7 +130,7 @@ class Trace(ABC):
     """What one layer keeps of one read, and the memories that can be had from it."""
 
     @abstractmethod
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         """The memory of taps.rows rows: row r after taps.counts[r] tokens of document taps.documents[r], with gradient.
 
         Under Keep.ENDS only ends of documents are asked for. Under Keep.SPARSE `inputs` gives the mixer inputs of the
@@ -138,13 +138,13 @@ class Trace(ABC):
         """
 
 
-class Settled(Trace):
+class EndsOnly(Trace):
     """A trace of which only some ends are left, already computed: row i is the end of document taps.documents[i]."""
 
     def __init__(self, ends: LayerMemory, taps: Taps) -> None:
         self._ends, self._row = ends, {g: i for i, g in enumerate(taps.documents)}
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         rows = [self._row[g] for g in taps.documents]
         return self._ends if rows == list(range(self._ends.rows)) else self._ends.select(taps.tensor(rows))
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.cache_blocks import blocks
 from refine.ops.layout import Layout, Taps
+from refine.ops.row_groups import blocks
 from refine.ops.tapped_rows import LaterRows
 
 
@@ -51,7 +51,7 @@ class Tails:
             return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
-        return self.padded.pick(index).view(taps.rows, more, self.padded.whole.shape[1])
+        return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1])
 
 
 def read(
@@ -60,7 +60,7 @@ def read(
     """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
     more = weight.shape[1] - 1
     padded = LaterRows(_after_tails(x, tail, more, layout))
-    y = _Convolution.apply(padded.whole, weight, bias, silu)
+    y = _Convolution.apply(padded.tensor, weight, bias, silu)
     return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
 
 

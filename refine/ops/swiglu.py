@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from refine.ops.cache_blocks import blocks
+from refine.ops.row_groups import blocks
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

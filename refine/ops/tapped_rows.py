@@ -23,10 +23,10 @@ class LaterRows:
 
     def __init__(self, x: Tensor) -> None:
         self.box: Box | None = None
-        self.whole = self._values = x
+        self.tensor = self._values = x
         if torch.is_grad_enabled() and x.requires_grad:
             self.box, self._values = [], x.detach()
-            self.whole, self._handle = _Tee.apply(x, self.box)
+            self.tensor, self._handle = _Tee.apply(x, self.box)
 
     def pick(self, index: Tensor) -> Tensor:
         """Rows index[0], index[1], ... (int64 [R], repeats allowed) -> [R, ...], with gradient."""

@@ -76,8 +76,9 @@ def token_log_probs_by_logits(hidden: Tensor, head: Tensor, targets: Tensor, tem
 
 class _NextToken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor,
-                dtype: torch.dtype) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         precise = torch.promote_types(dtype, torch.float32)
         cross_entropy = torch.empty(targets.shape, dtype=precise, device=hidden.device)
@@ -117,8 +118,9 @@ class _NextToken(torch.autograd.Function):
 
 class _LogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float,
-                dtype: torch.dtype) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype
+    ) -> Tensor:
         precise = torch.promote_types(dtype, torch.float32)
         chosen = torch.empty(targets.shape, dtype=precise, device=hidden.device)
         normaliser = torch.empty_like(chosen)  # log of the sum over the vocabulary
@@ -152,8 +154,9 @@ class _LogProbs(torch.autograd.Function):
         return d_hidden, None if d_head is None else d_head.to(head.dtype), None, None, None
 
 
-def _accumulate(d_logits: Tensor, h: Tensor, matrix: Tensor, piece: slice, d_hidden: Tensor | None,
-                d_head: Tensor | None) -> None:  # fmt: skip
+def _accumulate(
+    d_logits: Tensor, h: Tensor, matrix: Tensor, piece: slice, d_hidden: Tensor | None, d_head: Tensor | None
+) -> None:
     """The gradient of a piece's logits [P, V], carried to its hidden states and the head."""
     if d_hidden is not None:
         d_hidden[piece] = d_logits @ matrix

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from refine.ops import cache_blocks
+from refine.ops import row_groups
 from refine.ops.swiglu import swiglu, swiglu_joined
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 3), (37, 6), (2, 3, 5, 4)], ids=str)
 def test_value_and_gradients_are_the_formulas(shape, dtype, monkeypatch):
-    monkeypatch.setattr(cache_blocks, "CACHED_NUMBERS", 40)  # several blocks and a rest
+    monkeypatch.setattr(row_groups, "CACHED_NUMBERS", 40)  # several blocks and a rest
     torch.manual_seed(0)
     gate_up = torch.randn(*shape[:-1], 2 * shape[-1], dtype=dtype, requires_grad=True)
     upstream = torch.randn(shape, dtype=dtype)

@@ -14,7 +14,7 @@ def loss_of(x: torch.Tensor, use_whole: bool, later: bool) -> torch.Tensor:
     y = x * 2
     rows = LaterRows(y)
     picked = [rows.pick(i) if later else y.index_select(0, i) for i in PICKS]
-    whole = rows.whole if later else y
+    whole = rows.tensor if later else y
     loss = sum((p.sin() * (n + 1)).sum() for n, p in enumerate(picked))
     return loss + (whole**2).sum() if use_whole else loss
 
@@ -39,7 +39,7 @@ def test_a_gradient_that_the_whole_shares_with_others_is_left_alone():
     x = torch.randn(7, 4, requires_grad=True)
     rows = LaterRows(x)
     other = torch.zeros_like(x, requires_grad=True)
-    total = rows.whole + other  # both get the very same gradient tensor
+    total = rows.tensor + other  # both get the very same gradient tensor
     found = torch.autograd.grad(total.sum() + rows.pick(torch.tensor([2])).sum(), [x, other])
     assert torch.equal(found[1], torch.ones_like(x))
     assert found[0].sum(1).tolist() == [4, 4, 8, 4, 4, 4, 4]
@@ -48,14 +48,14 @@ def test_a_gradient_that_the_whole_shares_with_others_is_left_alone():
 def test_rows_never_picked_cost_no_gradient():
     x = torch.randn(7, 4, requires_grad=True)
     rows = LaterRows(x * 2)
-    (found,) = torch.autograd.grad(rows.whole.sum(), x)
+    (found,) = torch.autograd.grad(rows.tensor.sum(), x)
     assert (found == 2).all()
 
 
 def test_without_gradient_it_is_plain_indexing():
     x = torch.randn(7, 4)
     rows = LaterRows(x)
-    assert rows.whole is x and torch.equal(rows.pick(PICKS[0]), x[PICKS[0]])
+    assert rows.tensor is x and torch.equal(rows.pick(PICKS[0]), x[PICKS[0]])
     with torch.no_grad():
         assert not LaterRows(x.requires_grad_()).pick(PICKS[0]).requires_grad
 

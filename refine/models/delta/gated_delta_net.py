@@ -44,8 +44,11 @@ class GatedDeltaNetConfig(FastWeightConfig):
         groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
         self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
         width = self.head_dim * self.expand_v
-        self.require(width > 0 and math.isclose(width, int(width), rel_tol=1e-5), "expand_v",
-                     f"{self.head_dim} (head_dim) times this must be a whole number above 0")  # fmt: skip
+        self.require(
+            width > 0 and math.isclose(width, int(width), rel_tol=1e-5),
+            "expand_v",
+            f"{self.head_dim} (head_dim) times this must be a whole number above 0",
+        )
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, in words."""
@@ -61,8 +64,16 @@ class GatedDeltaNet(DeltaMixer):
         value_heads = config.num_v_heads or config.num_heads
         conv_size = config.conv_size if config.use_short_conv else 0
         value = int(config.head_dim * config.expand_v)
-        super().__init__(config.hidden_size, config.num_heads, value_heads, config.head_dim, value, conv_size,
-                         config.use_gate, config.norm_eps)  # fmt: skip
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            value_heads,
+            config.head_dim,
+            value,
+            conv_size,
+            config.use_gate,
+            config.norm_eps,
+        )
         self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
         self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
         self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
 from refine.ops import short_convolution
 from refine.ops.delta_rule import fla
@@ -106,8 +106,16 @@ class DeltaMixer(TokenMixer):
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
 
     @staticmethod
-    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
-              layout: Layout, dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
+    def _rule(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, States]:
         """o [N, J, V], at least float32, by kernels that read `dtype` (the activations') or by PyTorch; the states."""
         if not fla.chosen(q.device, dtype):
             return delta_rule.read(q, k, v, beta, log_decay, state, layout)
@@ -139,7 +147,7 @@ class DeltaMixer(TokenMixer):
             return SparseDeltaTrace(self, trace, layout, memory)
         if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
             ends = layout.once("ends", lambda: Taps.ends(layout))  # a small product; else the whole read stays alive
-            return Settled(trace.tap(ends, None), ends)
+            return EndsOnly(trace.tap(ends, None), ends)
         return trace
 
 
@@ -149,7 +157,7 @@ class DeltaTrace(Trace):
     def __init__(self, states: States, tails: dict[str, short_convolution.Tails]) -> None:
         self.states, self.tails = states, tails
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> TensorMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> TensorMemory:
         tails = {name: tails.at(taps) for name, tails in self.tails.items()}
         return TensorMemory({"state": self.states.at(taps), **tails})
 
@@ -162,14 +170,14 @@ class SparseDeltaTrace(Trace):
         self.start = (
             memory
             if memory is not None
-            else mixer.fresh(layout.documents, layout.device, trace.states.starts.whole.dtype)
+            else mixer.fresh(layout.documents, layout.device, trace.states.starts.tensor.dtype)
         )
         chunks, every = trace.states.chunks, trace.states.sparse
         self.span = chunks.size * every  # tokens between kept states
         self.kept, place = layout.once(("sparse", chunks.size), lambda: self._places(chunks, every))
         self.states = trace.states.starts.pick(place)
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         assert inputs is not None
         begin = [(n - 1) // self.span * self.span for n in taps.counts]
         state = self.states.index_select(
@@ -184,7 +192,7 @@ class SparseDeltaTrace(Trace):
         _, trace = self.mixer(inputs(index.to(taps.device)), layout, before, Keep.ENDS)
         return trace.tap(Taps.ends(layout), None)
 
-    def _tails(self, taps: Taps, begin: list[int], inputs: Inputs) -> dict[str, Tensor]:
+    def _tails(self, taps: Taps, begin: list[int], inputs: MixerInputs) -> dict[str, Tensor]:
         """The convolutions' inputs before token begin[r] of each tapped document: projected again, or the memory's."""
         more = self.mixer.conv_size - 1
         inside = [b > 0 for b in begin]  # then at least a chunk, and so more than W - 1 tokens, stand before it

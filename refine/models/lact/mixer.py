@@ -16,8 +16,8 @@ from torch.nn.functional import silu, softplus
 
 from refine.models.lact.memory import LactMemory
 from refine.models.lact.recent_tokens import RecentTokens, RecentTrace
-from refine.models.lact.trace import LactTrace, SparseLactTrace
-from refine.models.token_mixer import Keep, LayerMemory, Settled, TokenMixer, Trace
+from refine.models.lact.trace import LactTrace, Sizes, SparseLactTrace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, TokenMixer, Trace
 from refine.ops.attention import rotary, shared_windows
 from refine.ops.attention import window as window_attention
 from refine.ops.autocast import product
@@ -89,8 +89,10 @@ class Lact(TokenMixer):
         inner, rank = int(width * config.inter_multi), config.w0_w2_low_rank
         self.w1 = nn.Parameter(torch.empty(self.fast_heads, width, inner))
         for name in ("w0", "w2"):
-            low = LowRank(self.fast_heads, inner, width, rank, config.fw_init_gain) if rank > 0 else None
-            setattr(self, name, low or nn.Parameter(torch.empty(self.fast_heads, inner, width)))
+            if rank > 0:
+                setattr(self, name, LowRank(self.fast_heads, inner, width, rank, config.fw_init_gain))
+            else:
+                setattr(self, name, nn.Parameter(torch.empty(self.fast_heads, inner, width)))
 
     def initial_weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """w0, w1, w2 before the first token: [H, E, K], [H, K, E], [H, E, K]."""
@@ -113,13 +115,14 @@ class Lact(TokenMixer):
                 fast = fast * projected.scale
             mixed = attended.flatten(1) + fast.flatten(1)
         y = self.o_proj(mixed.to(projected.queries.dtype))
+        sizes = Sizes(self.window, self.rule.chunk_size)
         if keep is Keep.SPARSE:
-            return y, SparseLactTrace(self, states, before, layout)
-        trace = LactTrace(self, states, window, pending, append, keep)
+            return y, SparseLactTrace(sizes, self._memorised, states, before, layout)
+        trace = LactTrace(sizes, states, window, pending, append, keep)
         if keep is Keep.ALL or torch.is_grad_enabled():
             return y, trace
         ends = layout.once("ends", lambda: Taps.ends(layout))
-        return y, Settled(trace.tap(ends, None), ends)  # else the whole read would stay alive for its last tokens
+        return y, EndsOnly(trace.tap(ends, None), ends)  # so that the read can be freed
 
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> LactMemory:
         width, fast_width = self.o_proj.in_features // self.heads, self.ttt_norm.weight.shape[0]
@@ -159,6 +162,11 @@ class Lact(TokenMixer):
         window = {"keys": k, "values": v.unflatten(-1, (self.heads, -1))}
         return Projected(q, window, fast_q, pending, scale)
 
+    def _memorised(self, x: Tensor, positions: Tensor) -> tuple[Tokens, Tokens]:
+        """x [M, D] at true `positions` [M] -> what window and chunk remember of these tokens."""
+        projected = self.projected(x, self.turns(positions, x.dtype))
+        return projected.window, projected.pending
+
     def _turned(self, y: Tensor, turns: rotary.Table) -> Tensor:
         """y [N, D] turned in attention heads, [N, A, D / A]."""
         return rotary.rotate(y.unflatten(-1, (self.heads, -1)), turns)
@@ -197,8 +205,9 @@ class Lact(TokenMixer):
         )
         return out.flatten(0, 1)
 
-    def _read_fast(self, queries: Tensor, before: LactMemory, pending: RecentTrace, append: bool,
-                   keep: Keep) -> tuple[Tensor, fast_weight_read.States]:  # fmt: skip
+    def _read_fast(
+        self, queries: Tensor, before: LactMemory, pending: RecentTrace, append: bool, keep: Keep
+    ) -> tuple[Tensor, fast_weight_read.States]:
         """The fast MLP of queries [N, H, K] -> [N, H, K], and the states on the way."""
         layout, counts = pending.layout, before.pending.counts
         size = self.rule.chunk_size

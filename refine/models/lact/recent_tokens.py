@@ -27,8 +27,13 @@ Tokens = dict[str, Tensor]
 class RecentTokens:
     """`pool[name]` [L, ...], `ranges[r]` (from, to) in it, `own[name]` [R, j, ...] of which own[r, skip[r]:] counts."""
 
-    def __init__(self, pool: Tokens, ranges: Sequence[tuple[int, int]], own: Tokens | None = None,
-                 skip: Sequence[int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        pool: Tokens,
+        ranges: Sequence[tuple[int, int]],
+        own: Tokens | None = None,
+        skip: Sequence[int] | None = None,
+    ) -> None:
         self.pool, self.ranges = pool, tuple(ranges)
         rows = len(self.ranges)
         self.own = own if own is not None else {name: x.new_empty(rows, 0, *x.shape[1:]) for name, x in pool.items()}

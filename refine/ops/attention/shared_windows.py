@@ -76,8 +76,9 @@ class Windows:
             into[start:to] += (weights[d, :, :, self.longest - (to - start) :].mT @ x[d]).transpose(0, 1)
 
 
-def attend(q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
-           window: int) -> Tensor:  # fmt: skip
+def attend(
+    q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows, window: int
+) -> Tensor:
     """q [R, T, H, K] over each row's window in the pool [L, H, K] and its own tokens [R, j + T, H, K] -> [R, T, H, K].
 
     Each token sees itself and the W - 1 before it.
@@ -91,8 +92,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @own_precision
-    def forward(ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
-                window: int) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows, window: int
+    ) -> Tensor:
         size, tokens = q.shape[1:3]
         queries = _heads_first(q) * q.shape[-1] ** -0.5
         far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, (size, tokens))
@@ -138,8 +140,11 @@ def _softmax(far: Tensor, near: Tensor, windows: Windows, window: int) -> Tensor
     ago = torch.arange(far.shape[-1] - 1, -1, -1, device=near.device)  # 0 for the window's last token
     seen = (ago < windows.length[:, None, None]) & (ago <= window - 2 - (own - tokens) - steps)  # [D, T, S]
     back = steps + own - tokens - torch.arange(own, device=near.device)
-    scores = torch.cat([
-        far.masked_fill(~seen[:, None, None], float("-inf")),
-        near.masked_fill((back < 0) | (back >= window), float("-inf")),
-    ], dim=-1)  # fmt: skip
+    scores = torch.cat(
+        [
+            far.masked_fill(~seen[:, None, None], float("-inf")),
+            near.masked_fill((back < 0) | (back >= window), float("-inf")),
+        ],
+        dim=-1,
+    )
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(near.dtype)

@@ -31,8 +31,9 @@ METHODS = ("blocks", "flex", "plain")
 _log = logging.getLogger(__name__)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int,
-           method: str | None = None) -> Tensor:  # fmt: skip
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int, method: str | None = None
+) -> Tensor:
     """Attention of q [N, H, K], documents as in `layout`, over k, v [M, H, K] -> [N, H, K].
 
     Document g has before[g] remembered tokens in front of its new ones. Scores are divided by sqrt(K).
@@ -137,8 +138,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
-def _block_masks(device: torch.device, document: Tensor | None, window: int, head: int, tokens: int,
-                 remembered: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _block_masks(
+    device: torch.device, document: Tensor | None, window: int, head: int, tokens: int, remembered: int
+) -> tuple[Tensor, Tensor]:
     """What the first `head` queries see, [head, P + head], and each block after them, [(blocks, 1,) b, (m+1)·b]."""
     size = block_size(window)
     reach = -(-(window - 1) // size) * size

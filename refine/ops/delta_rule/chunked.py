@@ -29,13 +29,25 @@ class ChunkedDeltaRule(torch.autograd.Function):
 
     @staticmethod
     @own_precision
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor | None,
-                chunks: Chunks, heads: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        decay: Tensor | None,
+        state: Tensor | None,
+        chunks: Chunks,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         o, u, error = (torch.empty_like(v) for _ in range(3))
         inverse = k.new_empty(*k.shape[:2], k.shape[1])
         starts = k.new_empty(k.shape[0], k.shape[2], v.shape[2])
         first = starts[: chunks.active[0] * heads]
-        first.zero_() if state is None else first.copy_(state)
+        if state is None:
+            first.zero_()
+        else:
+            first.copy_(state)
         for steps in chunks.groups(heads):
             part = slice(chunks.offset[steps.start] * heads, chunks.offset[steps.stop] * heads)
             factors = _Decay(None if decay is None else decay[part])
@@ -121,8 +133,9 @@ def _interactions(k: Tensor, beta: Tensor, factors: _Decay) -> Tensor:
     return factors.pairs(torch.bmm(k, k.mT).mul_(beta[..., None])).tril_(-1)
 
 
-def _forward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay,
-                   to_fill: tuple[Tensor, ...]) -> None:  # fmt: skip
+def _forward_steps(
+    steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, to_fill: tuple[Tensor, ...]
+) -> None:
     """Fill the errors and u of the steps, and the states after them, one step after the other."""
     k, v, beta, inverse = given
     error, u, starts = to_fill
@@ -141,8 +154,15 @@ def _forward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor
             torch.baddbmm(before, writing[go_on], u[at : at + rows], out=starts[end : end + rows])
 
 
-def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], given: list[Any], to_fill: list[Any],
-                    after: Tensor | None) -> Tensor:  # fmt: skip
+def _backward_group(
+    steps: range,
+    chunks: Chunks,
+    heads: int,
+    saved: list[Any],
+    given: list[Any],
+    to_fill: list[Any],
+    after: Tensor | None,
+) -> Tensor:
     """Fill the gradients of q, k, v, beta and log decay of some steps; return that of the states they start with."""
     q, k, beta, decay, inverse, error, u, starts = saved
     do, du_tapped, ds_tapped = given
@@ -178,8 +198,16 @@ def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], 
     return before
 
 
-def _backward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, du: Tensor,
-                    ds: Tensor, after: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _backward_steps(
+    steps: range,
+    chunks: Chunks,
+    heads: int,
+    given: tuple[Tensor, ...],
+    factors: _Decay,
+    du: Tensor,
+    ds: Tensor,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """R [m, C, V]; gradient of the state after each chunk [m, K, V]; gradient of the states before the first step.
 
     du and ds are completed in place, last step first.

@@ -97,7 +97,7 @@ def read(
     segments = Chunks.of(layout, every)
     order = layout.once(("segment order", every), lambda: _segment_order(segments))
     later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
-    whole = [q, *(None if x is None else x.whole for x in later)]
+    whole = [q, *(None if x is None else x.tensor for x in later)]
     inputs = [None if x is None else _arranged(x, order) for x in whole]
     if state is None:
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))

@@ -63,7 +63,7 @@ def read(
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
     heads, k_rows = k.shape[1], LaterRows(k)
-    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.whole, v, beta, decay, state)]
+    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.tensor, v, beta, decay, state)]
     o, u, starts = (x.unflatten(0, (-1, heads)) for x in ChunkedDeltaRule.apply(*flat, chunks, heads))
     return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
 
@@ -82,7 +82,7 @@ class ChunkStates:
     def at(self, taps: Taps) -> Tensor:
         """[R, H, K, V]: the state at each tap, with gradient."""
         if self.chunks.ends_all(taps):
-            return _after(self.k.whole, self.u.whole, self.decay, self.starts.whole)
+            return _after(self.k.tensor, self.u.tensor, self.decay, self.starts.tensor)
         chunk, read = self.chunks.tapped(taps)
         k, u, states = (x.pick(chunk) for x in (self.k, self.u, self.starts))
         seen = (torch.arange(self.chunks.size, device=read.device) < read[:, None])[:, None]  # [R, 1, C]

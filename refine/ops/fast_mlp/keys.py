@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from refine.ops.autocast import own_precision
-from refine.ops.cache_blocks import blocks
+from refine.ops.row_groups import blocks
 
 EPS = 1e-5  # added to a head's norm
 

@@ -63,8 +63,16 @@ class States:
         return join(parts), tuple(number[key] for key in wanted)
 
 
-def read(queries: Tensor, tokens: Tokens | None, first: State, shared: Sequence[int], schedule: Schedule, rule: Rule,
-         norms: State, kept: Collection[int] | None = None) -> tuple[Tensor, States]:  # fmt: skip
+def read(
+    queries: Tensor,
+    tokens: Tokens | None,
+    first: State,
+    shared: Sequence[int],
+    schedule: Schedule,
+    rule: Rule,
+    norms: State,
+    kept: Collection[int] | None = None,
+) -> tuple[Tensor, States]:
     """Read documents with fast weights: queries [N, H, K] -> f(q) [N, H, K], and the states on the way.
 
     `tokens` [M, ...]: pending and new tokens of the documents that the schedule lays out (None where no chunk closes).
