@@ -1,4 +1,4 @@
-"""What the models' configs have in common: public fields with fla's defaults, and refusal, by name, of all else."""
+"""The config that all models share: fla's fields and defaults. A field or value that is not implemented is refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class FastWeightConfig(PreTrainedConfig):
     """config.json of a model with a fixed-size memory: the fields that all models share, with fla's defaults.
 
     A subclass adds its own as annotated class attributes. Fields of fla that choose an implementation (attn_mode,
-    fuse_*) or limit nothing here (max_position_embeddings) are kept for saving and change no result.
+    fuse_*) or have no effect here (max_position_embeddings) are saved again and change no result.
     """
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    # fields of older releases that may stand in published configs, and the one value that means what we compute
+    # fields of older releases that published configs may contain, each with the only value that is implemented
     legacy: ClassVar[dict[str, Any]] = {
         "norm_first": False,
         "share_conv_kernel": False,
@@ -59,7 +59,7 @@ class FastWeightConfig(PreTrainedConfig):
         }
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         for name, value in self._unknown.items():
             if name in self.legacy:
                 raise self.refusal(name, f"only {self.legacy[name]!r} is implemented", value)
@@ -78,7 +78,7 @@ class FastWeightConfig(PreTrainedConfig):
             self.require(optional or positive, name, "expected a whole number above 0")
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         raise NotImplementedError
 
     def require(self, condition: bool, name: str, message: str) -> None:
@@ -87,11 +87,11 @@ class FastWeightConfig(PreTrainedConfig):
             raise self.refusal(name, message, getattr(self, name))
 
     def refusal(self, name: str, message: str, value: Any) -> ModelError:
-        """The error that field `name` with `value` deserves."""
+        """The ModelError about field `name` with `value`."""
         return ModelError(f"config of {self.model_type}: {name} is {value!r}: {message}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of config.json, those that were refused included."""
+        """The fields of config.json, unknown ones included."""
         values = super().to_dict()
         return {**{k: v for k, v in values.items() if k != "_unknown"}, **self._unknown}
 

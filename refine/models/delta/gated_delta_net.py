@@ -35,7 +35,7 @@ class GatedDeltaNetConfig(FastWeightConfig):
     allow_neg_eigval: bool = False
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
         check(self, "output_gate_activation", ("swish", "silu", "sigmoid"))
         self.require(
@@ -51,14 +51,14 @@ class GatedDeltaNetConfig(FastWeightConfig):
         )
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
         widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
         return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
 
 
 class GatedDeltaNet(DeltaMixer):
-    """The delta rule with a decay exp(−exp(A_log) softplus(a_proj x + dt_bias)) of each value head."""
+    """The delta rule with decay: beta = sigmoid(b_proj x), decay exp(−exp(A_log) softplus(a_proj x + dt_bias))."""
 
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         value_heads = config.num_v_heads or config.num_heads
@@ -81,7 +81,7 @@ class GatedDeltaNet(DeltaMixer):
         self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K], SiLU already applied: unit length."""
+        """q or k [N, H, K], after SiLU -> unit length."""
         return unit_length(x)
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

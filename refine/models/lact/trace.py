@@ -88,7 +88,7 @@ class SparseLactTrace(Trace):
 
     @staticmethod
     def _pieces(taps: Taps, kept: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Pieces (document, from, to) with the last kept[r] new tokens before each tap; pieces that touch are joined."""
+        """Pieces (document, from, to) of the last kept[r] new tokens before each tap; pieces that touch are joined."""
         wanted = sorted((g, max(0, n - k), n) for g, n, k in zip(taps.documents, taps.counts, kept, strict=True))
         pieces: list[tuple[int, int, int]] = []
         for g, a, b in wanted:
