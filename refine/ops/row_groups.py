@@ -29,8 +29,8 @@ class Groups:
 
     `shared[r]` names what row r shares with others. `distinct` lists the names in order of appearance.
 
-    `gather` lays x [R, ...] out as [D, n, ...] (a view where the groups are equal in size and already in order; else
-    small groups are filled up with their own first row); `scatter` is its inverse.
+    `gather` lays x [R, ...] out as [D, n, ...]: a view if the groups are of one size and in order; else
+    small groups are filled up with their own first row. `scatter` is its inverse.
     """
 
     def __init__(self, shared: Sequence[Any], device: torch.device | str = "cpu") -> None:

@@ -1,10 +1,10 @@
-"""Attention of a few new tokens over windows that lie in a longer text, without copying the windows.
+"""Attention of a few new tokens over windows of a longer text, without copying the windows.
 
 Shape legend: R rows · T new tokens of a row · j own tokens read before (after the window) · L tokens of the pool
 · D distinct windows · n rows that share one · H heads · K width of a head · S tokens of the longest window · W window.
 
-Rollouts from many taps of one read see windows that are pieces of one text: the pool. Rows that share a window are
-laid side by side; every window is read where it lies, and gradients are summed where they belong in the pool.
+Rollouts from many taps of one read see windows of one text, the pool. Rows that share a window are laid side by side;
+products read each window in the pool, and add its gradient there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 class Windows:
-    """The windows (from, to) of R rows in a pool of tokens: products with each where it lies, laid out as [D, ..., S].
+    """The windows (from, to) of R rows in a pool of tokens: products with them in place, laid out as [D, ..., S].
 
-    Windows are aligned at their last token; `length` [D] says how many of the S places are real.
+    Windows are aligned at their last token; `length` [D]: how many of the S places hold a token.
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
@@ -36,7 +36,7 @@ class Windows:
         self.length = torch.tensor(lengths, device=device)
         ends = [to for _, to in self.ranges]
         self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
-        # windows at equal distances (one after the other in a batch that is decoded) are one strided view
+        # windows at equal distances (as in a batch that is decoded) are one strided view
         even = all(b - a == self._step for a, b in itertools.pairwise(ends))
         self._even = even and 0 < self.longest <= min(self._step, ends[0])
         self._first = ends[0] - self.longest

@@ -1,4 +1,4 @@
-"""LaCT's fast MLP read in chunks is, in outputs, states and gradients, the one that reads token by token."""
+"""LaCT's fast MLP in chunks (mlp.py, read.py, schedule.py) is its token-by-token twin: outputs, states, gradients."""
 
 import pytest
 import torch
