@@ -1,4 +1,4 @@
-"""Keys that begin as those of the token before: what a model writes is what came after."""
+"""Keys that start as those of the tokens before: what a model writes is what came after them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_key_is_of_the_tokens_before_those_of_its_query(name):
 
 
 def test_lact_reads_what_came_after_the_same_tokens():
-    """Random tokens told twice: what the second layer's memory reads is nearest to the value written after them."""
+    """Random tokens, twice: what the second layer reads is nearest to the value written after the same tokens."""
     torch.manual_seed(0)
     config = {
         **CONFIGS["lact"],

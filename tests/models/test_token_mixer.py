@@ -1,4 +1,4 @@
-"""The contract of a layer: memories, traces, and every way to keep a read (more in test_reading.py, test_tapping.py)."""
+"""The contract of a layer: memories, traces, every way to keep a read (more in test_reading.py, test_tapping.py)."""
 
 import pytest
 import torch

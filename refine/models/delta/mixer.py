@@ -146,7 +146,7 @@ class DeltaMixer(TokenMixer):
         if keep is Keep.SPARSE:
             return SparseDeltaTrace(self, trace, layout, memory)
         if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
-            # computed now, which costs a small product: else the whole read would stay in memory
+            # computed now, which costs a small product: else all tensors of the read would stay in memory
             ends = layout.once("ends", lambda: Taps.ends(layout))
             return EndsOnly(trace.tap(ends, None), ends)
         return trace
