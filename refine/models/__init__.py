@@ -1,6 +1,6 @@
-"""Models that read and answer: DeltaNet, Gated DeltaNet, LaCT, with a fixed-size memory that can be tapped anywhere.
+"""Language models with a fixed-size memory that can be tapped after any token: DeltaNet, Gated DeltaNet, LaCT.
 
-`from_config`, `from_pretrained`, and transformers' AutoConfig / AutoModelForCausalLM once this is imported.
+`from_config` and `from_pretrained` build them, and so do transformers' AutoConfig and AutoModelForCausalLM.
 """
 
 from refine.models.generation import Continuation

@@ -18,15 +18,21 @@ from refine.ops.layout import Layout, Taps
 
 
 class Batch:
-    """Which tokens of tokens [B, T] are real, which document they belong to, and what each document starts from.
+    """Which of tokens [B, T] are real, which document each belongs to, and which memory each document starts from.
 
-    `lengths[b]`: the documents packed in row b, one after the other from its first real token; the first continues row
-    b of a memory, the others start fresh. `index` [N]: places of the real tokens in the flattened batch, or None where
-    all are real. A row without any real token passes its memory on.
+    `lengths[b]`: the lengths of the documents packed in row b, one after the other from its first real token. The first
+    continues row b of a memory, the others start fresh. A row without real tokens keeps its memory.
+    `index` [N]: indices of the real tokens in the flattened batch, or None if all tokens are real.
     """
 
-    def __init__(self, shape: tuple[int, int], lengths: Sequence[Sequence[int]], index: Tensor | None,
-                 memory: Memory | None, device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        lengths: Sequence[Sequence[int]],
+        index: Tensor | None,
+        memory: Memory | None,
+        device: torch.device,
+    ) -> None:
         self.rows, self.width = shape
         self.index = index
         self.lengths = [list(row) for row in lengths]
@@ -41,9 +47,9 @@ class Batch:
 
     @classmethod
     def packed(cls, tokens: Tensor, lengths: Sequence[Sequence[int]] | None, memory: Memory | None) -> Batch:
-        """Documents as `lengths` says (default: one a row); what a row's documents leave over is padding on its right.
+        """Documents of `lengths` tokens (default: one document a row); the rest of each row is padding, on its right.
 
-        Raises ModelError: no tokens, lengths that do not fit.
+        Raises ModelError: no tokens, or lengths that do not fit.
         """
         rows, width = tokens.shape
         if rows == 0 or width == 0:
@@ -68,7 +74,7 @@ class Batch:
     def masked(cls, tokens: Tensor, mask: Tensor, memory: Memory | None) -> Batch:
         """One document a row: the tokens where mask [B, T] is not 0.
 
-        Raises ModelError for a mask of another shape, or one that leaves no token.
+        Raises ModelError: a mask of another shape, or one without any real token.
         """
         if mask.shape != tokens.shape:
             raise ModelError(
@@ -87,16 +93,16 @@ class Batch:
         return flat if self.index is None else flat.index_select(0, self.index)
 
     def square(self, values: Tensor) -> Tensor:
-        """values [N, ...] of the real tokens -> [B, T, ...], zero at padding."""
+        """values [N, ...] of the real tokens -> [B, T, ...], 0 at padding."""
         if self.index is not None:
             padded = values.new_zeros(self.rows * self.width, *values.shape[1:])
             values = padded.index_copy(0, self.index, values)
         return values.reshape(self.rows, self.width, *values.shape[1:])
 
     def taps(self, positions: Tensor) -> Taps:
-        """positions [B, c] int64, tokens of the row read before each tap -> Taps, row b*c + i for positions[b, i].
+        """positions [B, c] int64: tokens of the row read before each tap -> Taps; row b*c + i is positions[b, i].
 
-        Raises ModelError: wrong shape, no tap, or a position outside 1 .. the row's real tokens.
+        Raises ModelError: wrong shape, no tap, or a position that is not 1 .. number of real tokens of its row.
         """
         if positions.ndim != 2 or positions.shape[0] != self.rows or positions.dtype != torch.int64:
             raise ModelError(
@@ -117,7 +123,7 @@ class Batch:
         return Taps(documents, counts, self.layout.device)
 
     def tap_positions(self, taps: Taps) -> Tensor:
-        """[R] int64: the true position of each tapped row."""
+        """[R] int64: how many tokens the memory of each tapped row has read, earlier reads included."""
         return torch.tensor(
             [self.layout.positions[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)], dtype=torch.int64
         )

@@ -1,4 +1,4 @@
-"""What the models' configs have in common: public fields with fla's defaults, and refusal, by name, of all else."""
+"""The config that all models share: fla's fields and defaults. A field or value that is not implemented is refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class FastWeightConfig(PreTrainedConfig):
     """config.json of a model with a fixed-size memory: the fields that all models share, with fla's defaults.
 
     A subclass adds its own as annotated class attributes. Fields of fla that choose an implementation (attn_mode,
-    fuse_*) or limit nothing here (max_position_embeddings) are kept for saving and change no result.
+    fuse_*) or have no effect here (max_position_embeddings) are saved again and change no result.
     """
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    # fields of older releases that may stand in published configs, and the one value that means what we compute
+    # fields of older releases that published configs may contain, each with the only value that is implemented
     legacy: ClassVar[dict[str, Any]] = {
         "norm_first": False,
         "share_conv_kernel": False,
@@ -59,7 +59,7 @@ class FastWeightConfig(PreTrainedConfig):
         }
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         for name, value in self._unknown.items():
             if name in self.legacy:
                 raise self.refusal(name, f"only {self.legacy[name]!r} is implemented", value)
@@ -74,11 +74,11 @@ class FastWeightConfig(PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size"):
             value = getattr(self, name, 1)
             optional = name == "intermediate_size" and value is None
-            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            self.require(optional or whole, name, "expected a whole number above 0")
+            positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            self.require(optional or positive, name, "expected a whole number above 0")
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         raise NotImplementedError
 
     def require(self, condition: bool, name: str, message: str) -> None:
@@ -87,27 +87,37 @@ class FastWeightConfig(PreTrainedConfig):
             raise self.refusal(name, message, getattr(self, name))
 
     def refusal(self, name: str, message: str, value: Any) -> ModelError:
-        """The error that field `name` with `value` deserves."""
+        """The ModelError about field `name` with `value`."""
         return ModelError(f"config of {self.model_type}: {name} is {value!r}: {message}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of config.json, those that were refused included."""
+        """The fields of config.json, unknown ones included."""
         values = super().to_dict()
         return {**{k: v for k, v in values.items() if k != "_unknown"}, **self._unknown}
 
 
 def check(config: FastWeightConfig, name: str, allowed: tuple[Any, ...], why: str | None = None) -> None:
-    """Raises ModelError, naming the field, unless config.name is one of `allowed`."""
-    value = getattr(config, name, None)
-    config.require(value in allowed, name, why or f"expected {' or '.join(map(repr, allowed))}") if hasattr(
-        config, name
-    ) else None
+    """Raises ModelError, naming the field, if config has field `name` with a value that is not in `allowed`."""
+    if hasattr(config, name):
+        expected = f"expected {' or '.join(map(repr, allowed))}"
+        config.require(getattr(config, name) in allowed, name, why or expected)
 
 
 def _belongs_to_transformers(name: str) -> bool:
     """Whether every transformers model may have config field `name`, or the library adds it when loading."""
-    known = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "name_or_path", "auto_map",
-             "return_dict", "quantization_config", "attn_implementation", "trust_remote_code"}  # fmt: skip
+    known = {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "model_type",
+        "name_or_path",
+        "auto_map",
+        "return_dict",
+        "quantization_config",
+        "attn_implementation",
+        "trust_remote_code",
+    }
     return name.startswith("_") or name in known or hasattr(PreTrainedConfig, name) or name in _base_fields()
 
 

@@ -7,29 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from refine.errors import ModelError
-from refine.models.memory import Memory
+from refine.models.memory import Memory, Reading
 from refine.ops.seeded_draws import uniform
 
-if TYPE_CHECKING:
-    from refine.models.language_model import FastWeightLanguageModel
+
+class LanguageModel(Protocol):
+    """What a continuation needs of a model: reading after a memory, and the head."""
+
+    def read(self, tokens: Tensor, memory: Memory | None = None) -> Reading:
+        """Read tokens [R, T] int64 after `memory` (R rows)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] after the final norm -> [..., V]."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was written after a memory.
+    """The tokens that a model writes after a memory.
 
-    tokens [R, k] int64; after a row's first stop token (which is counted) it holds that stop token.
-    lengths [R] int64: tokens up to and with the stop token, or k.
+    tokens [R, k] int64: a row's first stop token is repeated to its end.
+    lengths [R] int64: tokens up to and including the stop token, or k.
     log_probs [R, k]: log-probability of each token under the distribution that it was drawn from (at `temperature`).
-    hidden [R, k, D]: the state (after the final norm) that each token was predicted from: hidden[:, 0] is the state
-        after the memory's last token, hidden[:, j] the state after reading token j - 1.
-    memory: after all tokens but the last, whose effect nobody has asked for yet.
+    hidden [R, k, D]: the state (after the final norm) that predicted each token: hidden[:, 0] is the state after the
+        memory's last token, hidden[:, j] the state after reading token j - 1.
+    memory: after all tokens except the last, which is not read.
     """
 
     tokens: Tensor
@@ -41,19 +48,19 @@ class Continuation:
 
 @torch.no_grad()
 def continue_greedily(
-    model: FastWeightLanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
+    model: LanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
 ) -> Continuation:
-    """The likeliest token, `tokens` times, after `memory` (R rows) and `hidden` [R, D], the state after its last token.
+    """Write `tokens` tokens after `memory` (R rows), each the likeliest; the smallest of equally likely ones.
 
-    Stops early when every row has written one of `stop`. Ties go to the smallest token. Raises ModelError where the
-    rows of `hidden` and `memory` differ.
+    `hidden` [R, D]: the state after the memory's last token. Stops early when every row has written one of `stop`.
+    Raises ModelError: `hidden` of another shape, or fewer than 1 token.
     """
     return _continue(model, memory, hidden, tokens, stop, 1.0, lambda log_probs, step: log_probs.argmax(-1))
 
 
 @torch.no_grad()
 def continue_sampled(
-    model: FastWeightLanguageModel,
+    model: LanguageModel,
     memory: Memory,
     hidden: Tensor,
     tokens: int,
@@ -61,10 +68,10 @@ def continue_sampled(
     temperature: float = 1.0,
     stop: Sequence[int] = (),
 ) -> Continuation:
-    """Tokens drawn from softmax(logits / temperature); arguments as in `continue_greedily`.
+    """Write tokens drawn from softmax(logits / temperature); other arguments as in `continue_greedily`.
 
-    `seeds` [R] int64: row r's draws are a function of seeds[r] and the step alone, wherever the row stands. No token is
-    masked.
+    `seeds` [R] int64: the draws of row r depend only on seeds[r] and the step, whatever the batch. No token is masked.
+    Raises ModelError as `continue_greedily`, and for seeds of another shape or a temperature that is not above 0.
     """
     if seeds.shape != (memory.rows,) or seeds.dtype != torch.int64:
         raise ModelError(f"seeds must be int64 of shape [{memory.rows}], not {seeds.dtype} of {tuple(seeds.shape)}")
@@ -83,7 +90,7 @@ def continue_sampled(
 
 
 def _continue(
-    model: FastWeightLanguageModel,
+    model: LanguageModel,
     memory: Memory,
     hidden: Tensor,
     tokens: int,

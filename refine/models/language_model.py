@@ -2,9 +2,9 @@
 
 Shape legend: B rows · T tokens of a row · N real tokens · D hidden size · V vocabulary · c taps of a row.
 
-To add a model, subclass `FastWeightLanguageModel`, set `config_class`, and implement `make_mixer` (see
-`refine.models.token_mixer` for what a mixer owes); register it in `refine.models.loading`. Everything else is here:
-padding, packing, pieces, taps, gradient checkpointing, generation, transformers' interface.
+To add a model, subclass `FastWeightLanguageModel`, set `config_class`, implement `make_mixer` (the mixer's contract is
+`refine.models.token_mixer`), and register it in `refine.models.loading`. The base class does the rest: padding,
+packing, pieces, taps, gradient checkpointing, generation, transformers' interface.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
-from refine.models.generation import Continuation
+from refine.models.generation import Continuation, continue_greedily, continue_sampled
 from refine.models.memory import Memory, Reading
-from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TokenMixer, Trace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.models.transformers_interface import TransformersInterface
 from refine.models.weights import check_finite, check_weights, resolve
 from refine.ops.layout import Layout, Taps
@@ -32,7 +32,7 @@ from refine.ops.swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x). The inner size follows fla: `intermediate_size`, or 2/3 hidden_ratio D up to 256s."""
+    """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), trace
 
     def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
-        """What the mixer was given for tokens `index` [M] of the block input x [N, D]."""
+        """The mixer's inputs [M, D] for tokens `index` [M] of the block input x [N, D]."""
         return self.attn_norm(x.index_select(0, index))
 
 
 class Backbone(nn.Module):
-    """Embeddings, blocks, final norm: tokens of documents in, hidden states and one trace a layer out."""
+    """Embeddings, blocks and final norm: returns hidden states, and one trace for each layer."""
 
     def __init__(self, config: PreTrainedConfig, mixers: Sequence[TokenMixer]) -> None:
         super().__init__()
@@ -79,14 +79,15 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False  # set by PreTrainedModel.gradient_checkpointing_enable
 
-    def forward(self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None,
-                ends: Taps) -> tuple[Tensor, list[tuple[Trace, Inputs | None]], list[LayerMemory] | None]:  # fmt: skip
-        """x [N, D] embeddings -> hidden [N, D], each layer's (trace, inputs) and memory at `taps` (if known before)."""
+    def forward(
+        self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None, ends: Taps
+    ) -> tuple[Tensor, list[tuple[Trace, MixerInputs | None]], list[LayerMemory] | None]:
+        """x [N, D] embeddings -> hidden [N, D], and of each layer: trace and inputs; memory at `taps` (or None)."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         kept = Keep.ALL if taps is not None else keep
         if kept is Keep.ALL and recompute:
             kept = Keep.SPARSE
-        traces: list[tuple[Trace, Inputs | None]] = []
+        traces: list[tuple[Trace, MixerInputs | None]] = []
         tapped: list[LayerMemory] | None = None if taps is None else []
         for number, layer in enumerate(self.layers):
             block = cast(Block, layer)
@@ -98,16 +99,18 @@ class Backbone(nn.Module):
                 x, trace = block(x, layout, before, kept)
             if taps is not None and tapped is not None:
                 tapped.append(trace.tap(taps, inputs))
-                if (
-                    keep is Keep.ENDS and not torch.is_grad_enabled()
-                ):  # without a graph nothing else holds the read: let it go
-                    trace, inputs = Settled(trace.tap(ends, inputs), ends), None
+                if keep is Keep.ENDS and not torch.is_grad_enabled():
+                    # without a graph only the trace holds the read: free it
+                    trace, inputs = EndsOnly(trace.tap(ends, inputs), ends), None
             traces.append((trace, inputs))
         return self.norm(x), traces, tapped
 
 
 class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A causal language model that reads in any way with the same result, and whose memory can be tapped anywhere."""
+    """A causal language model whose memory can be tapped after any token.
+
+    Reading in one call, in pieces, or in any batch gives the same result.
+    """
 
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -128,9 +131,9 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
     def from_pretrained(  # type: ignore[override]
         cls, name: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers' from_pretrained, made strict: safetensors only, exactly the config's tensors, all finite.
+        """As transformers' from_pretrained, but strict: safetensors only, exactly the config's tensors, all finite.
 
-        Raises ModelError that names the file and the tensor at fault.
+        Raises ModelError that names the file and the tensor.
         """
         folder = resolve(name, kwargs.pop("revision", None)) / (kwargs.pop("subfolder", None) or "")
         config, kind = kwargs.get("config"), cast(type[PreTrainedConfig], cls.config_class)
@@ -147,38 +150,46 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         """One layer's token mixer."""
 
     def signature(self) -> str:
-        """The architecture in one line; memories of models that differ in it do not fit."""
+        """The architecture in one line. A model refuses a memory with another signature."""
         return f"{self.config.model_type} {self.config.memory_shape()}"
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] after the final norm -> [..., V]."""
         return self.lm_head(hidden)
 
-    def read(self, tokens: Tensor, memory: Memory | None = None, taps: Tensor | None = None, tappable: bool = False,
-             lengths: Sequence[Sequence[int]] | None = None) -> Reading:  # fmt: skip
-        """Read tokens [B, T] int64 after `memory` (B rows; default: fresh). See Reading for what comes back.
+    def read(
+        self,
+        tokens: Tensor,
+        memory: Memory | None = None,
+        taps: Tensor | None = None,
+        tappable: bool = False,
+        lengths: Sequence[Sequence[int]] | None = None,
+    ) -> Reading:
+        """Read tokens [B, T] int64 after `memory` (B rows; default: fresh).
 
         `taps` [B, c] int64: tokens of the row read before each tap (1 .. T, any order, repeats allowed).
-        `tappable`: keep what `Reading.tap` needs. `lengths`: the documents packed in each row; the first continues the
-        row's memory, the others start fresh, nothing leaks between them; what they leave of a row is padding.
-        Raises ModelError: tokens outside the vocabulary or none, taps out of range, lengths or a memory that do not
-        fit.
+        `tappable`: keep what `Reading.tap` needs. `lengths[b]`: lengths of the documents packed in row b. The first
+        continues the row's memory, the others start fresh, and none sees another; the rest of the row is padding.
+        Raises ModelError: no tokens, a token outside the vocabulary, taps out of range, lengths or a memory that do
+        not fit.
         """
         self._check_tokens(tokens)
         self._check_memory(memory, tokens)
         batch = Batch.packed(tokens, lengths, memory)
         return self.read_batch(batch, self.model.embeddings(batch.flat(tokens)), memory, taps, tappable)
 
-    def read_batch(self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None,
-                   tappable: bool = False) -> Reading:  # fmt: skip
-        """As `read`, for a Batch whose real tokens have the embeddings x [N, D]; inputs are taken as checked."""
+    def read_batch(
+        self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None, tappable: bool = False
+    ) -> Reading:
+        """As `read`, for a Batch whose real tokens have the embeddings x [N, D]. Does not check its arguments."""
         wanted = None if taps is None else batch.taps(taps)
         before = self._document_memories(batch, memory)
         keep = Keep.ALL if tappable else Keep.ENDS
         hidden, traces, layers = self.model(x, batch.layout, before, keep, wanted, batch.ends)
 
         def tapped(at: Taps, layers: list[LayerMemory] | None = None) -> Memory:
-            layers = layers or [trace.tap(at, inputs) for trace, inputs in traces]
+            if layers is None:
+                layers = [trace.tap(at, inputs) for trace, inputs in traces]
             return Memory(layers, batch.tap_positions(at), self.signature(), self.dtype)
 
         reading = Reading(
@@ -197,19 +208,22 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
 
     def continue_greedily(self, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()) -> Continuation:
         """See `refine.models.generation.continue_greedily`."""
-        from refine.models import generation
+        return continue_greedily(self, memory, hidden, tokens, stop)
 
-        return generation.continue_greedily(self, memory, hidden, tokens, stop)
-
-    def continue_sampled(self, memory: Memory, hidden: Tensor, tokens: int, seeds: Tensor, temperature: float = 1.0,
-                         stop: Sequence[int] = ()) -> Continuation:  # fmt: skip
+    def continue_sampled(
+        self,
+        memory: Memory,
+        hidden: Tensor,
+        tokens: int,
+        seeds: Tensor,
+        temperature: float = 1.0,
+        stop: Sequence[int] = (),
+    ) -> Continuation:
         """See `refine.models.generation.continue_sampled`."""
-        from refine.models import generation
-
-        return generation.continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
+        return continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
 
     def _document_memories(self, batch: Batch, memory: Memory | None) -> list[LayerMemory] | None:
-        """The memory that each document starts from: G rows a layer, or None where all start fresh."""
+        """The memory that each document starts from, G rows for each layer; None if all start fresh."""
         if memory is None:
             return None
         if batch.origin == list(range(batch.rows)):
@@ -218,7 +232,7 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         return with_fresh.layers
 
     def _ends(self, batch: Batch, memory: Memory | None, tapped: Any) -> Memory:
-        """The memory of B rows after their last documents; rows that read nothing keep what they had."""
+        """The memory of B rows after their last documents; a row that read nothing keeps its memory."""
         read = tapped(batch.ends)
         if batch.ends.rows == batch.rows:
             return read
@@ -239,7 +253,7 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             b, t = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
             raise ModelError(
                 f"token {int(tokens[b, t])} at row {b}, place {t} is outside the vocabulary, "
-                f"0 .. {self.config.vocab_size - 1}: is this the model's tokenizer?"
+                f"0 .. {self.config.vocab_size - 1}: do the tokens come from this model's tokenizer?"
             )
 
     def _check_memory(self, memory: Memory | None, tokens: Tensor) -> None:

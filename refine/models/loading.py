@@ -1,4 +1,4 @@
-"""Models from a config, a folder or a hub name: strictly, safetensors only, one clear line for what does not fit."""
+"""Builds models from a config, a folder or a hub name; reads safetensors only, and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS: dict[str, type[FastWeightLanguageModel]] = {}
 
 
 def register(model: type[FastWeightLanguageModel]) -> None:
-    """Make `model` known to `from_config`, `from_pretrained`, AutoConfig and AutoModelForCausalLM, for good."""
+    """Make `model` known to `from_config`, `from_pretrained`, AutoConfig and AutoModelForCausalLM."""
     config = _config_class(model)
     MODELS[config.model_type] = model
     AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -35,7 +35,7 @@ def _config_class(model: type[FastWeightLanguageModel]) -> type[FastWeightConfig
 
 
 def _guard_names() -> None:
-    """Keep our classes under their names: fla, imported later, would register its own under the same names."""
+    """Keep our classes registered: fla, when imported later, would replace them with its own of the same names."""
     theirs = CONFIG_MAPPING.register
     if getattr(theirs, "keeps_refine", False):
         return
@@ -52,7 +52,7 @@ def _guard_names() -> None:
 def from_config(config: dict[str, Any] | str | Path | FastWeightConfig) -> FastWeightLanguageModel:
     """A new model with random weights, from config.json's fields or the path of such a file (or its folder).
 
-    Raises ModelError: no such file, no JSON, a model type or field that is unknown or not implemented.
+    Raises ModelError: no such file, not JSON, or a model type or field that is unknown or not implemented.
     """
     if not isinstance(config, FastWeightConfig):
         values, where = (config, "config") if isinstance(config, dict) else (_read_config(Path(config)), str(config))
@@ -87,11 +87,10 @@ def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
 def from_pretrained(
     name: str | Path, revision: str | None = None, dtype: torch.dtype | str = "auto"
 ) -> FastWeightLanguageModel:
-    """The model saved in a folder, one that comes with the package ("sample/delta_net", "sample/lact"), or one under a
-    hub name at `revision`; `dtype`: "auto" keeps the weights' own.
+    """The model in a folder, in the package ("sample/delta_net", "sample/lact"), or on the hub at `revision`.
 
-    Raises ModelError: nothing there, hub not reachable, weights missing, superfluous, damaged, of another shape or not
-    finite, a config that is not implemented.
+    `dtype` "auto" keeps the dtype of the weights. Raises ModelError: no such model, the hub does not answer, a tensor
+    that is missing, not expected, damaged, of another shape or not finite, or a config that is not implemented.
     """
     folder = resolve(name, revision)
     config = _config(_read_config(folder), str(folder / "config.json"))

@@ -24,10 +24,10 @@ HEADER = ("signature", "dtype", "kinds", "shapes")
 
 
 class Memory:
-    """The memory of R sequences: one LayerMemory for each layer, and the true position of each row.
+    """The memory of R sequences: one LayerMemory for each layer, and the position of each row.
 
-    `positions` [R] int64, on the CPU: tokens read so far. `signature` names the architecture, `dtype` the model's
-    weights: a model refuses a memory that is not of its kind. Immutable; all methods return new objects.
+    `positions` [R] int64, on the CPU: tokens read so far. `signature` names the architecture, `dtype` is that of the
+    model's weights: a model refuses a memory that differs in either. Immutable; all methods return new objects.
     """
 
     def __init__(self, layers: Sequence[LayerMemory], positions: Tensor, signature: str, dtype: torch.dtype) -> None:
@@ -55,13 +55,13 @@ class Memory:
         return self.layers[0].device
 
     def detach(self) -> Memory:
-        """The same memory, cut off from the graph of the read."""
+        """The same memory without the graph of the read."""
         return self._each(lambda layer: layer.map(Tensor.detach), self.positions)
 
     def select(self, index: Tensor | Sequence[int] | slice) -> Memory:
         """Rows index[0], index[1], ... (negative ones count from the end; repeats allowed), with gradient.
 
-        Raises ModelError where an index is out of range.
+        Raises ModelError if an index is out of range.
         """
         if isinstance(index, slice):
             index = range(self.rows)[index]
@@ -98,7 +98,7 @@ class Memory:
 
     @staticmethod
     def cat(memories: Sequence[Memory]) -> Memory:
-        """The rows of all `memories`, one after the other. Raises ModelError where they are not of one model."""
+        """The rows of all `memories`, one after the other. Raises ModelError if they are not of one model."""
         first = memories[0]
         for other in memories[1:]:
             if (other.signature, other.dtype) != (first.signature, first.dtype):
@@ -107,7 +107,7 @@ class Memory:
         return Memory(layers, torch.cat([memory.positions for memory in memories]), first.signature, first.dtype)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file. An interrupted write leaves no partial file at `path`."""
         tensors = {"positions": self.positions}
         for number, layer in enumerate(self.layers):
             for name, tensor in layer.tensors().items():
@@ -125,8 +125,8 @@ class Memory:
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> Memory:
-        """Read a saved memory. Raises ModelError: missing or damaged file, no memory, a newer format, tensors that are
-        missing, superfluous or of another shape than was saved."""
+        """Read a saved memory. Raises ModelError: a file that is missing, damaged, newer or not a memory, or a
+        tensor that is missing, not expected, or of another shape than was saved."""
         header, tensors = _read_file(Path(path), device)
         positions = tensors.pop("positions").cpu()
         kinds = json.loads(header["kinds"])
@@ -161,7 +161,7 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
                 )
             if absent := [name for name in HEADER if name not in header]:
                 raise ModelError(f"{path}: damaged memory file (its header lacks {', '.join(absent)})")
-            # copies: aligned as new tensors are, so that products with them round alike
+            # copied, to be aligned in memory as new tensors are: else products with them might round differently
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             _check_shapes(path, json.loads(header["shapes"]), tensors)
             return header, tensors
@@ -172,12 +172,12 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
 
 
 def _check_shapes(path: Path, saved: dict[str, list[int]], tensors: dict[str, Tensor]) -> None:
-    """Raise ModelError unless `tensors` are those that were saved: a layer would start afresh from one that is not."""
+    """Raise ModelError unless `tensors` have the saved names and shapes."""
     for name in saved.keys() | tensors.keys():
         if name not in tensors:
             raise ModelError(f"{path}: damaged memory file (tensor {name} is missing)")
         if name not in saved:
-            raise ModelError(f"{path}: damaged memory file (tensor {name} is not of this memory)")
+            raise ModelError(f"{path}: damaged memory file (tensor {name} does not belong to this memory)")
         if list(tensors[name].shape) != saved[name]:
             shape = list(tensors[name].shape)
             raise ModelError(f"{path}: damaged memory file ({name} has shape {shape}, saved was {saved[name]})")
@@ -186,9 +186,9 @@ def _check_shapes(path: Path, saved: dict[str, list[int]], tensors: dict[str, Te
 class Reading:
     """What `model.read` returns.
 
-    `hidden` [B, T, D]: states after the final norm (zero where a row is padding). `tapped`: the memory of B*c rows at
-    the `taps` given (row b*c + i is taps[b, i]), or None. `memory`: the memory of B rows after the last token, computed
-    when first asked for. `tap(positions)`: as `tapped`, after a read with tappable=True.
+    `hidden` [B, T, D]: states after the final norm (0 at padding). `tapped`: the memory of B*c rows at the `taps` of
+    the read (row b*c + i is taps[b, i]), or None. `memory`: the memory of B rows after the last token, computed on
+    first use. `tap(positions)`: as `tapped`, after a read with tappable=True.
     """
 
     def __init__(self, hidden: Tensor, ends: Callable[[], Memory], tap: Callable[[Tensor], Memory] | None) -> None:
@@ -208,9 +208,9 @@ class Reading:
     def tap(self, positions: Tensor) -> Memory:
         """The memory of B*c rows after positions [B, c] int64 tokens (1 .. T, any order, repeats allowed) of each row.
 
-        Costs next to nothing, and gradients flow through it into the read. Raises ModelError for a position out of
-        range, or where the read was not tappable.
+        Costs next to nothing. Gradients flow through it into the read. Raises ModelError: a position out of range, or a
+        read that was not tappable.
         """
         if self._tap is None:
-            raise ModelError("this read kept no way to tap it: pass tappable=True to model.read")
+            raise ModelError("this read cannot be tapped: pass tappable=True to model.read")
         return self._tap(positions)

@@ -1,10 +1,10 @@
-"""The contract between the language model and a token mixer (DeltaNet, Gated DeltaNet, LaCT): how a layer reads,
-what it keeps of a read, and what it remembers.
+"""The contract of a token mixer (DeltaNet, Gated DeltaNet, LaCT): `TokenMixer` reads, `Trace` is what it keeps of one
+read, `LayerMemory` is what it remembers.
 
 Shape legend: N tokens of all documents of a read · G documents · R tapped rows · D hidden size.
 
-The language model has already turned padding, packing and pieces into a `Layout`: G documents laid end to end, each
-continuing its own row of a memory or a fresh one. A mixer therefore knows documents only: no batch, no mask.
+The language model turns padding, packing and pieces into a `Layout`: G documents laid end to end, each of which
+continues its row of a memory or a fresh one. A mixer therefore sees documents only: no batch, no mask.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ from torch import Tensor, nn
 from refine.errors import ModelError
 from refine.ops.layout import Layout, Taps
 
-Inputs = Callable[[Tensor], Tensor]
+MixerInputs = Callable[[Tensor], Tensor]
 """index [M] int64 of tokens (0 .. N-1) -> their mixer inputs [M, D], with gradient into the block's input."""
 
 
 class Keep(enum.Enum):
-    """What a mixer's trace must be able to answer after the read."""
+    """Which memories a mixer's trace must give after the read, and what it may hold for that.
 
-    ENDS = "ends"  # the memory after the last token of a document; hold nothing else alive
-    ALL = "all"  # the memory after any token; whatever autograd holds anyway may be held
-    SPARSE = "sparse"  # the memory after any token under gradient checkpointing: hold states at a coarse interval
-    #                    only and read again, through `inputs`, the few tokens since the last one
+    ENDS: the memory after the last token of each document; holds nothing else.
+    ALL: the memory after any token; may hold whatever autograd holds anyway.
+    SPARSE: the memory after any token, under gradient checkpointing; holds the states at a coarse interval, and reads
+    the few tokens since the last one again, through `inputs`.
+    """
+
+    ENDS = "ends"
+    ALL = "all"
+    SPARSE = "sparse"
 
 
 class LayerMemory(ABC):
     """What one layer remembers, a row for each sequence. Immutable: every method returns a new object.
 
-    Tensors may be views into a read (a tapped window, a pending chunk); `detach`, `select` by a slice and `repeat`
-    need not copy them. States are at least float32. Subclasses register under their class name for loading.
+    Tensors may be views into a read (a tapped window, a pending chunk), and `select` and `repeat` need not copy them.
+    States are at least float32. Every subclass is registered in `kinds` under its class name, for loading.
     """
 
     kinds: ClassVar[dict[str, type[LayerMemory]]] = {}
@@ -76,7 +81,7 @@ class LayerMemory(ABC):
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> LayerMemory:
-        """The inverse of `tensors`. Raises ModelError where one is missing or has another shape."""
+        """The inverse of `tensors`. Raises ModelError if one is missing or has another shape."""
 
     @classmethod
     @abstractmethod
@@ -127,43 +132,43 @@ class TensorMemory(LayerMemory):
 
 
 class Trace(ABC):
-    """What one layer keeps of one read, and the memories that can be had from it."""
+    """What one layer keeps of one read; gives the memory at any tap."""
 
     @abstractmethod
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         """The memory of taps.rows rows: row r after taps.counts[r] tokens of document taps.documents[r], with gradient.
 
-        Under Keep.ENDS only ends of documents are asked for. Under Keep.SPARSE `inputs` gives the mixer inputs of the
-        tokens that must be read again (it is None otherwise); index them as layout.starts[g] + offset.
+        After a read with Keep.ENDS, every tap is the end of a document. After one with Keep.SPARSE, `inputs` gives the
+        mixer inputs of tokens to read again, indexed as layout.starts[g] + offset; else it is None.
         """
 
 
-class Settled(Trace):
-    """A trace of which only some ends are left, already computed: row i is the end of document taps.documents[i]."""
+class EndsOnly(Trace):
+    """A trace that holds only the memory at some documents' ends: row i is the end of document taps.documents[i]."""
 
     def __init__(self, ends: LayerMemory, taps: Taps) -> None:
         self._ends, self._row = ends, {g: i for i, g in enumerate(taps.documents)}
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         rows = [self._row[g] for g in taps.documents]
         return self._ends if rows == list(range(self._ends.rows)) else self._ends.select(taps.tensor(rows))
 
 
 class TokenMixer(nn.Module, ABC):
-    """A layer that looks back. Everything else of a block works on each token alone."""
+    """The layer of a block that looks at earlier tokens; the other layers work on each token alone."""
 
     @abstractmethod
     def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
         """Read x [N, D] (normalised by the block), documents as in `layout`.
 
-        `memory` has one row for each document (row g for document g), or is None where all are fresh; how many tokens
-        each row has read is layout.positions. Returns y [N, D], to be added to the residual stream, and the trace.
+        `memory` has one row for each document, or is None if all start fresh; row g has read layout.positions[g]
+        tokens. Returns y [N, D], to be added to the residual stream, and the trace.
         Must be a pure function of its arguments and the parameters: gradient checkpointing runs it twice.
         """
 
     @abstractmethod
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> LayerMemory:
-        """The memory of `rows` sequences that have read nothing; `dtype` is that of the model's weights."""
+        """The memory of `rows` sequences that have read nothing, for a model with weights in `dtype`."""
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

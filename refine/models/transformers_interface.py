@@ -1,4 +1,4 @@
-"""The side of a model that transformers' users know: forward with labels and a cache, generate, embeddings.
+"""What transformers' users expect of a model: forward with labels and a cache, generate, embeddings.
 
 Shape legend: B rows · T tokens of a row, padding included · V vocabulary.
 """
@@ -17,7 +17,7 @@ from refine.models.memory import Memory
 
 
 class MemoryCache:
-    """A memory in the place where `generate` expects a key-value cache: it is replaced, never grown."""
+    """The memory, in the place where `generate` expects a key-value cache. Each step replaces it; it never grows."""
 
     is_compileable = False
 
@@ -46,7 +46,7 @@ class MemoryCache:
         self.memory = self.memory.select(indices)
 
     def crop(self, max_length: int) -> None:
-        """Refused: a fixed-size memory cannot forget the last tokens."""
+        """Raises ModelError: a fixed-size memory cannot forget its last tokens."""
         raise ModelError("a fixed-size memory cannot be cropped: assisted (speculative) generation is not supported")
 
 
@@ -54,7 +54,7 @@ class TransformersInterface:
     """Mixed into `FastWeightLanguageModel`: `forward` and what `generate` needs."""
 
     _is_stateful = True  # a cache cannot be rolled back
-    if TYPE_CHECKING:  # what FastWeightLanguageModel brings
+    if TYPE_CHECKING:  # attributes of FastWeightLanguageModel
         config: Any
         model: Any
         lm_head: nn.Linear
@@ -82,11 +82,11 @@ class TransformersInterface:
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [B, T, V] (and the loss, if labels [B, T] are given; -100 is ignored) as in any causal language model.
+        """Logits [B, T, V], and the loss if labels [B, T] are given (-100 is ignored), as any causal language model.
 
-        `attention_mask` [B, T]: 0 marks padding, on either side; it changes nothing in any real token, whose logits
-        are exactly those of the row alone (at padding they are those of a zero state). With a cache it may cover the
-        earlier columns too. `output_hidden_states` gives the final state alone. Raises ModelError as `read` does.
+        `attention_mask` [B, T]: 0 marks padding, on either side. Padding does not change the logits of real tokens;
+        logits at padding are those of a zero state. With a cache the mask may cover the earlier columns too.
+        `output_hidden_states` returns the final state only. Raises ModelError as `read` does.
         """
         if kwargs.get("output_attentions"):
             raise ModelError("output_attentions is not possible: there are no attention weights")

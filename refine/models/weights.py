@@ -1,4 +1,4 @@
-"""Saved weights, checked before they are trusted: where they are, that they are the config's, that they are numbers."""
+"""Finds a model's saved weights, and checks that they are the config's tensors and finite."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SINGLE = "model.safetensors"
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `name` itself, the one that comes with the package (sample/delta_net), or a download (or
-    the cached one) of the hub repository of that name.
+    """The folder of a model: `name` itself, a model in the package (sample/delta_net), or the hub repository `name`,
+    downloaded or from the hub's cache.
 
-    Raises ModelError: neither a folder nor a hub name, or the hub cannot be reached or does not have it.
+    Raises ModelError: neither a folder nor a hub name, or the hub does not answer or has no such repository.
     """
     folder = paths.model(name)
     return folder if folder.is_dir() else _from_hub(str(name), revision)
@@ -35,7 +35,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     if name.startswith("sample/"):
         there = ", ".join(f"sample/{kind}" for kind in paths.shipped_models())
         raise ModelError(
-            f"{name}: no such model comes with the package{nearest(name, there.split(', '))}; it has {there}"
+            f"{name}: no such model in the package{nearest(name, there.split(', '))}; expected one of {there}"
         )
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: no such model folder; expected a folder with config.json, or a hub name owner/name")
@@ -50,13 +50,13 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         first = " ".join(str(error).strip().splitlines()[:1])
-        raise ModelError(f"{name}{at}: no such folder, and the hub did not give it: {first}") from None
+        raise ModelError(f"{name}{at}: no such folder, and the download from the hub failed: {first}") from None
 
 
 def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
     """Raise ModelError unless the safetensors in `folder` hold exactly the parameters of `model` (may be on "meta").
 
-    Reads the files' headers alone. With `tied`, lm_head.weight may be there or not, but not differ from the embedding.
+    Reads only the files' headers. With `tied`, lm_head.weight may be absent, or must equal the embedding.
     """
     there = {name: (path, shape) for path in weight_files(folder) for name, shape in _header(path)}
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -64,7 +64,7 @@ def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
     if missing := [name for name in expected if name not in there and name not in optional]:
         raise ModelError(f"{folder}: the weights lack {_some(missing)}, which config.json asks for")
     if extra := [name for name in there if name not in expected]:
-        raise ModelError(f"{folder}: the weights hold {_some(extra)}, which this config.json has no place for")
+        raise ModelError(f"{folder}: the weights hold {_some(extra)}, which config.json does not ask for")
     for name, (path, shape) in there.items():
         if shape != expected[name]:
             what = ": the vocabulary differs" if name in ("model.embeddings.weight", "lm_head.weight") else ""
@@ -80,17 +80,15 @@ def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
 
 
 def check_finite(model: nn.Module, where: str | Path) -> None:
-    """Raise ModelError where a parameter holds NaN or infinity."""
+    """Raise ModelError if a parameter holds NaN or infinity."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             bad = int((~parameter.isfinite()).sum())
-            raise ModelError(
-                f"{where}: {name} holds {bad} values that are no finite numbers; the checkpoint is damaged"
-            )
+            raise ModelError(f"{where}: {name} holds {bad} values that are NaN or infinite; the checkpoint is damaged")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a model, all shards. Raises ModelError: none, other formats only, shards missing."""
+    """All safetensors files of a model. Raises ModelError: no weights, other formats only, or a missing shard."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
@@ -99,11 +97,11 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, AttributeError):
             raise ModelError(f"{folder / INDEX}: not an index of shards (expected a weight_map)") from None
         if absent := [name for name in names if not (folder / name).is_file()]:
-            raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, which is not there")
+            raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, but the folder does not contain it")
         return [folder / name for name in names]
     other = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     found = (
-        f"found {_some(other)}, but only safetensors are read: convert them where they came from"
+        f"found {_some(other)}, but only safetensors are read: convert these files to safetensors"
         if other
         else "no weights"
     )

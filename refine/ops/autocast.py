@@ -1,9 +1,9 @@
-"""What is computed in the dtypes that it is given, under autocast too, forward and backward.
+"""Products and functions whose dtypes autocast does not change, forward and backward.
 
 Shape legend: ... any leading dimensions, the same in both factors · I, J, K rows and columns.
 
-`with torch.autocast(enabled=False)` around a forward pass leaves its backward pass to wherever the user calls it, and
-that may be inside an autocast region: norms and states would then be answered by products rounded to bfloat16.
+`with torch.autocast(enabled=False)` covers a forward pass only. The backward pass runs where the user calls it; inside
+an autocast region the gradients of norms and states would be products rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def own_precision(function: F) -> F:
-    """`function` outside autocast, whose device is that of its first tensor: for an autograd.Function's two passes."""
+    """Run `function` outside autocast, on the device of its first tensor: for both passes of an autograd.Function."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -34,7 +34,7 @@ def own_precision(function: F) -> F:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [..., I, K] @ b [..., K, J] -> [..., I, J] in their dtype, and so its gradients."""
+    """a [..., I, K] @ b [..., K, J] -> [..., I, J], in their dtype; so are its gradients."""
     return _Product.apply(a, b)
 
 

@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def width(self) -> int | None:
-        """The length of every document where all are equal (then [N, .] may be viewed as [G, width, .]); else None."""
+        """The length of every document if all are equal (then [N, .] can be viewed as [G, width, .]); else None."""
         return self.longest if self.longest * self.documents == self.tokens else None
 
     def once(self, key: Hashable, build: Callable[[], X]) -> X:
@@ -72,7 +72,7 @@ class Layout:
         return self.once("offset_of_token", build)
 
     def position_of_token(self) -> torch.Tensor:
-        """[N] int64: the true position of each token, counted from the first token its memory ever read (0-based)."""
+        """[N] int64: the position of each token, counted from the first token that its memory ever read (0-based)."""
 
         def build() -> torch.Tensor:
             return self.offset_of_token() + self.tensor(self.positions)[self.document_of_token()]
@@ -81,7 +81,7 @@ class Layout:
 
 
 class Taps:
-    """R places at which a memory is wanted: after `counts[r]` tokens (1 .. its length) of document `documents[r]`."""
+    """R points of a read whose memory is wanted: after `counts[r]` tokens (1 .. length) of document `documents[r]`."""
 
     def __init__(self, documents: Sequence[int], counts: Sequence[int], device: Any = "cpu") -> None:
         self.documents = tuple(int(g) for g in documents)

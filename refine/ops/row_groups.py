@@ -1,6 +1,6 @@
-"""Rows that share something (a state, a window): laid side by side, so that one product serves all of them.
+"""Rows of a tensor worked on together: groups that share a state or a window, and blocks that fit a core's cache.
 
-Shape legend: R rows · D distinct things shared · n rows of the largest group.
+Shape legend: R rows · D distinct things shared · n rows of the largest group · F numbers of a row.
 """
 
 from __future__ import annotations
@@ -11,12 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CACHED_NUMBERS = 1 << 17  # numbers of a block; a few blocks of this size stay in a core's cache
+
+
+def blocks(x: Tensor) -> list[slice]:
+    """x [R, ...] -> consecutive slices of its rows, small enough for a core's cache; one slice on a GPU.
+
+    A chain of elementwise steps that goes through x block by block finds its operands in the cache.
+    """
+    rows = x.shape[0]
+    step = rows if x.device.type != "cpu" else max(1, CACHED_NUMBERS * rows // max(1, x.numel()))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
+
 
 class Groups:
-    """`shared[r]` names what row r shares with others. `distinct` lists the names in order of appearance.
+    """Rows that share something, laid side by side, so that one product serves all of them.
 
-    `gather` lays x [R, ...] out as [D, n, ...] (a view where the groups are equal in size and already in order; else
-    small groups are filled up with their own first row); `scatter` is its inverse.
+    `shared[r]` names what row r shares with others. `distinct` lists the names in order of appearance.
+
+    `gather` lays x [R, ...] out as [D, n, ...]: a view if the groups are of one size and in order; else
+    small groups are filled up with their own first row. `scatter` is its inverse.
     """
 
     def __init__(self, shared: Sequence[Any], device: torch.device | str = "cpu") -> None:

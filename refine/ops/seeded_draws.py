@@ -1,9 +1,9 @@
-"""Random numbers that are a function of a seed and counters, so that a draw depends on nothing else.
+"""Random numbers that depend only on a seed and counters.
 
 Shape legend: R seeds.
 
-SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): each number is a finaliser applied to the seed moved on by the counters.
-No state is kept, so a row's numbers are the same wherever the row stands in a batch, and on every device.
+SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): each number is a finaliser applied to the seed advanced by the counters.
+There is no state, so a row's numbers are the same at every place of a batch and on every device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mix(seeds: Tensor, *counters: Tensor | int) -> Tensor:
 
 
 def uniform(seeds: Tensor, *counters: Tensor | int) -> Tensor:
-    """seeds [R] int64 and counters -> [R] float64, uniform in [0, 1), one number for each seed and set of counters."""
+    """seeds [R] int64 and counters -> [R] float64, uniform in [0, 1): one number for each seed and set of counters."""
     return _shift(mix(seeds, *counters), 11).to(torch.float64) * 2.0**-53
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.cache_blocks import blocks
 from refine.ops.layout import Layout, Taps
+from refine.ops.row_groups import blocks
 from refine.ops.tapped_rows import LaterRows
 
 
@@ -37,7 +37,7 @@ def token_by_token(
 
 
 class Tails:
-    """The inputs of a convolution, each document after its W - 1 earlier ones: gives the tail after any token."""
+    """The inputs of a convolution, W - 1 earlier ones before each document's own: gives the tail after any token."""
 
     def __init__(self, padded: LaterRows, layout: Layout, width: int) -> None:
         self.padded, self.layout, self.width = padded, layout, width  # padded [N + G (W - 1), F]
@@ -51,7 +51,7 @@ class Tails:
             return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
-        return self.padded.pick(index).view(taps.rows, more, self.padded.whole.shape[1])
+        return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1])
 
 
 def read(
@@ -60,14 +60,14 @@ def read(
     """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
     more = weight.shape[1] - 1
     padded = LaterRows(_after_tails(x, tail, more, layout))
-    y = _Convolution.apply(padded.whole, weight, bias, silu)
+    y = _Convolution.apply(padded.tensor, weight, bias, silu)
     return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
 
 
 class _Convolution(torch.autograd.Function):
     """padded [P, F], weight [F, W], bias [F] or None -> [P - W + 1, F]; in blocks that fit a core's cache.
 
-    Keeps its input alone: the backward pass computes the convolution again, which costs less than reading it back.
+    Keeps only its input: the backward pass computes the convolution again, which costs less than reading it back.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ def _convolved(padded: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor) -
 
 
 def _places(more: int, layout: Layout) -> Tensor:
-    """[N]: where each token stands once every document follows its `more` earlier inputs."""
+    """[N]: the index of each token when every document comes after its `more` earlier inputs."""
 
     def build() -> Tensor:
         return torch.arange(layout.tokens, device=layout.device) + (layout.document_of_token() + 1) * more
@@ -127,7 +127,7 @@ def _after_tails(x: Tensor, tail: Tensor | None, more: int, layout: Layout) -> T
 
 
 def _order(more: int, layout: Layout) -> Tensor:
-    """[N + G * more]: places in [tokens, tails] in the order tail of document 0, document 0, tail of document 1, ..."""
+    """[N + G * more]: indices into [tokens, tails], in the order tail of document 0, document 0, tail of 1, ..."""
     order = torch.empty(layout.tokens + layout.documents * more, dtype=torch.int64, device=layout.device)
     tail_places = (layout.tensor(layout.starts) + torch.arange(layout.documents, device=layout.device) * more)[:, None]
     tails = torch.arange(layout.documents * more, device=layout.device)

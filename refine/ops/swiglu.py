@@ -1,4 +1,4 @@
-"""silu(gate) · up, which keeps its inputs only: autograd alone would keep silu(gate) as well, and pass over more.
+"""silu(gate) · up. Keeps only its inputs; autograd would keep silu(gate) too, and read and write more.
 
 Shape legend: ... any leading dimensions · E inner width.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from refine.ops.cache_blocks import blocks
+from refine.ops.row_groups import blocks
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_joined(gate_up: Tensor) -> Tensor:
-    """gate and up side by side, [..., 2E] -> [..., E]; their gradients come side by side, too."""
+    """gate and up side by side, [..., 2E] -> [..., E]; their gradients are side by side, too."""
     return _Joined.apply(gate_up)
 
 

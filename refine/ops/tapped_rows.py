@@ -1,10 +1,10 @@
-"""Rows of a tensor that are picked after it was used, for a gradient that costs no copy of the whole tensor.
+"""Rows that are picked from a tensor after its use, without a gradient as long as the tensor for each pick.
 
 Shape legend: X rows of the tensor · R picked rows.
 
-A tap picks a few rows of what a layer kept of the whole text. Plain indexing would answer each layer's pick with a
-zero-filled gradient as long as the text, and all layers' at once, for the rollouts' backward pass comes first. Here
-the picked rows' gradients wait in a box until the backward pass arrives at the tensor itself.
+A tap picks a few rows of what a layer kept of the text. The gradient of plain indexing is a zero-filled tensor as long
+as the text, for every pick, and those of all layers would exist at once, because the rollouts' backward pass comes
+first. Here the gradients of picked rows wait in a box until the backward pass reaches the tensor itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Box = list[tuple[Tensor, Tensor]]
 
 
 class LaterRows:
-    """`pick` gives rows of `whole` [X, ...], which is to be used in the place of the tensor that this was made from."""
+    """`pick` gives rows of x [X, ...]. Use `tensor` in place of x from here on: it carries all gradients to x."""
 
     def __init__(self, x: Tensor) -> None:
         self.box: Box | None = None
-        self.whole = self._values = x
+        self.tensor = self._values = x
         if torch.is_grad_enabled() and x.requires_grad:
             self.box, self._values = [], x.detach()
-            self.whole, self._handle = _Tee.apply(x, self.box)
+            self.tensor, self._handle = _Tee.apply(x, self.box)
 
     def pick(self, index: Tensor) -> Tensor:
         """Rows index[0], index[1], ... (int64 [R], repeats allowed) -> [R, ...], with gradient."""
@@ -60,7 +60,8 @@ class _Tee(torch.autograd.Function):
 class _Pick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, handle: Tensor, values: Tensor, index: Tensor, box: Box) -> Tensor:
-        ctx.box, ctx.index = box, index  # not save_for_backward: checkpointing would read a block again to get it back
+        # not save_for_backward: gradient checkpointing would run the block again to restore it
+        ctx.box, ctx.index = box, index
         return values.index_select(0, index)
 
     @staticmethod

@@ -1,13 +1,13 @@
-"""What the head says about every token, in one pass over pieces of the sequence: cross-entropy, entropy, accuracy.
+"""Cross-entropy, entropy and accuracy of every token, in one pass over pieces of the sequence.
 
 Shape legend: N tokens · P tokens of a piece · D hidden size · V vocabulary. `head` is the output matrix [V, D], tied to
 the embedding or not; logits are hidden @ head.T.
 
-The [N, V] logits are never held at once. `token_statistics` serves the next-token loss: its weights are known before,
-so the gradients of hidden and head are formed while a piece's probabilities are there (three matrix products a piece,
-as few as with all logits kept), and backward only scales them; where no gradient is wanted, one product a piece is all.
-`token_log_probs` serves the policy loss, whose gradient is known only later: backward computes a piece's logits a
-second time. `..._by_logits` are the plain twins.
+The [N, V] logits never exist at once. `token_statistics` is for the next-token loss, whose weights are known before:
+it forms the gradients of hidden and head while it has a piece's probabilities (three matrix products a piece, as with
+all logits kept), and backward only scales them. Without gradient it makes one product a piece.
+`token_log_probs` is for the policy loss, whose gradient is known only later: backward computes the logits of a piece
+again. `..._by_logits` are the plain twins.
 
 Under autocast the products run in its dtype, as `model.logits` does; softmax and sums are at least float32.
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PIECE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Logits of a piece [numbers]: on a CPU what its caches hold, on a GPU what keeps it busy."""
+"""Logits of a piece [numbers]: few enough for a CPU's caches, enough to keep a GPU busy."""
 
 
 class TokenStatistics(NamedTuple):
-    """`loss` [] = sum of weights * cross_entropy, with gradient; without: `cross_entropy` and `entropy` [nats],
-    `correct` (the target is the likeliest token, the first of equals), each in the shape of the targets."""
+    """`loss` [] = sum of weights * cross_entropy, with gradient. Without gradient, in the shape of the targets:
+    `cross_entropy` and `entropy` [nats], `correct` (the target is the likeliest token, the first of equals)."""
 
     loss: Tensor
     cross_entropy: Tensor
@@ -44,7 +44,7 @@ def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor, weights: Ten
     if weights is None:
         weights = torch.full(shape, 1 / max(1, targets.numel()), device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if not torch.is_grad_enabled():  # a Function would still be told that its inputs want gradients, and form them
+    if not torch.is_grad_enabled():  # a Function does not see that and would form the gradients
         flat, head = flat.detach(), head.detach()
     found = _NextToken.apply(flat, head, targets.reshape(-1), weights.reshape(-1), _compute_dtype(flat))
     return TokenStatistics(found[0], *(x.view(shape) for x in found[1:]))
@@ -76,8 +76,9 @@ def token_log_probs_by_logits(hidden: Tensor, head: Tensor, targets: Tensor, tem
 
 class _NextToken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor,
-                dtype: torch.dtype) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         precise = torch.promote_types(dtype, torch.float32)
         cross_entropy = torch.empty(targets.shape, dtype=precise, device=hidden.device)
@@ -110,15 +111,16 @@ class _NextToken(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        # the saved gradients stay as they are: a graph that is retained may come here twice
+        # not in place: a retained graph may run this twice
         grads = [None if d is None or d_loss is None else d * d_loss.to(d.dtype) for d in ctx.saved_tensors]
         return grads[0], grads[1], None, None, None
 
 
 class _LogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float,
-                dtype: torch.dtype) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, dtype: torch.dtype
+    ) -> Tensor:
         precise = torch.promote_types(dtype, torch.float32)
         chosen = torch.empty(targets.shape, dtype=precise, device=hidden.device)
         normaliser = torch.empty_like(chosen)  # log of the sum over the vocabulary
@@ -152,9 +154,10 @@ class _LogProbs(torch.autograd.Function):
         return d_hidden, None if d_head is None else d_head.to(head.dtype), None, None, None
 
 
-def _accumulate(d_logits: Tensor, h: Tensor, matrix: Tensor, piece: slice, d_hidden: Tensor | None,
-                d_head: Tensor | None) -> None:  # fmt: skip
-    """The gradient of a piece's logits [P, V], carried to its hidden states and the head."""
+def _accumulate(
+    d_logits: Tensor, h: Tensor, matrix: Tensor, piece: slice, d_hidden: Tensor | None, d_head: Tensor | None
+) -> None:
+    """Add the gradients of a piece's hidden states and of the head, from that of its logits [P, V]."""
     if d_hidden is not None:
         d_hidden[piece] = d_logits @ matrix
     if d_head is not None and d_head.dtype == d_logits.dtype:

@@ -1,4 +1,7 @@
-"""Models are built and loaded strictly; what does not fit is refused in one line that names it."""
+"""Models are built and loaded strictly; what does not fit is refused in one line that names it.
+
+These are also the tests of configuration.py and weights.py, and of the configs in delta/.
+"""
 
 import json
 import subprocess

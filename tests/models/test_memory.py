@@ -100,7 +100,7 @@ def test_files_that_are_no_memory_are_refused_with_their_name(name, configs, bui
     ("change", "message"),
     [
         (lambda held, name: {k: x for k, x in held.items() if k != name}, r"tensor {} is missing"),
-        (lambda held, name: {**held, "layers.1.more": held[name].clone()}, r"tensor layers\.1\.more is not of this"),
+        (lambda held, name: {**held, "layers.1.more": held[name].clone()}, r"tensor layers\.1\.more does not belong"),
         (lambda held, name: {**held, name: held[name][:1].clone()}, r"{} has shape \[1.*saved was \[2"),
         (lambda held, name: {k: x for k, x in held.items() if k != "positions"}, r"tensor positions is missing"),
     ],

@@ -1,4 +1,5 @@
-"""Reading in any way gives the same hidden states, memory and gradients."""
+"""Reading in any way gives the same hidden states, memory and gradients. language_model.py and delta/
+are tested here, in test_tapping.py, and with every option in test_variants.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Keys that begin as those of the token before: what a model writes is what came after."""
+"""Keys that start as those of the tokens before: what a model writes is what came after them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,28 @@ def test_a_key_is_of_the_tokens_before_those_of_its_query(name):
 
 
 def test_lact_reads_what_came_after_the_same_tokens():
-    """Random tokens told twice: what the second layer's memory reads is nearest to the value written after them."""
+    """Random tokens, twice: what the second layer reads is nearest to the value written after the same tokens."""
     torch.manual_seed(0)
-    config = {**CONFIGS["lact"], "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 2, "num_attn_heads": 4,
-              "num_lact_heads": 1, "inter_multi": 4, "lact_chunk_size": 16, "window_size": 16, "qkv_bias": True,
-              "qkv_silu": False, "attn_qk_norm": False, "ttt_nope": True, "ttt_prenorm": True, "use_momentum": False,
-              "use_muon": False, "w0_w2_low_rank": -1, "initializer_range": 0.05}  # fmt: skip
+    config = {
+        **CONFIGS["lact"],
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attn_heads": 4,
+        "num_lact_heads": 1,
+        "inter_multi": 4,
+        "lact_chunk_size": 16,
+        "window_size": 16,
+        "qkv_bias": True,
+        "qkv_silu": False,
+        "attn_qk_norm": False,
+        "ttt_nope": True,
+        "ttt_prenorm": True,
+        "use_momentum": False,
+        "use_muon": False,
+        "w0_w2_low_rank": -1,
+        "initializer_range": 0.05,
+    }
     model = refine.models.from_config(config)
     shift_keys(model)
     mixer, count, read = model.model.layers[1].attn, 96, {}
@@ -47,9 +63,18 @@ def test_lact_reads_what_came_after_the_same_tokens():
 
 
 def test_a_head_of_lact_looks_its_distance_back():
-    model = refine.models.from_config({**CONFIGS["lact"], "vocab_size": VOCABULARY, "hidden_size": 128,
-                                       "num_attn_heads": 4, "num_lact_heads": 1, "attn_qk_norm": False,
-                                       "qkv_bias": True, "ttt_nope": True})  # fmt: skip
+    model = refine.models.from_config(
+        {
+            **CONFIGS["lact"],
+            "vocab_size": VOCABULARY,
+            "hidden_size": 128,
+            "num_attn_heads": 4,
+            "num_lact_heads": 1,
+            "attn_qk_norm": False,
+            "qkv_bias": True,
+            "ttt_nope": True,
+        }
+    )
     shift_keys(model)
     mixer = model.model.layers[0].attn
     projected = mixer.projected(torch.randn(40, 128), mixer.turns(torch.arange(100, 140), torch.float32))

@@ -1,4 +1,4 @@
-"""The models that come with the package: small, whole, named, and able to recall what they were made to."""
+"""The models in the package: small, complete, documented, and able to recall what they were trained to."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_each_is_small_and_says_what_it_is(name):
     assert not {path.suffix for path in folder.iterdir()} - {".json", ".safetensors", ".md"}, "nothing that runs code"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert all(word in card for word in ("license:", "Data", "Limits", "Scores", "n-gram"))
-    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert told["tokens"] > 1_000_000 and len(told["curve"]) > 50
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert training["tokens"] > 1_000_000 and len(training["curve"]) > 50
 
 
 @pytest.mark.parametrize("name", NAMES)

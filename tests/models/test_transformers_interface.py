@@ -79,7 +79,7 @@ BAD = {
     "a mask of another shape": (lambda m, t: m(t, attention_mask=torch.ones(2, 3)), "attention_mask has shape"),
     "a mask that leaves nothing": (lambda m, t: m(t, attention_mask=torch.zeros(2, 9)), "leaves no token"),
     "attention weights": (lambda m, t: m(t, output_attentions=True), "output_attentions"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", list(BAD))

@@ -1,4 +1,4 @@
-"""Products and passes that autocast leaves alone, forward and backward."""
+"""Products and passes that autocast does not change, forward and backward."""
 
 import torch
 

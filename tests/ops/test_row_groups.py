@@ -1,8 +1,9 @@
-"""Rows that share something lie side by side, and find back."""
+"""Rows that share something are laid side by side and put back; blocks of rows are small enough for a cache."""
 
 import torch
 
-from refine.ops.row_groups import Groups
+from refine.ops import row_groups
+from refine.ops.row_groups import Groups, blocks
 
 
 def test_equal_groups_in_order_are_a_view():
@@ -23,3 +24,12 @@ def test_unequal_groups_are_filled_up_and_rows_find_back():
     weights = torch.randn(5, 3)
     (groups.scatter(gathered) * weights).sum().backward()
     assert torch.equal(x.grad, weights), "what fills up a group sends no gradient"
+
+
+def test_blocks_are_all_rows_in_order_and_few_numbers_each(monkeypatch):
+    monkeypatch.setattr(row_groups, "CACHED_NUMBERS", 10)
+    x = torch.arange(28).view(7, 4)
+    parts = [x[rows] for rows in blocks(x)]
+    assert torch.equal(torch.cat(parts), x) and all(part.numel() <= 10 for part in parts)
+    assert [len(x[rows]) for rows in blocks(torch.ones(2, 100))] == [1, 1], "at least one row"
+    assert blocks(torch.ones(0, 4)) == []

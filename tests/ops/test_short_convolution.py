@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.ops import cache_blocks, short_convolution
+from refine.ops import row_groups, short_convolution
 from refine.ops.layout import Layout, Taps
 
 
@@ -12,7 +12,7 @@ from refine.ops.layout import Layout, Taps
 @pytest.mark.parametrize("with_tail", [True, False], ids=["after a tail", "fresh"])
 @pytest.mark.parametrize("lengths", [[1], [2], [3], [4, 4], [1, 7, 3], [65]], ids=str)
 def test_documents_are_the_twin(lengths, with_tail, width, silu, monkeypatch):
-    monkeypatch.setattr(cache_blocks, "CACHED_NUMBERS", 30)  # several blocks
+    monkeypatch.setattr(row_groups, "CACHED_NUMBERS", 30)  # several blocks
     generator = torch.Generator().manual_seed(3)
     channels = 5
 

@@ -34,19 +34,19 @@ class DeltaNetConfig(FastWeightConfig):
     allow_neg_eigval: bool = False
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
         check(self, "use_output_norm", (True,))
         check(self, "qk_norm", ("l2", "sum"))
         check(self, "qk_activation", ("silu", "relu", "elu", "identity"))
         for field in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, field)
-            whole = width > 0 and width == int(width) and int(width) % self.num_heads == 0
+            fits = width > 0 and width == int(width) and int(width) % self.num_heads == 0
             rule = f"{self.hidden_size} (hidden_size) times this must be a multiple of {self.num_heads} (num_heads)"
-            self.require(whole, field, rule)
+            self.require(fits, field, rule)
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         key, value = round(self.hidden_size * self.expand_k), round(self.hidden_size * self.expand_v)
         width = self.conv_size if self.use_short_conv else 0
         return (
@@ -55,7 +55,7 @@ class DeltaNetConfig(FastWeightConfig):
 
 
 class DeltaNet(DeltaMixer):
-    """The delta rule without decay: beta = sigmoid(linear), twice that where negative eigenvalues are allowed."""
+    """The delta rule without decay: beta = sigmoid(b_proj x), or twice that if negative eigenvalues are allowed."""
 
     def __init__(self, config: DeltaNetConfig) -> None:
         heads = config.num_heads
@@ -68,7 +68,7 @@ class DeltaNet(DeltaMixer):
             self.b_proj = nn.Linear(config.hidden_size, heads, bias=False)
 
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K], SiLU already applied where that is its activation: any other activation, then norm."""
+        """q or k [N, H, K], after SiLU if that is the activation -> any other activation, then norm."""
         if self.qk_activation == "relu":
             x = F.relu(x)
         elif self.qk_activation == "elu":

@@ -35,7 +35,7 @@ class GatedDeltaNetConfig(FastWeightConfig):
     allow_neg_eigval: bool = False
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
         check(self, "output_gate_activation", ("swish", "silu", "sigmoid"))
         self.require(
@@ -44,25 +44,36 @@ class GatedDeltaNetConfig(FastWeightConfig):
         groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
         self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
         width = self.head_dim * self.expand_v
-        self.require(width > 0 and math.isclose(width, int(width), rel_tol=1e-5), "expand_v",
-                     f"{self.head_dim} (head_dim) times this must be a whole number above 0")  # fmt: skip
+        self.require(
+            width > 0 and math.isclose(width, int(width), rel_tol=1e-5),
+            "expand_v",
+            f"{self.head_dim} (head_dim) times this must be a whole number above 0",
+        )
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
         widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
         return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
 
 
 class GatedDeltaNet(DeltaMixer):
-    """The delta rule with a decay exp(−exp(A_log) softplus(a_proj x + dt_bias)) of each value head."""
+    """The delta rule with decay: beta = sigmoid(b_proj x), decay exp(−exp(A_log) softplus(a_proj x + dt_bias))."""
 
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         value_heads = config.num_v_heads or config.num_heads
         conv_size = config.conv_size if config.use_short_conv else 0
         value = int(config.head_dim * config.expand_v)
-        super().__init__(config.hidden_size, config.num_heads, value_heads, config.head_dim, value, conv_size,
-                         config.use_gate, config.norm_eps)  # fmt: skip
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            value_heads,
+            config.head_dim,
+            value,
+            conv_size,
+            config.use_gate,
+            config.norm_eps,
+        )
         self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
         self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
         self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
@@ -70,7 +81,7 @@ class GatedDeltaNet(DeltaMixer):
         self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K], SiLU already applied: unit length."""
+        """q or k [N, H, K], after SiLU -> unit length."""
         return unit_length(x)
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

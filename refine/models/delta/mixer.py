@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.models.token_mixer import Inputs, Keep, LayerMemory, Settled, TensorMemory, TokenMixer, Trace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
 from refine.ops import short_convolution
 from refine.ops.delta_rule import fla
@@ -25,7 +25,7 @@ States = delta_rule.ChunkStates | fla.SegmentStates
 
 
 class ShortConvolution(nn.Conv1d):
-    """Weights of a depthwise causal convolution, [F, 1, W] as fla saves (and initialises) them."""
+    """A depthwise causal convolution with weights [F, 1, W], saved and initialised as in fla."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, channels, width, groups=channels, bias=False)
@@ -39,9 +39,9 @@ class ShortConvolution(nn.Conv1d):
 
 
 class DeltaMixer(TokenMixer):
-    """The layer but for its rates: a subclass says how q and k are normalised, and how much is written and forgotten.
+    """The layer except what differs: a subclass implements `normalised` (of q and k) and `rates` (beta and decay).
 
-    `silu_keys`: whether SiLU is the activation of q and k; it always is that of v.
+    `silu_keys`: whether SiLU is the activation of q and k. The activation of v is always SiLU.
     A memory has "state" [R, J, K, V] and, with a convolution, its last inputs "q", "k", "v" [R, W - 1, .].
     """
 
@@ -75,7 +75,7 @@ class DeltaMixer(TokenMixer):
 
     @abstractmethod
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K] after convolution and SiLU (where `silu_keys`) -> activated otherwise, and normalised."""
+        """q or k [N, H, K] after convolution and, if `silu_keys`, SiLU -> any other activation, then norm."""
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -106,9 +106,17 @@ class DeltaMixer(TokenMixer):
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
 
     @staticmethod
-    def _rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
-              layout: Layout, dtype: torch.dtype) -> tuple[Tensor, States]:  # fmt: skip
-        """o [N, J, V], at least float32, by kernels that read `dtype` (the activations') or by PyTorch; the states."""
+    def _rule(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, States]:
+        """o [N, J, V], at least float32, and the states; by fla's kernels if they read `dtype`, else by PyTorch."""
         if not fla.chosen(q.device, dtype):
             return delta_rule.read(q, k, v, beta, log_decay, state, layout)
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
@@ -122,8 +130,8 @@ class DeltaMixer(TokenMixer):
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
         silu = {"q": self.silu_keys, "k": self.silu_keys, "v": True}
         if not self.conv_size:
-            whole = {name: y.to(wide(y.dtype)) for name, y in projected.items()}
-            return [F.silu(y) if silu[name] else y for name, y in whole.items()], {}
+            precise = {name: y.to(wide(y.dtype)) for name, y in projected.items()}
+            return [F.silu(y) if silu[name] else y for name, y in precise.items()], {}
         convolutions = {"q": self.q_conv1d, "k": self.k_conv1d, "v": self.v_conv1d}
         both = {name: convolutions[name](y, held.get(name), layout, silu[name]) for name, y in projected.items()}
         return [y for y, _ in both.values()], {name: tails for name, (_, tails) in both.items()}
@@ -138,8 +146,9 @@ class DeltaMixer(TokenMixer):
         if keep is Keep.SPARSE:
             return SparseDeltaTrace(self, trace, layout, memory)
         if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
-            ends = layout.once("ends", lambda: Taps.ends(layout))  # a small product; else the whole read stays alive
-            return Settled(trace.tap(ends, None), ends)
+            # computed now, which costs a small product: else all tensors of the read would stay in memory
+            ends = layout.once("ends", lambda: Taps.ends(layout))
+            return EndsOnly(trace.tap(ends, None), ends)
         return trace
 
 
@@ -149,27 +158,25 @@ class DeltaTrace(Trace):
     def __init__(self, states: States, tails: dict[str, short_convolution.Tails]) -> None:
         self.states, self.tails = states, tails
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> TensorMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> TensorMemory:
         tails = {name: tails.at(taps) for name, tails in self.tails.items()}
         return TensorMemory({"state": self.states.at(taps), **tails})
 
 
 class SparseDeltaTrace(Trace):
-    """States at every few chunks of a document; a tap reads the tokens since then once more."""
+    """Keeps the state at every few chunks of a document; a tap reads the tokens since the last kept state again."""
 
     def __init__(self, mixer: DeltaMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
         self.mixer, self.layout = mixer, layout
-        self.start = (
-            memory
-            if memory is not None
-            else mixer.fresh(layout.documents, layout.device, trace.states.starts.whole.dtype)
-        )
+        if memory is None:
+            memory = mixer.fresh(layout.documents, layout.device, trace.states.starts.tensor.dtype)
+        self.start = memory
         chunks, every = trace.states.chunks, trace.states.sparse
         self.span = chunks.size * every  # tokens between kept states
-        self.kept, place = layout.once(("sparse", chunks.size), lambda: self._places(chunks, every))
+        self.kept, place = layout.once(("sparse", chunks.size), lambda: self._kept_states(chunks, every))
         self.states = trace.states.starts.pick(place)
 
-    def tap(self, taps: Taps, inputs: Inputs | None) -> LayerMemory:
+    def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         assert inputs is not None
         begin = [(n - 1) // self.span * self.span for n in taps.counts]
         state = self.states.index_select(
@@ -184,10 +191,10 @@ class SparseDeltaTrace(Trace):
         _, trace = self.mixer(inputs(index.to(taps.device)), layout, before, Keep.ENDS)
         return trace.tap(Taps.ends(layout), None)
 
-    def _tails(self, taps: Taps, begin: list[int], inputs: Inputs) -> dict[str, Tensor]:
-        """The convolutions' inputs before token begin[r] of each tapped document: projected again, or the memory's."""
+    def _tails(self, taps: Taps, begin: list[int], inputs: MixerInputs) -> dict[str, Tensor]:
+        """The W - 1 inputs of each convolution before token begin[r], projected again or remembered."""
         more = self.mixer.conv_size - 1
-        inside = [b > 0 for b in begin]  # then at least a chunk, and so more than W - 1 tokens, stand before it
+        inside = [b > 0 for b in begin]  # then at least one chunk lies before it, which is more than W - 1 tokens
         tails = self.start.select(taps.tensor(taps.documents)).tensors()
         if not any(inside):
             return {name: tails[name] for name in ("q", "k", "v")}
@@ -201,8 +208,8 @@ class SparseDeltaTrace(Trace):
         }
 
     @staticmethod
-    def _places(chunks: Chunks, every: int) -> tuple[dict[tuple[int, int], int], Tensor]:
-        """Row of each kept (document, number of the kept state), and the chunk that each row is the start of."""
+    def _kept_states(chunks: Chunks, every: int) -> tuple[dict[tuple[int, int], int], Tensor]:
+        """The row of each kept (document, number of its kept state), and the chunk that starts with each row."""
         rows: dict[tuple[int, int], int] = {}
         places: list[int] = []
         for g, n in enumerate(chunks.layout.lengths):

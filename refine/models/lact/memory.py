@@ -18,11 +18,11 @@ from refine.ops.fast_mlp.read import join, pick
 
 
 class LactMemory(LayerMemory):
-    """`state` (P in front, see `refine.ops.fast_mlp.mlp.State`); row r has state shared[r]. `window`: the keys and
-    values of the last W - 1 tokens; `pending`: keys, values, rates (and carry) of the unfinished chunk's tokens.
+    """Row r has state shared[r] of `state` (P states, see `refine.ops.fast_mlp.mlp.State`).
 
-    Rows tapped from one read share its states, window and chunk: nothing is copied, by `select` and `repeat` neither.
-    Decoding copies window and chunk out of the read once, after `Lact.append_limit` tokens (see RecentTokens).
+    `window`: the keys and values of the last W - 1 tokens. `pending`: keys, values, rates (and carry) of the unfinished
+    chunk's tokens. Rows tapped from one read share its states, windows and chunks: tapping, `select` and `repeat` copy
+    none of them. Decoding copies window and chunk once in `Lact.append_limit` tokens (see RecentTokens).
     """
 
     def __init__(self, state: State, shared: Sequence[int], window: RecentTokens, pending: RecentTokens) -> None:
@@ -44,7 +44,7 @@ class LactMemory(LayerMemory):
         return self.state["out"].device
 
     def compact(self) -> LactMemory:
-        """The same memory with its tokens copied out of the read that they lie in."""
+        """The same memory, its tokens copied out of the read."""
         return LactMemory(self.state, self.shared, self.window.compact(), self.pending.compact())
 
     def select(self, index: Tensor) -> LactMemory:
@@ -92,7 +92,7 @@ class LactMemory(LayerMemory):
 
 
 def _recent(tensors: dict[str, Tensor], name: str, rows: int) -> RecentTokens:
-    """The inverse of what `tensors` makes of a window or a chunk."""
+    """The window or chunk that `LactMemory.tensors` saved under `name`."""
     held = {key.split(".")[1]: x for key, x in tensors.items() if key.startswith(f"{name}.") and key != f"{name}.count"}
     counts = tensors[f"{name}.count"].tolist()
     slots = {x.shape[1] for x in held.values() if x.dim() > 1}

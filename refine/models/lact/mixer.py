@@ -16,8 +16,8 @@ from torch.nn.functional import silu, softplus
 
 from refine.models.lact.memory import LactMemory
 from refine.models.lact.recent_tokens import RecentTokens, RecentTrace
-from refine.models.lact.trace import LactTrace, SparseLactTrace
-from refine.models.token_mixer import Keep, LayerMemory, Settled, TokenMixer, Trace
+from refine.models.lact.trace import LactTrace, Sizes, SparseLactTrace
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, TokenMixer, Trace
 from refine.ops.attention import rotary, shared_windows
 from refine.ops.attention import window as window_attention
 from refine.ops.autocast import product
@@ -28,8 +28,8 @@ from refine.ops.fast_mlp.schedule import Schedule
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import RMSNorm
 
-EPS = 1e-5  # of q_norm, k_norm and ttt_norm, whatever norm_eps says
-BASE_RATE = 0.001
+EPS = 1e-5  # of q_norm, k_norm and ttt_norm; norm_eps does not change it
+BASE_RATE = 0.001  # learning rate of the fast weights where lr_proj gives 0
 
 
 class LowRank(nn.Module):
@@ -51,17 +51,17 @@ class LowRank(nn.Module):
 
 @dataclass
 class Projected:
-    """What both branches need of N tokens: queries, what a memory may keep, the scale of the fast branch's output."""
+    """What both branches need of N tokens: queries, keys and values, rates, the scale of the fast branch's output."""
 
-    queries: Tensor  # [N, A, D / A], turned
-    window: Tokens  # keys (turned), values [N, A, D / A]
+    queries: Tensor  # [N, A, D / A], rotated
+    window: Tokens  # keys (rotated), values [N, A, D / A]
     fast_queries: Tensor  # [N, H, K]
     pending: Tokens  # keys, values [N, H, K], rates [N, H, 3], carry [N, H]
     scale: Tensor | None  # [N, H, 1]
 
 
 class Lact(TokenMixer):
-    """Window attention plus fast MLP, then o_proj; parameters named as in the release."""
+    """o_proj(window attention + scale · ttt_norm(fast MLP)); parameters are named as in the release."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -89,8 +89,10 @@ class Lact(TokenMixer):
         inner, rank = int(width * config.inter_multi), config.w0_w2_low_rank
         self.w1 = nn.Parameter(torch.empty(self.fast_heads, width, inner))
         for name in ("w0", "w2"):
-            low = LowRank(self.fast_heads, inner, width, rank, config.fw_init_gain) if rank > 0 else None
-            setattr(self, name, low or nn.Parameter(torch.empty(self.fast_heads, inner, width)))
+            if rank > 0:
+                setattr(self, name, LowRank(self.fast_heads, inner, width, rank, config.fw_init_gain))
+            else:
+                setattr(self, name, nn.Parameter(torch.empty(self.fast_heads, inner, width)))
 
     def initial_weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """w0, w1, w2 before the first token: [H, E, K], [H, K, E], [H, E, K]."""
@@ -113,13 +115,14 @@ class Lact(TokenMixer):
                 fast = fast * projected.scale
             mixed = attended.flatten(1) + fast.flatten(1)
         y = self.o_proj(mixed.to(projected.queries.dtype))
+        sizes = Sizes(self.window, self.rule.chunk_size)
         if keep is Keep.SPARSE:
-            return y, SparseLactTrace(self, states, before, layout)
-        trace = LactTrace(self, states, window, pending, append, keep)
+            return y, SparseLactTrace(sizes, self._memorised, states, before, layout)
+        trace = LactTrace(sizes, states, window, pending, append, keep)
         if keep is Keep.ALL or torch.is_grad_enabled():
             return y, trace
         ends = layout.once("ends", lambda: Taps.ends(layout))
-        return y, Settled(trace.tap(ends, None), ends)  # else the whole read would stay alive for its last tokens
+        return y, EndsOnly(trace.tap(ends, None), ends)  # so that the read can be freed
 
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> LactMemory:
         width, fast_width = self.o_proj.in_features // self.heads, self.ttt_norm.weight.shape[0]
@@ -159,26 +162,34 @@ class Lact(TokenMixer):
         window = {"keys": k, "values": v.unflatten(-1, (self.heads, -1))}
         return Projected(q, window, fast_q, pending, scale)
 
+    def _memorised(self, x: Tensor, positions: Tensor) -> tuple[Tokens, Tokens]:
+        """x [M, D] at true `positions` [M] -> what window and chunk remember of these tokens."""
+        projected = self.projected(x, self.turns(positions, x.dtype))
+        return projected.window, projected.pending
+
     def _turned(self, y: Tensor, turns: rotary.Table) -> Tensor:
-        """y [N, D] turned in attention heads, [N, A, D / A]."""
+        """y [N, D] rotated in its attention heads -> [N, A, D / A]."""
         return rotary.rotate(y.unflatten(-1, (self.heads, -1)), turns)
 
     def _fast(self, y: Tensor, which: int) -> Tensor:
-        """The fast branch's q (which = 0) or k (1) from the normed one [N, D]: scale, offset, SiLU, unit fast heads."""
+        """The fast branch's q (which = 0) or k (1) from y [N, D]: scale, offset, SiLU, fast heads of unit length."""
         scale, offset = self.qk_scale[:, which], self.qk_offset[:, which]
         return fast_keys.fast_keys(y, scale, offset, self.fast_heads, self.qk_silu)
 
     def _rates(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """rates [N, H, 3], carry [N, H] and the output's scale [N, H, 1] of tokens x [N, D]; rates at least float32."""
+        """x [N, D] -> rates [N, H, 3] and carry [N, H], at least float32, and the fast output's scale [N, H, 1].
+
+        rates = softplus(lr_proj x + softplus⁻¹(BASE_RATE)).
+        """
         precise = torch.promote_types(x.dtype, torch.float32)
-        offset = math.log(math.expm1(BASE_RATE))  # softplus⁻¹
+        offset = math.log(math.expm1(BASE_RATE))
         rates = softplus(self.lr_proj(x).to(precise) + offset).unflatten(-1, (self.fast_heads, 3))
         carry = self.momentum_proj(x).to(precise) if self.rule.momentum else None
         scale = silu(self.ttt_scale_proj(x)).unsqueeze(-1) if hasattr(self, "ttt_scale_proj") else None
         return rates, carry, scale
 
     def _appends(self, before: LactMemory, layout: Layout) -> bool:
-        """Whether the new tokens are few enough to stand beside the old ones, rather than to be laid together."""
+        """Whether the new tokens are few enough to be appended to the remembered ones, without a new pool."""
         if layout.width is None or not any(before.pending.counts):
             return False
         return before.pending.own_length + layout.width <= self.append_limit
@@ -197,9 +208,10 @@ class Lact(TokenMixer):
         )
         return out.flatten(0, 1)
 
-    def _read_fast(self, queries: Tensor, before: LactMemory, pending: RecentTrace, append: bool,
-                   keep: Keep) -> tuple[Tensor, fast_weight_read.States]:  # fmt: skip
-        """The fast MLP of queries [N, H, K] -> [N, H, K], and the states on the way."""
+    def _read_fast(
+        self, queries: Tensor, before: LactMemory, pending: RecentTrace, append: bool, keep: Keep
+    ) -> tuple[Tensor, fast_weight_read.States]:
+        """The fast MLP of queries [N, H, K] -> [N, H, K], and the states that the read passes through."""
         layout, counts = pending.layout, before.pending.counts
         size = self.rule.chunk_size
         schedule = layout.once(("schedule", counts, size, append), lambda: Schedule(layout, counts, size, append))

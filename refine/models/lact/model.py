@@ -1,4 +1,4 @@
-"""LaCT (arXiv 2505.23884; METHOD.md "LaCT"): config and model, in the format of the public release, `lact_swiglu`.
+"""LaCT (arXiv 2505.23884): config and model, in the format of the public release, `lact_swiglu`.
 
 Shape legend: D hidden size · H fast heads · K, E outer and inner width of the fast MLP.
 """
@@ -42,11 +42,11 @@ class LactConfig(FastWeightConfig):
     initializer_range: float = 0.006
     last_layer_fuse_norm: bool = True
     use_fused_kernel: bool = False
-    fp32_states: bool = False  # states are at least float32 whatever it says
+    fp32_states: bool = False  # has no effect: states are at least float32
     muon_dtype: str | None = None  # not in the release: "bfloat16" for Muon as published, see Rule.muon_dtype
 
     def refuse_unsupported(self) -> None:
-        """Raises ModelError, naming the field, for what this implementation does not have or what cannot be."""
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
         check(self, "lr_dim", (1,), "only one learning rate a token, head and weight is implemented")
         check(self, "lr_parameterization", ("mamba",))
@@ -54,8 +54,8 @@ class LactConfig(FastWeightConfig):
         check(self, "muon_dtype", (None, "bfloat16", "float32", "float64"))
         for name in ("num_attn_heads", "num_lact_heads", "lact_chunk_size", "window_size"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            self.require(whole, name, "expected a whole number above 0")
+            positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            self.require(positive, name, "expected a whole number above 0")
         divides = f"expected a divisor of {self.hidden_size} (hidden_size)"
         self.require(self.hidden_size % self.num_lact_heads == 0, "num_lact_heads", divides)
         even = self.hidden_size % (2 * self.num_attn_heads) == 0
@@ -64,18 +64,18 @@ class LactConfig(FastWeightConfig):
         self.require(inner >= 1, "inter_multi", "the fast MLP would have no inner width")
         rank = isinstance(self.w0_w2_low_rank, int)
         self.require(rank, "w0_w2_low_rank", "expected a whole number; 0 or below means full matrices")
-        scaling = getattr(self, "rope_parameters", None)  # where transformers puts rope_scaling
+        scaling = getattr(self, "rope_parameters", None)  # transformers' name for rope_scaling
         if scaling:
             raise self.refusal("rope_scaling", "only None is implemented", scaling)
         positive = isinstance(self.rope_theta, (int, float)) and self.rope_theta > 0
         self.require(positive, "rope_theta", "expected a number above 0")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of config.json; ours only where it is used, so that the format stays the release's."""
+        """The fields of config.json; `muon_dtype` only if it is set, so that the format stays the release's."""
         return {name: value for name, value in super().to_dict().items() if name != "muon_dtype" or value is not None}
 
     def memory_shape(self) -> str:
-        """The dimensions of a memory, in words."""
+        """The dimensions of a memory, as text. Part of `signature`."""
         return (
             f"layers {self.num_hidden_layers}, attention heads {self.num_attn_heads}, "
             f"fast heads {self.num_lact_heads}, hidden {self.hidden_size}, fast inner times {self.inter_multi}, "

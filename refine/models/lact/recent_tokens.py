@@ -1,13 +1,13 @@
-"""The last tokens of each row (a window of keys and values, an unfinished chunk): views into a read wherever possible.
+"""The last tokens of each row (a window of keys and values, an unfinished chunk), as views into a read if possible.
 
 Shape legend: R rows · L tokens of the pool · j own tokens of every row · G documents of a read · N new tokens
 · T new tokens of every document, where equal · S slots of a compact row.
 
-A row's tokens are pool[from:to] followed by its own ones. The pool is the read that the row was tapped from, shared by
-all rows: a tap copies no token. What rows read afterwards (a rollout, decoding) is appended to `own`, which is copied
-for that, up to `Lact.append_limit` tokens: max(32, sqrt(2 max(window, chunk))). The read that passes this limit lays
-window, own and new tokens together, a copy, which is the pool from then on. So many tokens cost least: appending copies
-half the limit at every token, laying together copies a window once in a limit.
+A row's tokens are pool[from:to], then its own. The pool is the read from which the row was tapped. All rows share it,
+so a tap copies no token. Tokens that a row reads later (a rollout, decoding) are appended to `own`, which copies `own`,
+up to `Lact.append_limit` = max(32, sqrt(2 max(window, chunk))) tokens. The read that exceeds this limit copies pool,
+own and new tokens into a new pool. This limit minimises copying: appending copies half the limit for each token on
+average, and a new pool copies the window once in a limit.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ Tokens = dict[str, Tensor]
 
 
 class RecentTokens:
-    """`pool[name]` [L, ...], `ranges[r]` (from, to) in it, `own[name]` [R, j, ...] of which own[r, skip[r]:] counts."""
+    """Row r is pool[name][from:to], (from, to) = ranges[r], then own[name][r, skip[r]:].
 
-    def __init__(self, pool: Tokens, ranges: Sequence[tuple[int, int]], own: Tokens | None = None,
-                 skip: Sequence[int] | None = None) -> None:  # fmt: skip
+    pool[name] [L, ...], own[name] [R, j, ...].
+    """
+
+    def __init__(
+        self,
+        pool: Tokens,
+        ranges: Sequence[tuple[int, int]],
+        own: Tokens | None = None,
+        skip: Sequence[int] | None = None,
+    ) -> None:
         self.pool, self.ranges = pool, tuple(ranges)
         rows = len(self.ranges)
         self.own = own if own is not None else {name: x.new_empty(rows, 0, *x.shape[1:]) for name, x in pool.items()}
@@ -47,20 +55,20 @@ class RecentTokens:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows' tokens; what rows share is counted once."""
+        """Bytes of the rows' tokens; shared tokens count once."""
         shared = sum(to - start for start, to in set(self.ranges))
         pool = sum(x[:1].numel() * x.element_size() * shared for x in self.pool.values())
         return pool + sum(x.numel() * x.element_size() for x in self.own.values())
 
     def select(self, rows: Sequence[int], index: Tensor) -> RecentTokens:
-        """The rows `rows` (`index` holds the same numbers, on the device)."""
+        """The rows `rows`; `index` holds the same numbers as a tensor on the device."""
         own = {name: x.index_select(0, index) for name, x in self.own.items()} if self.own_length else None
         return RecentTokens(
             self.pool, [self.ranges[r] for r in rows], own, [self.skip[r] for r in rows] if own else None
         )
 
     def where(self, rows: Sequence[int | None]) -> RecentTokens:
-        """The rows `rows`; a row without any token for None."""
+        """The rows `rows`; None gives a row without tokens."""
         chosen = [0 if r is None else r for r in rows]
         some = self.select(chosen, torch.tensor(chosen, device=next(iter(self.own.values())).device))
         ranges = [(0, 0) if r is None else at for r, at in zip(rows, some.ranges, strict=True)]
@@ -73,7 +81,7 @@ class RecentTokens:
         return RecentTokens(pool, self.ranges, own, self.skip)
 
     def compact(self) -> RecentTokens:
-        """The same tokens copied out of the pool: each row in S slots, aligned at the last token, zeros before."""
+        """The same tokens, copied: each row in S slots of a new pool, aligned at the last token, zeros before."""
         slots = max(self.counts)
         tokens = self._laid(range(self.rows))
         if len(set(self.counts)) > 1:
@@ -84,7 +92,7 @@ class RecentTokens:
         return RecentTokens(tokens, [((r + 1) * slots - n, (r + 1) * slots) for r, n in enumerate(self.counts)])
 
     def extended(self, documents: Sequence[int], layout: Layout, new: Tokens) -> Tokens:
-        """Old and `new` [N, ...] tokens of `documents` laid end to end: row g is what document g continues."""
+        """The remembered and the `new` [N, ...] tokens of `documents`, end to end; document g continues row g."""
         everything = len(documents) == self.rows
         if not any(self.counts[g] for g in documents) and everything:
             return new
@@ -113,7 +121,7 @@ class RecentTokens:
         return laid
 
     def _maps(self, documents: Sequence[int], layout: Layout) -> tuple[Tensor, Tensor]:
-        """The new tokens of `documents`, and the order that puts them behind the old ones of each."""
+        """Indices of the new tokens of `documents`, and the order that puts them after the remembered tokens."""
         new = [torch.arange(layout.starts[g], layout.starts[g] + layout.lengths[g]) for g in documents]
         return torch.cat(new), _interleaved([(self.counts[g], layout.lengths[g]) for g in documents])
 
@@ -128,28 +136,28 @@ class RecentTokens:
 
 
 class RecentTrace:
-    """The recent tokens of G documents while they read `new` [N, ...] after `before`, and as they were at any place."""
+    """The recent tokens of G documents that read `new` [N, ...] after `before`, at any point of that read."""
 
     def __init__(self, before: RecentTokens, layout: Layout, new: Tokens) -> None:
         self.before, self.layout, self.new = before, layout, new
 
     @cached_property
     def laid(self) -> Tokens:
-        """Old and new tokens of all documents, end to end."""
+        """Remembered and new tokens of all documents, end to end."""
         return self.before.extended(range(self.layout.documents), self.layout, self.new)
 
     @cached_property
     def appended(self) -> Tokens:
-        """Own and new tokens of each row, [G, j + T, ...]; only where all documents are of equal length."""
+        """Own and new tokens of each row, [G, j + T, ...]; all documents must have the same length."""
         new = {name: x.unflatten(0, (self.layout.documents, -1)) for name, x in self.new.items()}
         if not self.before.own_length:
             return new
         return {name: torch.cat([self.before.own[name].to(x.dtype), x], dim=1) for name, x in new.items()}
 
     def at(self, documents: Sequence[int], counts: Sequence[int], kept: Sequence[int], append: bool) -> RecentTokens:
-        """The last kept[r] tokens of document documents[r] after counts[r] new ones: views, as far as possible.
+        """The last kept[r] tokens of document documents[r] after counts[r] new ones, as views if possible.
 
-        With `append` the new tokens become the rows' own, beside the old pool; else old and new are laid together.
+        With `append` the new tokens become the rows' own, beside the old pool; else the pool is `laid`.
         """
         if append and len(set(counts)) == 1:
             return self._appended_at(documents, counts[0], kept)
@@ -178,7 +186,7 @@ def _filled(x: Tensor, index: Tensor, empty: Tensor) -> Tensor:
 
 
 def _interleaved(lengths: Sequence[tuple[int, int]]) -> Tensor:
-    """Where to find, in [all first parts, all second parts], first and second part of each row in turn."""
+    """Indices into [all first parts, all second parts] that take the first and second part of each row in turn."""
     firsts = [0, *accumulate(a for a, _ in lengths)]
     seconds = list(accumulate((b for _, b in lengths), initial=firsts[-1]))
     parts = []

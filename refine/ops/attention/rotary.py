@@ -25,7 +25,7 @@ def table(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> Ta
 
 
 def rotate(x: Tensor, at: Table) -> Tensor:
-    """x [N, H, K] turned by the angles of its tokens, x · cos + (−x₂, x₁) · sin; in float32, returned in x's dtype."""
+    """x [N, H, K] rotated by the angles of its tokens: x · cos + (−x₂, x₁) · sin, in float32, returned in x's dtype."""
     cos, sin = at[0].unsqueeze(-2), at[1].unsqueeze(-2)
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -1,10 +1,10 @@
-"""Attention of a few new tokens over windows that lie in a longer text, without copying the windows.
+"""Attention of a few new tokens over windows of a longer text, without copying the windows.
 
 Shape legend: R rows · T new tokens of a row · j own tokens read before (after the window) · L tokens of the pool
 · D distinct windows · n rows that share one · H heads · K width of a head · S tokens of the longest window · W window.
 
-Rollouts from many taps of one read see windows that are pieces of one text: the pool. Rows that share a window are
-laid side by side; every window is read where it lies, and gradients are summed where they belong in the pool.
+Rollouts from many taps of one read see windows of one text, the pool. Rows that share a window are laid side by side;
+products read each window in the pool, and add its gradient there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 class Windows:
-    """The windows (from, to) of R rows in a pool of tokens: products with each where it lies, laid out as [D, ..., S].
+    """The windows (from, to) of R rows in a pool of tokens: products with them in place, laid out as [D, ..., S].
 
-    Windows are aligned at their last token; `length` [D] says how many of the S places are real.
+    Windows are aligned at their last token; `length` [D]: how many of the S places hold a token.
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
@@ -36,7 +36,7 @@ class Windows:
         self.length = torch.tensor(lengths, device=device)
         ends = [to for _, to in self.ranges]
         self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
-        # windows at equal distances (one after the other in a batch that is decoded) are one strided view
+        # windows at equal distances (as in a batch that is decoded) are one strided view
         even = all(b - a == self._step for a, b in itertools.pairwise(ends))
         self._even = even and 0 < self.longest <= min(self._step, ends[0])
         self._first = ends[0] - self.longest
@@ -76,8 +76,9 @@ class Windows:
             into[start:to] += (weights[d, :, :, self.longest - (to - start) :].mT @ x[d]).transpose(0, 1)
 
 
-def attend(q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
-           window: int) -> Tensor:  # fmt: skip
+def attend(
+    q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows, window: int
+) -> Tensor:
     """q [R, T, H, K] over each row's window in the pool [L, H, K] and its own tokens [R, j + T, H, K] -> [R, T, H, K].
 
     Each token sees itself and the W - 1 before it.
@@ -91,8 +92,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @own_precision
-    def forward(ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows,
-                window: int) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows, window: int
+    ) -> Tensor:
         size, tokens = q.shape[1:3]
         queries = _heads_first(q) * q.shape[-1] ** -0.5
         far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, (size, tokens))
@@ -138,8 +140,11 @@ def _softmax(far: Tensor, near: Tensor, windows: Windows, window: int) -> Tensor
     ago = torch.arange(far.shape[-1] - 1, -1, -1, device=near.device)  # 0 for the window's last token
     seen = (ago < windows.length[:, None, None]) & (ago <= window - 2 - (own - tokens) - steps)  # [D, T, S]
     back = steps + own - tokens - torch.arange(own, device=near.device)
-    scores = torch.cat([
-        far.masked_fill(~seen[:, None, None], float("-inf")),
-        near.masked_fill((back < 0) | (back >= window), float("-inf")),
-    ], dim=-1)  # fmt: skip
+    scores = torch.cat(
+        [
+            far.masked_fill(~seen[:, None, None], float("-inf")),
+            near.masked_fill((back < 0) | (back >= window), float("-inf")),
+        ],
+        dim=-1,
+    )
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(near.dtype)

@@ -1,4 +1,4 @@
-"""Causal attention over a sliding window, for documents of any length, with the tokens that each has in memory.
+"""Causal attention over a sliding window, for documents of any length that continue remembered tokens.
 
 Shape legend: N new tokens of all G documents · M remembered and new tokens, document after document · H heads
 · K width of a head · W window · b queries of a block · m blocks that a window reaches back.
@@ -7,8 +7,8 @@ Each token sees itself and the W-1 before it. Three ways:
 `blocks`  scaled_dot_product_attention of b queries against the (m+1)·b keys that they can see: never T × T scores;
 `flex`    torch's flex_attention, compiled (CUDA with triton);
 `plain`   the twin: every score, masked.
-`REFINE_WINDOW_ATTENTION` chooses: "auto" (default: flex where it can run, else blocks), or one of the three. The choice
-is logged once.
+`REFINE_WINDOW_ATTENTION` chooses: "auto" (default: flex if it can run, else blocks), or one of the three. The choice is
+logged once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ METHODS = ("blocks", "flex", "plain")
 _log = logging.getLogger(__name__)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int,
-           method: str | None = None) -> Tensor:  # fmt: skip
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int, method: str | None = None
+) -> Tensor:
     """Attention of q [N, H, K], documents as in `layout`, over k, v [M, H, K] -> [N, H, K].
 
     Document g has before[g] remembered tokens in front of its new ones. Scores are divided by sqrt(K).
@@ -52,7 +53,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
 
 
 def chosen(device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """The way for tensors on `device` with heads of `width`. Raises SettingError where one is asked for in vain."""
+    """The method for tensors on `device` with heads of `width`. Raises SettingError if the wanted one cannot run."""
     return _choice(os.environ.get("REFINE_WINDOW_ATTENTION", "auto"), device.type, dtype, width)
 
 
@@ -66,7 +67,7 @@ def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
     elif importlib.util.find_spec("triton") is None:
         reason = "triton cannot be imported"
     elif dtype == torch.float64 or width < 16:
-        reason = f"its kernel reads neither float64 nor heads narrower than 16, and this model has {dtype}, {width}"
+        reason = f"its kernel reads neither float64 nor heads below 16, and this model has {dtype} and heads of {width}"
     if wish == "flex" and reason:
         raise SettingError(f"REFINE_WINDOW_ATTENTION is 'flex', but {reason}: use auto or blocks")
     method = wish if wish != "auto" else "blocks" if reason else "flex"
@@ -75,7 +76,7 @@ def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
 
 
 def _remembered_and_new(layout: Layout, before: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """document [M]: of every remembered and new token; place [N]: of the new ones among them."""
+    """document [M]: the document of every remembered and new token; place [N]: the indices of the new ones."""
     counts = layout.tensor([p + n for p, n in zip(before, layout.lengths, strict=True)])
     document = torch.repeat_interleave(torch.arange(layout.documents, device=layout.device), counts)
     place = layout.tensor(before).cumsum(0)[layout.document_of_token()] + torch.arange(
@@ -97,7 +98,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int
 
 
 def block_size(window: int) -> int:
-    """b: a quarter of the window, so that four fifths of the scores count; within what runs well on a CPU."""
+    """b: a quarter of the window, so that four fifths of the scores are used; 32 .. 128, which suits a CPU."""
     return min(128, max(32, window // 4))
 
 
@@ -109,7 +110,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | 
     head = min(tokens, reach) if tokens - reach > size else tokens
     key = ("window mask", window, tokens, remembered, document is not None)
     mask, masks = layout.once(key, lambda: _block_masks(q.device, document, window, head, tokens, remembered))
-    plain = document is None and remembered == 0 and head <= window  # then the kernel need not look at what is hidden
+    plain = document is None and remembered == 0 and head <= window  # then causal attention needs no mask
     first = _sdpa(q[:, :head], k[:, : remembered + head], v[:, : remembered + head], None if plain else mask)
     if head == tokens:
         return first
@@ -125,20 +126,21 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | 
 
 
 def _filled_up(x: Tensor, more: int) -> Tensor:
-    """x [G, T, H, K] and `more` tokens of zeros; x itself where that is none."""
+    """x [G, T, H, K] followed by `more` tokens of zeros."""
     return pad(x, (0, 0, 0, 0, 0, more)) if more else x
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q [., b, H, K] against k, v [., s, H, K]: what `mask` shows, or without it each token and those before it."""
+    """q [., b, H, K] against k, v [., s, H, K]: the pairs in `mask`; without it, each token and those before it."""
     if mask is not None and mask.dim() == 4 and mask.shape[0] not in (1, q.shape[0]):
         mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
-def _block_masks(device: torch.device, document: Tensor | None, window: int, head: int, tokens: int,
-                 remembered: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _block_masks(
+    device: torch.device, document: Tensor | None, window: int, head: int, tokens: int, remembered: int
+) -> tuple[Tensor, Tensor]:
     """What the first `head` queries see, [head, P + head], and each block after them, [(blocks, 1,) b, (m+1)·b]."""
     size = block_size(window)
     reach = -(-(window - 1) // size) * size
@@ -153,7 +155,7 @@ def _block_masks(device: torch.device, document: Tensor | None, window: int, hea
     if document is not None:
         mask = mask & (document[:head, None] == document[None, :head])
         starts = torch.arange(head, tokens, size, device=device)[:, None]
-        own = pad(document, (0, size), value=-1)  # fillers are a document of their own and see each other
+        own = pad(document, (0, size), value=-1)  # padding is a document, whose tokens see each other
         queries, keys = (
             starts + torch.arange(size, device=device),
             starts - reach + torch.arange(reach + size, device=device),
@@ -163,8 +165,8 @@ def _block_masks(device: torch.device, document: Tensor | None, window: int, hea
 
 
 class _Overlapping(torch.autograd.Function):
-    """x [G, (n + m) b, H, K] -> [G, n, (m + 1) b, H, K]: block i and the m before it, a view that tells each token
-    m + 1 times; its gradient is summed in place."""
+    """x [G, (n + m) b, H, K] -> [G, n, (m + 1) b, H, K]: block i and the m before it, a view with each token
+    up to m + 1 times; its gradient is summed in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, span: int) -> Tensor:
@@ -191,7 +193,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | No
         return near if document is None else near & (document[query] == document[key])
 
     def build() -> Any:
-        compiled = q.device.type == "cuda"  # without it the mask itself would be T × T for a moment
+        compiled = q.device.type == "cuda"  # else the mask would be T × T for a moment
         return create_block_mask(seen, None, None, q.shape[1], k.shape[1], device=q.device.type, _compile=compiled)
 
     mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)

@@ -3,9 +3,9 @@
 Shape legend: G documents · H heads · M chunks times heads (m of one group of steps) · C tokens of a chunk
               K, V key and value width of a head.
 
-By hand because the loop over chunks would otherwise leave thousands of small graph nodes, and because one triangular
-product R = (I + A)⁻ᵀ dU yields the gradients of beta, k, v and A together. Both passes go through the chunks in groups
-of steps that fit a core's cache; nothing but what the backward pass needs is ever as long as the text.
+By hand because autograd would make thousands of small graph nodes of the loop over chunks, and because one triangular
+product R = (I + A)⁻ᵀ dU gives the gradients of beta, k, v and A together. Both passes process the chunks in groups of
+steps that fit a core's cache; only what the backward pass needs is as long as the text.
 
 Notation, for one chunk (see refine.ops.delta_rule.rule): S state at its start, D_ij decay from token j to token i,
 e_i decay since the chunk's start, f_i decay from token i to the chunk's end (all 1 without decay);
@@ -29,13 +29,25 @@ class ChunkedDeltaRule(torch.autograd.Function):
 
     @staticmethod
     @own_precision
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor | None,
-                chunks: Chunks, heads: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        decay: Tensor | None,
+        state: Tensor | None,
+        chunks: Chunks,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         o, u, error = (torch.empty_like(v) for _ in range(3))
         inverse = k.new_empty(*k.shape[:2], k.shape[1])
         starts = k.new_empty(k.shape[0], k.shape[2], v.shape[2])
         first = starts[: chunks.active[0] * heads]
-        first.zero_() if state is None else first.copy_(state)
+        if state is None:
+            first.zero_()
+        else:
+            first.copy_(state)
         for steps in chunks.groups(heads):
             part = slice(chunks.offset[steps.start] * heads, chunks.offset[steps.stop] * heads)
             factors = _Decay(None if decay is None else decay[part])
@@ -68,10 +80,10 @@ class ChunkedDeltaRule(torch.autograd.Function):
 
 
 class _Decay:
-    """The factors D, e, f of some chunks' log decay [m, C]; every method is the identity where that is None.
+    """The factors D, e, f of some chunks' log decay [m, C]; every method is the identity if that is None.
 
-    Each exponent is a sum of its own, never the difference of two longer ones, which would lose the decay of a few
-    tokens in the rounding of many; and the gradient adds up only pairs of tokens with the decay between them.
+    Each exponent is summed separately: the difference of two longer sums would lose the decay of a few tokens in the
+    rounding of many. The gradient, too, adds up only the pairs of tokens that have the decay between them.
     """
 
     def __init__(self, decay: Tensor | None) -> None:
@@ -83,14 +95,14 @@ class _Decay:
             self._pairs = decay[..., None].expand(-1, -1, size).tril(-1).cumsum(-2).exp_()
 
     @staticmethod
-    def gradient(pairs: Tensor, since: Tensor, to_end: Tensor, whole: Tensor) -> Tensor:
+    def gradient(pairs: Tensor, since: Tensor, to_end: Tensor, over_chunk: Tensor) -> Tensor:
         """Gradient of log decay [m, C] from those of log D [m, C, C], log e and log f [m, C], log e_C [m]."""
         before = torch.zeros_like(pairs)  # [i, t]: over tokens j < t, whose pairs with token i >= t cross token t
         torch.cumsum(pairs[..., :-1], -1, out=before[..., 1:])
         crossing = before.tril_().sum(-2)
         earlier = torch.zeros_like(to_end)
         torch.cumsum(to_end[..., :-1], -1, out=earlier[..., 1:])
-        return crossing.add_(since).add_(sum_after(since)).add_(earlier).add_(whole[..., None])
+        return crossing.add_(since).add_(sum_after(since)).add_(earlier).add_(over_chunk[..., None])
 
     def pairs(self, x: Tensor) -> Tensor:
         """x [m, C, C] times D, in place."""
@@ -104,13 +116,13 @@ class _Decay:
         """x [m, C, .] times f."""
         return x if self.decay is None else x * self._to_end
 
-    def whole(self, states: Tensor, rows: slice) -> Tensor:
+    def over_chunk(self, states: Tensor, rows: slice) -> Tensor:
         """states [rows, K, V] times e_C of chunks `rows`."""
         return states if self.decay is None else states * self._since[rows, -1:]
 
 
 def sum_after(x: Tensor) -> Tensor:
-    """x [..., C] -> the sum of what stands after each place."""
+    """x [..., C] -> [..., C], the sum of the later elements at each place."""
     after = x.flip(-1).cumsum(-1).roll(1, -1)
     after[..., 0] = 0
     return after.flip(-1)
@@ -121,9 +133,10 @@ def _interactions(k: Tensor, beta: Tensor, factors: _Decay) -> Tensor:
     return factors.pairs(torch.bmm(k, k.mT).mul_(beta[..., None])).tril_(-1)
 
 
-def _forward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay,
-                   to_fill: tuple[Tensor, ...]) -> None:  # fmt: skip
-    """Fill the errors and u of the steps, and the states after them, one step after the other."""
+def _forward_steps(
+    steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, to_fill: tuple[Tensor, ...]
+) -> None:
+    """Fill the errors and u of the steps, and the states after them, step by step."""
     k, v, beta, inverse = given
     error, u, starts = to_fill
     base = chunks.offset[steps.start] * heads
@@ -135,14 +148,21 @@ def _forward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor
         torch.baddbmm(v[at:end], reading[at - base : end - base], starts[at:end], alpha=-1, out=error[at:end])
         torch.bmm(solve[at - base : end - base], error[at:end], out=u[at:end])
         if j + 1 < len(chunks.active):
-            rows = chunks.active[j + 1] * heads  # those of documents that go on
+            rows = chunks.active[j + 1] * heads  # of documents that continue
             go_on = slice(at - base, at - base + rows)
-            before = factors.whole(starts[at : at + rows], go_on)
+            before = factors.over_chunk(starts[at : at + rows], go_on)
             torch.baddbmm(before, writing[go_on], u[at : at + rows], out=starts[end : end + rows])
 
 
-def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], given: list[Any], to_fill: list[Any],
-                    after: Tensor | None) -> Tensor:  # fmt: skip
+def _backward_group(
+    steps: range,
+    chunks: Chunks,
+    heads: int,
+    saved: list[Any],
+    given: list[Any],
+    to_fill: list[Any],
+    after: Tensor | None,
+) -> Tensor:
     """Fill the gradients of q, k, v, beta and log decay of some steps; return that of the states they start with."""
     q, k, beta, decay, inverse, error, u, starts = saved
     do, du_tapped, ds_tapped = given
@@ -172,14 +192,22 @@ def _backward_group(steps: range, chunks: Chunks, heads: int, saved: list[Any], 
     read_back = factors.since(torch.bmm(r, starts.mT)).mul_(beta[..., None])
     if dpairs is not None:
         since = (q * from_state).sum(-1) - (k * read_back).sum(-1)
-        whole = (factors.whole(starts, slice(None)) * dends).sum((-1, -2))
-        ddecay.copy_(factors.gradient(dpairs, since, (k * to_end).sum(-1), whole))
+        over_chunk = (factors.over_chunk(starts, slice(None)) * dends).sum((-1, -2))
+        ddecay.copy_(factors.gradient(dpairs, since, (k * to_end).sum(-1), over_chunk))
     dk.add_(via_a.mul_(beta[..., None])).sub_(read_back)
     return before
 
 
-def _backward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, du: Tensor,
-                    ds: Tensor, after: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _backward_steps(
+    steps: range,
+    chunks: Chunks,
+    heads: int,
+    given: tuple[Tensor, ...],
+    factors: _Decay,
+    du: Tensor,
+    ds: Tensor,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """R [m, C, V]; gradient of the state after each chunk [m, K, V]; gradient of the states before the first step.
 
     du and ds are completed in place, last step first.
@@ -197,7 +225,7 @@ def _backward_steps(steps: range, chunks: Chunks, heads: int, given: tuple[Tenso
         if j + 1 < len(chunks.active):
             go_on = slice(at, at + chunks.active[j + 1] * heads)
             du[go_on].baddbmm_(writing[go_on], dends[go_on])
-            ds[go_on].add_(factors.whole(dends[go_on], go_on))
+            ds[go_on].add_(factors.over_chunk(dends[go_on], go_on))
         torch.bmm(solve[at:end], du[at:end], out=r[at:end])
         earlier = chunks.offset[j - 1] * heads - base
         target = before if j == steps.start else dends[earlier : earlier + end - at]

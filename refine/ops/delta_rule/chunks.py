@@ -1,10 +1,10 @@
-"""Documents cut into chunks that can be worked on all at once.
+"""Documents cut into chunks that are processed all at once.
 
 Shape legend: N tokens · G documents · X chunks of all documents · C tokens of a chunk · H heads.
 
-Chunks stand in the order in which a loop over time needs them: first the first chunk of every document, then the
-second of every document that has one, and so on, the longest documents first. The chunks of step j are then one
-slice, and no step works on a document that has ended. A document's last chunk is filled up with padding.
+Chunks are in the order in which a loop over time needs them: the first chunk of every document, then the second of
+every document that has one, and so on, the longest documents first. The chunks of step j are then one slice, and no
+step works on a document that has ended. A document's last chunk is filled up with padding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refine.ops.layout import Layout, Taps
 
-CACHED_CHUNKS = 16  # chunks, counted by head, whose intermediate results stay in a core's cache
+CACHED_CHUNKS = 16  # chunks of one head whose intermediate results fit in a core's cache
 
 
 class Chunks:
@@ -87,7 +87,7 @@ class Chunks:
         return flat.index_select(0, self._place)
 
     def groups(self, heads: int) -> list[range]:
-        """Steps, in order, in groups to be worked on at once: few enough chunks that a processor's cache holds them."""
+        """The steps, in order, in groups that are processed at once: few enough chunks for a core's cache."""
 
         def build() -> list[range]:
             limit = CACHED_CHUNKS if self.layout.device.type == "cpu" else self.total * heads

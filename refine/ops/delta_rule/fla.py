@@ -3,12 +3,12 @@
 Shape legend: N tokens of all documents · G documents · X segments of all documents · R tapped rows
               H heads of q and k · J heads of v (a multiple of H) · K, V widths of a head.
 
-Same interface as `delta_rule.read`. Kernels give the state at the end of a call only; so a document is read in
-segments of `every` tokens, whose states are kept, and a tap reads again what lies between the last kept state and
-itself: at most `every` tokens of one layer's k, v and rates, never a projection.
+Same interface as `rule.read`. A kernel returns only the state at the end of a call. So a document is read in segments
+of `every` tokens, and the state at the start of each is kept. A tap reads the tokens since the last kept state again:
+at most `every` tokens of one layer's k, v and rates, never a projection.
 
-`REFINE_KERNELS` chooses: "auto" (default: kernels where there are a CUDA device, fla, triton and 16-bit activations,
-else PyTorch), "torch", or "fla" (an error where they cannot run). The choice is logged once.
+`REFINE_KERNELS` chooses: "auto" (default: kernels with a CUDA device, fla, triton and 16-bit activations, else
+PyTorch), "torch", or "fla" (an error if they cannot run). The choice is logged once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 
 log = logging.getLogger(__name__)
-EVERY = 512  # tokens between kept states: enough blocks to fill a device, few enough to read again at a tap
-SHORT = 64  # up to so many tokens the recurrent kernels are faster than the chunked ones (fla's own threshold)
+EVERY = 512  # tokens between kept states: enough to fill a device, few enough to read again at a tap
+SHORT = 64  # up to this many tokens the recurrent kernels are faster than the chunked ones (fla's own threshold)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def kernels() -> Kernels:
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError where that is asked in vain."""
+    """Whether the kernels read activations of `dtype` on `device`. Raises SettingError if wanted, but they cannot."""
     return _choice(os.environ.get("REFINE_KERNELS", "auto"), device.type, dtype)
 
 
@@ -72,7 +72,7 @@ def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
     elif absent:
         reason = f"{' and '.join(absent)} cannot be imported"
     elif dtype not in (torch.bfloat16, torch.float16):
-        reason = f"activations are {dtype}, and the kernels read 16-bit ones"
+        reason = f"activations are {dtype}, and the kernels read only 16-bit ones"
     if wish == "fla" and reason:
         raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: use auto or torch")
     use = reason is None and wish != "torch"
@@ -97,8 +97,8 @@ def read(
     segments = Chunks.of(layout, every)
     order = layout.once(("segment order", every), lambda: _segment_order(segments))
     later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
-    whole = [q, *(None if x is None else x.whole for x in later)]
-    inputs = [None if x is None else _arranged(x, order) for x in whole]
+    used = [q, *(None if x is None else x.tensor for x in later)]
+    inputs = [None if x is None else _arranged(x, order) for x in used]
     if state is None:
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
     elif segments.order is not None:
@@ -117,8 +117,8 @@ def read(
 
 
 class SegmentStates:
-    """States of a read at the start of every segment, starts [X, J, K, V], and what it takes to read on from there:
-    `tokens` are k, v, beta and log decay (or None) of all tokens."""
+    """The states of a read at the start of every segment, starts [X, J, K, V], and what reading on from them needs:
+    `tokens`, the k, v, beta and log decay (or None) of all tokens."""
 
     def __init__(self, chunks: Chunks, tokens: list[LaterRows | None], starts: LaterRows) -> None:
         self.chunks, self.starts = chunks, starts
@@ -178,7 +178,7 @@ def _segment_lengths(segments: Chunks) -> list[list[int]]:
 
 
 def _segment_order(segments: Chunks) -> Tensor | None:
-    """[N]: the tokens step by step, or None where they stand so already."""
+    """[N]: the tokens in the order of the steps; None if they are in that order already."""
     layout, size = segments.layout, segments.size
     if layout.documents == 1 or (len(segments.active) == 1 and segments.order is None):
         return None

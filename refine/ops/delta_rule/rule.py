@@ -9,7 +9,7 @@ Shape legend: N tokens of all documents · G documents · X chunks · C tokens o
 decay from token j to token i of a chunk, the u of a chunk solve one triangular system,
     (I + A) U = beta (V − decayed K S),   A_ij = beta_i D_ij k_iᵀ k_j for j < i,
 and all else is matrix products (arXiv 2406.06484, section 3; 2412.06464, section 3.3). The state after r tokens of a
-chunk is D_r S + (D_r. K[:r])ᵀ U[:r], so it can be had anywhere for the price of one product: that is a tap.
+chunk is D_r S + (D_r. K[:r])ᵀ U[:r], so a tap at any token costs one product.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def token_by_token(
     rows, _, heads, width = q.shape
     s = q.new_zeros(rows, heads, width, v.shape[-1]) if state is None else state
     outputs, states = [], []
-    # unbound, for indexing would answer every token with a gradient as long as the text
+    # unbound, because the gradient of indexing one token would be as long as the text
     decays = [None] * q.shape[1] if log_decay is None else log_decay.unbind(1)
     for q_t, k_t, v_t, beta_t, decay_t in zip(*(x.unbind(1) for x in (q, k, v, beta)), decays, strict=True):
         if decay_t is not None:
@@ -63,18 +63,18 @@ def read(
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
     heads, k_rows = k.shape[1], LaterRows(k)
-    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.whole, v, beta, decay, state)]
+    flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.tensor, v, beta, decay, state)]
     o, u, starts = (x.unflatten(0, (-1, heads)) for x in ChunkedDeltaRule.apply(*flat, chunks, heads))
     return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
 
 
 class ChunkStates:
-    """States of a read: at the start of every chunk, and through k and u after any token of it.
+    """The states of a read: at the start of every chunk and, from k and u, after any of its tokens.
 
     k [X, H, C, K], u [X, H, C, V], log decay [X, H, C] (or None), starts [X, H, K, V].
     """
 
-    sparse = 2  # under gradient checkpointing the state of every second chunk is kept; a tap re-reads at most these
+    sparse = 2  # under gradient checkpointing every second chunk's state is kept; a tap reads at most two again
 
     def __init__(self, chunks: Chunks, k: LaterRows, u: LaterRows, decay: Tensor | None, starts: LaterRows) -> None:
         self.chunks, self.k, self.u, self.decay, self.starts = chunks, k, u, decay, starts
@@ -82,7 +82,7 @@ class ChunkStates:
     def at(self, taps: Taps) -> Tensor:
         """[R, H, K, V]: the state at each tap, with gradient."""
         if self.chunks.ends_all(taps):
-            return _after(self.k.whole, self.u.whole, self.decay, self.starts.whole)
+            return _after(self.k.tensor, self.u.tensor, self.decay, self.starts.tensor)
         chunk, read = self.chunks.tapped(taps)
         k, u, states = (x.pick(chunk) for x in (self.k, self.u, self.starts))
         seen = (torch.arange(self.chunks.size, device=read.device) < read[:, None])[:, None]  # [R, 1, C]
@@ -91,7 +91,7 @@ class ChunkStates:
 
 
 def _after(k: Tensor, u: Tensor, decay: Tensor | None, states: Tensor) -> Tensor:
-    """[R, H, K, V]: states after all tokens of R chunks that start from `states`; k and decay are 0 where none is."""
+    """[R, H, K, V]: the states after R chunks that start from `states`; k and decay are 0 where there is no token."""
     if decay is not None:
         since = decay.flip(-1).cumsum(-1).flip(-1)  # of each token and those after it
         after = torch.nn.functional.pad(since[..., 1:], (0, 1))

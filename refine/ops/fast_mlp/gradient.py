@@ -1,10 +1,10 @@
-"""The elementwise part of the fast MLP's gradient, with a derivative of its own that keeps its inputs only.
+"""The elementwise part of the fast MLP's gradient, with its own derivative, which keeps only its inputs.
 
 Shape legend: ... any leading dimensions (documents, heads, tokens) · E inner width of the fast MLP.
 
 For f(k) = w1 (silu(w0 k) ∘ (w2 k)) write g = w0 k, u = w2 k, i = w1ᵀ v. Then the gradients of <f(k), v> are
 dg ⊗ k for w0 with dg = i u silu'(g), du ⊗ k for w2 with du = i silu(g), and v ⊗ a for w1 with a = silu(g) u.
-Autograd alone would keep fourteen tensors of the size of g for a second derivative; this keeps g, u and i.
+For a second derivative autograd would keep fourteen tensors of the size of g; this keeps g, u and i.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""LaCT's fast queries and keys: scaled, shifted, SiLU, and every fast head of unit length (METHOD.md "LaCT" (b)).
+"""LaCT's fast queries and keys (arXiv 2505.23884): y = silu(x ∘ scale + offset), each fast head y / (‖y‖ + 1e-5).
 
 Shape legend: N tokens · D hidden size · H fast heads.
 
-Keeps its input only, and goes forward and backward in blocks that fit a core's cache: the steps are cheap, but they
-are many. `by_steps` is the twin.
+Keeps only its input, and runs forward and backward in blocks that fit a core's cache, because the steps are many and
+cheap. `by_steps` is the twin.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from refine.ops.autocast import own_precision
-from refine.ops.cache_blocks import blocks
+from refine.ops.row_groups import blocks
 
 EPS = 1e-5  # added to a head's norm
 
@@ -69,7 +69,7 @@ class _FastKeys(torch.autograd.Function):
 
 
 def _parts(x: Tensor, scale: Tensor, offset: Tensor, heads: int, silu: bool) -> tuple[Tensor, ...]:
-    """x scale + offset [n, D]; that activated [n, H, D / H]; its heads' norms (never 0), these + 1e-5 [n, H, 1]."""
+    """x scale + offset [n, D]; its activation [n, H, D / H]; its heads' norms (never 0), and norms + 1e-5 [n, H, 1]."""
     wide = torch.promote_types(x.dtype, torch.promote_types(scale.dtype, torch.float32))
     shifted = torch.addcmul(offset.to(wide), x.to(wide), scale.to(wide))
     act = (functional.silu(shifted) if silu else shifted).unflatten(-1, (heads, -1))

@@ -1,12 +1,16 @@
-"""The fast SwiGLU MLP of LaCT (arXiv 2505.23884; METHOD.md "LaCT" (b)): apply, then update, in large chunks.
+"""The fast SwiGLU MLP of LaCT (arXiv 2505.23884): apply, then update, in large chunks.
+
+    o_t = f(q_t),   f(x) = w1 (silu(w0 x) ∘ (w2 x))                         with the weights from before the chunk
+    g_i = Σ_t rate_ti ∂<f(k_t), v_t>/∂w_i,   m_i ← g_i + mean_t(carry_t) m_i     over a complete chunk, i = 0, 1, 2
+    w_i ← rescaled(w_i + muon(m_i)):  every row gets the norm that it had before the first token
 
 Shape legend: P states · A documents that read a chunk together · n tokens of a chunk · C chunk size · H fast heads
 · K width of a fast head · E inner width of the fast MLP · N tokens.
 
-f(x) = w1 (silu(w0 x) ∘ (w2 x)) is read with the weights from before the chunk. A chunk that is complete, once a next
-token comes, moves each weight by the gradient of <f(k), v> summed over the chunk with per-token rates. Both are matrix
-products over the chunk; the gradient is written out, so that autograd can go through it once more.
-`by_token` below is the twin: one document, one token after the other, and autograd takes the gradient.
+Momentum (carry) and Muon are options; without them m_i = g_i, and muon is the identity. A complete chunk moves the
+weights only when the next token comes. Reading and moving are matrix products over the chunk; the gradient is written
+out, so that autograd can differentiate it again.
+`by_token` below is the twin: one document, token by token, its gradient by autograd.
 """
 
 from __future__ import annotations
@@ -24,21 +28,21 @@ from refine.ops.fast_mlp.muon import orthogonalise
 from refine.ops.swiglu import swiglu_joined
 
 State = dict[str, Tensor]
-"""`gates` [P, H, 2, E, K] (w0 and w2), `out` [P, H, K, E] (w1), and where the rule has them `gates_sum`, `out_sum` (the
-sums before rescaling) and `gates_momentum`, `out_momentum`: all in at least float32."""
+"""`gates` [P, H, 2, E, K] (w0 and w2), `out` [P, H, K, E] (w1); with prenorm `gates_sum`, `out_sum` (weights before
+rescaling); with momentum `gates_momentum`, `out_momentum` (m). All in at least float32."""
 
 Tokens = dict[str, Tensor]
-"""What an update needs of each token, N in front (or A, n): `keys`, `values` [N, H, K], `rates` [N, H, 3] for w0, w1,
-w2, and with momentum `carry` [N, H] (sigmoid of the momentum projection)."""
+"""What an update needs of each token: `keys`, `values` [N, H, K], `rates` [N, H, 3] for w0, w1, w2, and with momentum
+`carry` [N, H] (sigmoid of the momentum projection). Or [A, n, ...] in place of [N, ...]."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a complete chunk changes the weights. `prenorm` is the release's ttt_prenorm.
+    """How a complete chunk changes the weights. `prenorm` (ttt_prenorm): add to the weights before rescaling.
 
     `muon_dtype`: bfloat16 for Newton–Schulz steps as published, on gradients in the tokens' dtype. None: both run one
-    precision above the tokens' (float32 for bfloat16, float64 for float32), because the steps multiply the rounding of
-    small singular values by up to 490, and then reading in another way would no longer be the same.
+    precision above the tokens' (float32 for bfloat16, float64 for float32). The steps multiply the rounding of small
+    singular values by up to 490, so that in a lower precision reading in another way would give another result.
     """
 
     chunk_size: int
@@ -60,7 +64,7 @@ def initial_state(w0: Tensor, w1: Tensor, w2: Tensor, rule: Rule) -> State:
 
 
 def row_norms(state: State) -> State:
-    """The norms [P, H, ..., 1] of each output row of the weights, to which every update rescales."""
+    """The norm of each output row of the weights, [P, H, ..., 1]; every update rescales to those of the first state."""
     return {name: state[name].norm(dim=-1, keepdim=True) for name in ("gates", "out")}
 
 
@@ -74,8 +78,7 @@ def apply(state: State, queries: Tensor) -> Tensor:
 def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
     """The states after a complete chunk: `tokens` [A, C, ...], A = P. `norms` as from row_norms of the initial state.
 
-    Momentum: gradient + mean over the chunk of `carry` · the last chunk's such sum. Muon on that sum. Then each row is
-    rescaled to its initial norm. Products run in the tokens' dtype, but see Rule.muon_dtype.
+    The formula is at the head of this file. Products run in the tokens' dtype, with the exception of Rule.muon_dtype.
     """
     precise, working = state["out"].dtype, working_dtype(tokens["keys"].dtype, rule)
     after: State = {}
@@ -115,7 +118,7 @@ def by_token(
 ) -> tuple[Tensor, State, int]:
     """The twin: one document from the start. queries [N, H, K] -> f(q) [N, H, K], the state, tokens of the open chunk.
 
-    Straight from METHOD.md's formulas, head by head. Everything in the inputs' dtype, updates in `working_dtype`.
+    The formulas at the head of this file, head by head; in the inputs' dtype, updates in `working_dtype`.
     """
     heads = [_HeadByToken(w0[h], w1[h], w2[h], rule) for h in range(w0.shape[0])]
     outputs = []

@@ -1,11 +1,11 @@
-"""Muon's orthogonalisation: five Newton–Schulz steps with the coefficients of the LaCT release (METHOD.md "LaCT").
+"""Muon's orthogonalisation: five Newton–Schulz steps with the coefficients of LaCT's release (arXiv 2505.23884).
 
 Shape legend: P matrices (any number of leading dimensions) · I rows · J columns.
 
-The steps multiply small singular values by up to 490, and with them whatever rounding they hold. So a model with Muon
-can be read in two ways to 1e-10 in float64, but not to 1e-5 in float32, however the steps are computed: with all in
-float64, rounding the embeddings of a two-layer model to float32 once moves its gradients by 2e-6 to 1e-5 where a chunk
-is longer than a fast head is wide, by 3e-5 to 1e-3 where it is about as long (12 seeds).
+The steps multiply small singular values, and their rounding, by up to 490. So two ways of reading with Muon agree to
+1e-10 in float64, but not to 1e-5 in float32, however the steps are computed. With everything else in float64, rounding
+the embeddings of a two-layer model to float32 once moves its gradients by 2e-6 to 1e-5 if a chunk is longer than a fast
+head is wide, and by 3e-5 to 1e-3 if it is about as long (12 seeds).
 """
 
 from __future__ import annotations

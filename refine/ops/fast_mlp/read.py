@@ -1,4 +1,4 @@
-"""Reading with fast weights that move: the loop over chunks, and the states that it passes through.
+"""Reading with fast weights that move: the loop over chunks, and the states between them.
 
 Shape legend: N tokens · G documents · A documents at one step · P states · M pending and new tokens · H fast heads
 · K width of a fast head · R rows.
@@ -17,7 +17,7 @@ from refine.ops.row_groups import Groups
 
 
 def pick(state: State, rows: Sequence[int]) -> State:
-    """The states rows[0], rows[1], ... with gradient; `state` itself where these are all of them in order."""
+    """The states rows[0], rows[1], ... with gradient; `state` itself if these are all of them in order."""
     held = state["out"]
     if list(rows) == list(range(held.shape[0])):
         return state
@@ -31,9 +31,9 @@ def join(states: Sequence[State]) -> State:
 
 
 class States:
-    """The states of a read: documents at step 0 share `first` (document g has state shared[g]), later ones their own.
+    """The states of a read. At step 0 document g has state shared[g] of `first`; later each document has its own.
 
-    `kept` names the steps whose states must be at hand afterwards (None: all).
+    `kept`: the steps whose states are kept (None: all).
     """
 
     def __init__(self, schedule: Schedule, first: State, shared: Sequence[int], kept: Collection[int] | None) -> None:
@@ -49,7 +49,7 @@ class States:
             self._by_step[step] = state
 
     def at(self, documents: Sequence[int], counts: Sequence[int]) -> tuple[State, tuple[int, ...]]:
-        """The state after counts[r] tokens of document documents[r]: distinct states, and which of them row r has."""
+        """The distinct states after counts[r] tokens of document documents[r], and which of them row r has."""
         plan, place = self.schedule, {g: a for a, g in enumerate(self.schedule.order)}
         wanted = []
         for g, n in zip(documents, counts, strict=True):
@@ -63,9 +63,17 @@ class States:
         return join(parts), tuple(number[key] for key in wanted)
 
 
-def read(queries: Tensor, tokens: Tokens | None, first: State, shared: Sequence[int], schedule: Schedule, rule: Rule,
-         norms: State, kept: Collection[int] | None = None) -> tuple[Tensor, States]:  # fmt: skip
-    """Read documents with fast weights: queries [N, H, K] -> f(q) [N, H, K], and the states on the way.
+def read(
+    queries: Tensor,
+    tokens: Tokens | None,
+    first: State,
+    shared: Sequence[int],
+    schedule: Schedule,
+    rule: Rule,
+    norms: State,
+    kept: Collection[int] | None = None,
+) -> tuple[Tensor, States]:
+    """Read documents with fast weights: queries [N, H, K] -> f(q) [N, H, K], and the states of the read.
 
     `tokens` [M, ...]: pending and new tokens of the documents that the schedule lays out (None where no chunk closes).
     `first`: the states from which the documents start, document g from state shared[g]. `norms` as in `update`.
@@ -88,7 +96,7 @@ def read(queries: Tensor, tokens: Tokens | None, first: State, shared: Sequence[
 
 
 def _apply_shared(state: State, shared: Sequence[int], queries: Tensor, schedule: Schedule) -> Tensor:
-    """f(q) for queries [A, n, H, K] of documents that may share states: each state is laid against all its queries."""
+    """f(q) for queries [A, n, H, K] of documents that may share states: one product for each state."""
     if queries.shape[1] == 0:
         return queries
     groups = schedule.layout.once(("states", tuple(shared)), lambda: Groups(shared, queries.device))

@@ -1,12 +1,12 @@
-"""When the fast weights of each document are read and when they are moved: documents of unequal length and phase.
+"""When each document's fast weights are read and when they move, for documents of unequal length and open chunks.
 
 Shape legend: N tokens of all documents · G documents · A documents at one step · C chunk size
 · M pending and new tokens.
 
-Step u reads, of every document that gets so far, the tokens between its u-th and its (u+1)-th update; chunks are
-counted from the document's first token ever, so a document that continues a memory starts with an open chunk of
-`pending` tokens (1 .. C; 0 if it has read nothing). Documents stand in order of their number of updates, the most
-first: those of step u+1 are then the first ones of step u.
+Step u reads the tokens between the u-th and the (u+1)-th update of every document that has so many. Chunks are counted
+from the first token that a memory ever read, so a document that continues a memory starts with an open chunk of
+`pending` tokens (1 .. C; 0 if it has read nothing). Documents are sorted by their number of updates, the most first;
+the documents of step u+1 are then the first ones of step u.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from refine.ops.layout import Layout
 
 
 def pending_after(tokens: int, chunk_size: int) -> int:
-    """Tokens of the open chunk after reading `tokens` in all: a complete chunk stays open until a next token comes."""
+    """Tokens of the open chunk after `tokens` tokens in all. A complete chunk stays open until the next token comes."""
     return 0 if tokens == 0 else (tokens - 1) % chunk_size + 1
 
 
 class Schedule:
     """The steps of one read: `layout`'s documents, with `pending[g]` tokens of an open chunk in front of document g.
 
-    `updates[g]`: chunks of document g that are closed by this read. `laid_out`: the documents whose pending and new
-    tokens `chunks` wants laid end to end: all, or with `crossing_only` those with an update.
+    `updates[g]`: chunks of document g that this read closes. `laid_out`: the documents whose pending and new tokens
+    `chunks` takes, end to end: all, or with `crossing_only` those with an update.
     """
 
     def __init__(self, layout: Layout, pending: Sequence[int], chunk_size: int, crossing_only: bool = False) -> None:
@@ -48,7 +48,7 @@ class Schedule:
         self.even = layout.width is not None and len(set(self.pending)) == 1
 
     def segment(self, g: int, u: int) -> tuple[int, int]:
-        """The tokens (from, to) of document g that are read at step u; empty at step 0 where the open chunk is full."""
+        """The tokens (from, to) of document g that step u reads; none at step 0 if the open chunk is complete."""
         first = max(0, u * self.size - self.pending[g])
         return first, max(first, min(self.layout.lengths[g], (u + 1) * self.size - self.pending[g]))
 
@@ -85,7 +85,7 @@ class Schedule:
         return [{name: parts[u] for name, parts in cut.items()} for u in range(self.steps - 1)]
 
     def _query_maps(self) -> tuple[Tensor, list[int], Tensor]:
-        """Which token stands at each place of `queries`, the width of each step, and the place of each token."""
+        """The token at each place of `queries`, the width of each step, and the place of each token."""
         tokens, places, widths, before = [], torch.zeros(self.layout.tokens, dtype=torch.int64), [], 0
         for u in range(self.steps):
             documents = self.order[: self.active[u]]
@@ -101,7 +101,7 @@ class Schedule:
         return torch.cat(tokens).to(self.layout.device), widths, places.to(self.layout.device)
 
     def _chunk_map(self) -> Tensor:
-        """Which laid-out token stands at each place of `chunks`."""
+        """The laid-out token at each place of `chunks`."""
         firsts = [
             self.laid_start[g] + u * self.size for u in range(self.steps - 1) for g in self.order[: self.active[u + 1]]
         ]

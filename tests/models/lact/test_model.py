@@ -1,4 +1,7 @@
-"""LaCT's own promises: the published formulas; rollouts over chunk boundaries; a memory of views; bounded decoding."""
+"""LaCT's own promises: the published formulas; rollouts over chunk boundaries; a memory of views; bounded decoding.
+
+These are also the tests of lact/mixer.py, lact/memory.py and lact/trace.py.
+"""
 
 import pytest
 import torch
@@ -36,7 +39,7 @@ OPTIONS = {
 
 
 def by_formula(layer, x, config):
-    """The layer's output for one document x [T, D], from METHOD.md's sentences, one token and head after the other."""
+    """The layer's output for one document x [T, D], from the paper's formulas, one token and head after the other."""
     p, length, hidden = dict(layer.named_parameters()), x.shape[0], config.hidden_size
     width, fast_width = hidden // config.num_attn_heads, hidden // config.num_lact_heads
 
@@ -275,8 +278,15 @@ def test_states_are_float32_in_a_bfloat16_model(build, tokens):
     memory = build({**TINY, "ttt_prenorm": True}, torch.bfloat16).read(tokens(2, 20)).memory
     held = memory.layers[0].tensors()
     assert {name for name, x in held.items() if x.dtype == torch.float32} == {
-        "gates", "out", "gates_sum", "out_sum", "gates_momentum", "out_momentum", "pending.rates", "pending.carry"
-    }  # fmt: skip
+        "gates",
+        "out",
+        "gates_sum",
+        "out_sum",
+        "gates_momentum",
+        "out_momentum",
+        "pending.rates",
+        "pending.carry",
+    }
     assert held["window.keys"].dtype == torch.bfloat16
 
 

@@ -60,10 +60,14 @@ def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     total = sum(lengths)
-    inputs = [unit_length(normal(total, 2, 16)), unit_length(normal(total, 2, 16)),
-              normal(total, value_heads, 16), torch.rand(total, value_heads, generator=generator, dtype=torch.float64),
-              -torch.rand(total, value_heads, generator=generator, dtype=torch.float64) if gated else None,
-              normal(len(lengths), value_heads, 16, 16)]  # fmt: skip
+    inputs = [
+        unit_length(normal(total, 2, 16)),
+        unit_length(normal(total, 2, 16)),
+        normal(total, value_heads, 16),
+        torch.rand(total, value_heads, generator=generator, dtype=torch.float64),
+        -torch.rand(total, value_heads, generator=generator, dtype=torch.float64) if gated else None,
+        normal(len(lengths), value_heads, 16, 16),
+    ]
     dtypes = [dtype] * 3 + [torch.promote_types(dtype, torch.float32)] * 3
     return [None if x is None else x.to(device, d).requires_grad_() for x, d in zip(inputs, dtypes, strict=True)]
 
@@ -113,9 +117,14 @@ def test_a_tap_reads_again_no_more_than_a_segment(calls):
 
 @pytest.mark.parametrize(
     ("gated", "tokens", "gradient", "expected"),
-    [(False, 64, True, "recurrent"), (False, 65, True, "chunk"), (True, 5, False, "recurrent_gated"),
-     (True, 5, True, "chunk_gated"), (True, 65, False, "chunk_gated")],
-)  # fmt: skip
+    [
+        (False, 64, True, "recurrent"),
+        (False, 65, True, "chunk"),
+        (True, 5, False, "recurrent_gated"),
+        (True, 5, True, "chunk_gated"),
+        (True, 65, False, "chunk_gated"),
+    ],
+)
 def test_short_reads_use_the_recurrent_kernel_where_it_has_a_gradient(calls, gated, tokens, gradient, expected):
     with torch.set_grad_enabled(gradient):
         fla.read(*_inputs([tokens], gated), Layout([tokens]))

@@ -1,4 +1,4 @@
-"""The chunkwise delta rule is its token-by-token twin, in output, states anywhere, and gradients."""
+"""The chunkwise delta rule (rule.py, chunked.py) is its token-by-token twin: output, states anywhere, gradients."""
 
 import pytest
 import torch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.ops import cache_blocks
+from refine.ops import row_groups
 from refine.ops.fast_mlp.keys import by_steps, fast_keys
 
 
@@ -20,7 +20,7 @@ def distance(a, b):
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("tokens", [1, 2, 37])
 def test_value_and_gradients_are_the_twins(tokens, silu, dtype, bound, monkeypatch):
-    monkeypatch.setattr(cache_blocks, "CACHED_NUMBERS", 50)  # several blocks and a rest
+    monkeypatch.setattr(row_groups, "CACHED_NUMBERS", 50)  # several blocks and a rest
     inputs = draw(tokens, dtype)
     found, wanted = (f(*inputs, heads=3, silu=silu) for f in (fast_keys, by_steps))
     assert distance(found, wanted) <= bound

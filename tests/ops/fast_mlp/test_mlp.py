@@ -1,4 +1,4 @@
-"""LaCT's fast MLP read in chunks is, in outputs, states and gradients, the one that reads token by token."""
+"""LaCT's fast MLP in chunks (mlp.py, read.py, schedule.py) is its token-by-token twin: outputs, states, gradients."""
 
 import pytest
 import torch
@@ -184,9 +184,8 @@ def test_a_document_goes_on_in_the_middle_of_its_chunk_with_shared_states():
     ]
     held = {name: torch.cat([part[name] for part in laid]) for name in laid[0]}
     norms = fast_weight_mlp.row_norms(fast_weight_mlp.initial_state(*weights, rule))
-    joined = fast_weight_read.join(
-        [states[3], states[0], states[2]]
-    )  # documents of 3 and 5 tokens are in their first chunk
+    # the documents of 3 and 5 tokens are in their first chunk, so they share the initial state
+    joined = fast_weight_read.join([states[3], states[0], states[2]])
     out, _ = fast_weight_read.read(torch.cat(queries), held, joined, [1, 1, 2, 0], schedule, rule, norms)
     assert distance(out, torch.cat(expected)) <= 1e-10
 
