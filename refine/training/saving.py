@@ -16,9 +16,7 @@ from transformers.trainer_callback import ExportableState
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
-TRAINING_ARGS = (
-    "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
-)
+TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
 
 
 class WholeCheckpoints(Trainer):

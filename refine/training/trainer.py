@@ -84,7 +84,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
         self.stream = None if self.rows is None else stream_of(self.rows, args)
         if self.stream is not None:
-            # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts into passes.
+            # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts up.
             args.max_steps, args.gradient_accumulation_steps = self.stream.steps, 1
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(
