@@ -36,7 +36,7 @@ LONG = ObjectiveSettings(min_prefix=10, rollout_length=5)
     [
         (
             step_errors.non_finite_loss(STEP, ["hamlet", "lear"]),
-            "loss is nan|next token 2.5|hamlet; lear|learning_rate",
+            "is nan|next token 2.5|hamlet; lear|learning_rate",
         ),
         (step_errors.non_finite_loss(AnswerResult(NAN, NAN, 3), ["row 1"]), "(answers) on row 1|learning_rate"),
         (step_errors.non_finite_gradient(float("inf"), ["lear"]), "norm is inf on lear|max_gradient_norm"),
