@@ -28,7 +28,7 @@ from refine.tracking.connection import connect, experiment_id
 from refine.tracking.mlflow_callback import MlflowCallback
 from refine.tracking.run import open_run
 from refine.training.arguments import RefineArguments
-from refine.training.metrics_file import Series
+from refine.training.metrics_file import MetricsFile
 from refine.training.trainer import RefineTrainer
 
 CONFIG = {"model_type": "delta_net", "hidden_size": 128, "num_hidden_layers": 4, "num_heads": 2, "vocab_size": 4096}
@@ -76,7 +76,7 @@ def measure(steps: int, tokens: int, rounds: int) -> list[str]:
         client = connect(f"sqlite:///{folder}/mlflow.db")
         train([], 1, tokens, folder)
         for _ in range(rounds):
-            series = Series(Path(folder))
+            series = MetricsFile(Path(folder))
             with open_run(client, experiment_id(client, "recording"), "recording") as run:
                 callback = MlflowCallback(run, checkpoints=False)
                 calls = {

@@ -32,6 +32,7 @@ from refine.tracking.registry import Version
 from refine.tracking.run import find_run, open_run
 from refine.tracking.sender import Relay
 from refine.training import reward_histograms
+from refine.training.metrics_file import METRICS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +90,7 @@ def _train(experiment: Experiment, stage: Stage, model: str | None, done: Traine
     settings = experiment.settings.training
     steps = getattr(settings, stage.phase).steps if stage.arm != "none" else 0
     with run, Progress(stage.title, steps) as progress:
-        with Relay(Path(stage.folder) / "metrics.jsonl", experiment.client, run.run_id, seen=progress.show):
+        with Relay(Path(stage.folder) / METRICS_FILE, experiment.client, run.run_id, seen=progress.show):
             if done is None:
                 command = train_command(experiment, stage, model)
                 with device_slots(settings.processes, stage.title, say) as selected:

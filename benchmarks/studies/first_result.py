@@ -18,6 +18,7 @@ from refine import paths, settings
 from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
 from refine.system.files import folder_beside
+from refine.training.metrics_file import METRICS_FILE
 
 MODEL = "sample/delta_net"
 OBJECTIVE = "training.mid.objective."
@@ -161,7 +162,7 @@ def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -
     inputs = load_inputs(data.folder, sources=Sources(tokenizer))
     found = evaluate_model(folder / "run" / "model", inputs, tokenizer, name=arm)
     (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    rows = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (folder / "run" / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     (folder / "series.json").write_text(json.dumps([json.loads(row) for row in rows]), encoding="utf-8")
     found.save(folder)
     click.echo(f"{arm}, seed {values.seed}: {record['steps']} steps in {record['seconds']:.0f} s")

@@ -1,79 +1,225 @@
-"""`refine demo`: REFINE on one needle, in the terminal and as a picture, in under a minute on two cores."""
+"""`refine demo`: what REFINE does, on one prompt, in under a minute on two cores.
+
+A needle is hidden in a held-out scene. A model recalls it as it is, after a few REFINE steps on other scenes, and after
+test-time training on the prompt itself. Heavy imports happen in the functions, so that `refine demo --help` is fast.
+"""
 
 from __future__ import annotations
 
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refine import paths
 from refine.system.files import write_picture
 
-BARS = " ▁▂▃▄▅▆▇█"
-WIDTH = 96  # columns of the entropy line
+if TYPE_CHECKING:
+    from refine.data.prompts.prompt import Prompt
+    from refine.evaluation.record import Answer
+    from refine.models import FastWeightLanguageModel
+    from refine.settings.objective import ObjectiveSettings
+
+HELD_OUT = ("coriolanus", "king-john", "the-tempest", "twelfth-night")  # no shipped model is trained on them
+STEPS, SEQUENCES, LEARNING_RATE = 8, 2, 2e-4
+ENTROPY_BARS = " ▁▂▃▄▅▆▇█"
+ENTROPY_COLUMNS = 96
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """After the first `position` tokens the model sampled `written`, where the text has `text`."""
+
+    position: int
+    written: str
+    text: str
+    reward: float  # mean over the position's rollouts, 0 to 1
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """answers: state of the model -> its answer, and whether that is right. entropy: after each token [nats]."""
+
+    prompt: Prompt
+    needle: str
+    needle_at: tuple[int, int]  # its first and last token
+    answers: dict[str, tuple[Answer, bool]]
+    tokens: list[str]
+    entropy: list[float]
+    rollouts: list[Rollout]
 
 
 @click.command()
 @click.option("--model", default="sample/delta_net", show_default=True, help="Folder, hub name, or a shipped model.")
-@click.option("--length", default=512, show_default=True, type=click.IntRange(min=192), help="Prompt's tokens.")
+@click.option("--length", default=512, show_default=True, type=click.IntRange(min=192), help="Tokens of the prompt.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of the needle and all draws.")
 @click.option("--output", type=Path, help="Picture (default: results/demo.png).")
 def demo(model: str, length: int, seed: int, output: Path | None) -> None:
-    """Hide a needle in a held-out scene and let a model recall it: as it is, after REFINE, after test-time training."""
+    """Hide a needle in a held-out scene; a model recalls it as it is, after REFINE, and after test-time training."""
     import torch
 
     from refine.data import tokenizer as tokenizers
     from refine.models import from_pretrained
     from refine.system.quiet import quiet_libraries
-    from refine.training.demonstration import demonstrate
 
     quiet_libraries()
-    pieces = tokenizers.load(model)
-    shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), pieces, length, seed)
-    _tell(shown)
-    click.echo(f"written: {_draw(shown, output or paths.results() / 'demo.png')}")
+    tokenizer = tokenizers.load(model)
+    shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)
+    _print(shown)
+    click.echo(f"wrote {_draw(shown, output or paths.results() / 'demo.png')}")
 
 
-def _tell(shown: Any) -> None:
+def demonstrate(model: FastWeightLanguageModel, tokenizer: Any, length: int, seed: int) -> Demonstration:
+    """Hide a needle in a held-out scene of `length` tokens and let `model` recall it in three states.
+
+    Leaves `model` unchanged. Raises SettingError: no needle fits `length`; DataError: the plays are not installed.
+    """
+    from refine.data.corpus import packages
+    from refine.data.prompts.needles import make_needles
+    from refine.data.prompts.tasks import known_task
+    from refine.evaluation.answers import answer
+    from refine.evaluation.scorers import scorer_of
+    from refine.settings.training import TestTimeSettings
+    from refine.training.test_time import TestTimeTrainer
+
+    plays = {work.work: work.text for work in packages.works("plays")}
+    haystack = " ".join(_scene(plays[name], seed) for name in HELD_OUT)
+    (prompt,) = make_needles("niah_single_2", length, 1, tokenizer, haystack, seed, answer_tokens=12)
+    objective = _objective()
+    tokens, entropy, rollouts = _read(model, tokenizer, prompt, objective, seed)
+    scenes = [_scene(text, seed) for name, text in plays.items() if name not in HELD_OUT]
+    refined = _refined(model, tokenizer, scenes, objective)
+    test_time = TestTimeSettings(learning_rate=LEARNING_RATE, steps=2, objective=objective)
+    adapter = TestTimeTrainer(test_time, "refine", seed)
+    answers = {
+        "as it is": answer(model, tokenizer, [prompt])[0],
+        f"after {STEPS} REFINE steps": answer(refined, tokenizer, [prompt])[0],
+        "after test-time training": answer(model, tokenizer, [prompt], adapter=adapter)[0],
+    }
+    scorer = scorer_of(known_task(prompt.task))
+    judged = {name: (one, scorer(one.text, prompt.answers) == 1.0) for name, one in answers.items()}
+    needle = next(sentence for sentence in prompt.prompt.split(". ") if prompt.answers[0] in sentence).strip()
+    return Demonstration(
+        prompt, needle, _tokens_of(needle, prompt.prompt, tokenizer), judged, tokens, entropy, rollouts
+    )
+
+
+def _objective() -> ObjectiveSettings:
+    from refine.settings.objective import ObjectiveSettings
+
+    return ObjectiveSettings(positions=8, rollout_length=5, rollouts=4, group="position", reward="binary")
+
+
+def _tokens_of(piece: str, text: str, tokenizer: Any) -> tuple[int, int]:
+    """The first and last token of `piece` in `text`."""
+    encoded, first = tokenizer(text), text.index(piece)
+    return encoded.char_to_token(first), encoded.char_to_token(first + len(piece) - 1)
+
+
+def _scene(text: str, seed: int, words: int = 1200) -> str:
+    """`words` consecutive words of a play, from a place that depends on the seed."""
+    from refine.training.order import derived_seed
+
+    found = text.split()
+    first = derived_seed("scene", seed) % max(len(found) - words, 1)
+    return " ".join(found[first : first + words])
+
+
+def _read(
+    model: FastWeightLanguageModel, tokenizer: Any, prompt: Prompt, objective: ObjectiveSettings, seed: int
+) -> tuple[list[str], list[float], list[Rollout]]:
+    """The prompt's tokens, the entropy after each, and the best rollout of each position that REFINE samples at."""
+    import torch
+
+    from refine.objective import next_sequence_step
+
+    ids = tokenizer(prompt.prompt)["input_ids"]
+    tokens, seeds = torch.tensor([ids], device=model.device), torch.tensor([seed], device=model.device)
+    with torch.no_grad():
+        step = next_sequence_step(model, tokens, objective, seeds)
+    rewards = step.rewards[objective.reward][0]  # [positions, rollouts]
+    rollouts = []
+    for column in step.valid[0].nonzero().flatten().tolist():
+        position = int(step.positions[0, column])
+        best = int(rewards[column].argmax())
+        rollouts.append(
+            Rollout(
+                position,
+                tokenizer.decode(step.rollouts[0, column, best].tolist()),
+                tokenizer.decode(ids[position : position + objective.rollout_length]),
+                float(rewards[column].mean()),
+            )
+        )
+    return tokenizer.convert_ids_to_tokens(ids), step.entropy[0].tolist(), rollouts
+
+
+def _refined(
+    model: FastWeightLanguageModel, tokenizer: Any, scenes: Sequence[str], objective: ObjectiveSettings
+) -> FastWeightLanguageModel:
+    """A copy of `model` after a few REFINE steps on `scenes`."""
+    from refine.training.arguments import RefineArguments
+    from refine.training.trainer import RefineTrainer
+
+    trained = copy.deepcopy(model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = RefineArguments(
+            output_dir=folder,
+            objective=objective,
+            max_steps=STEPS,
+            sequences_per_step=SEQUENCES,
+            per_device_train_batch_size=SEQUENCES,
+            max_length=768,
+            learning_rate=LEARNING_RATE,
+            save_strategy="no",
+            seed=1,
+        )
+        rows = [{"text": scene} for scene in scenes]
+        RefineTrainer(trained, arguments, train_dataset=rows, processing_class=tokenizer).train()
+    return trained.eval()
+
+
+def _print(shown: Demonstration) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=120)
-    console.print(f"\n{shown.prompt.prompt_tokens} tokens of a scene the model has not read; hidden in it: ", end="")
-    console.print(f"[bold]{shown.needle.strip()}.[/bold]", highlight=False)
-    answers = Table("the model", "answers", "", "log-probability of the number")
+    tokens = shown.prompt.prompt_tokens
+    console.print(f"\n{tokens} tokens of a scene that the model was not trained on, with one needle: ", end="")
+    console.print(f"[bold]{shown.needle}.[/bold]", highlight=False)
+    answers = Table("model", "answer", "", "log-probability of the number")
     for name, (one, right) in shown.answers.items():
         verdict = "[green]right[/green]" if right else "[red]wrong[/red]"
-        answers.add_row(name, " ".join(one.text.split()), verdict, f"{one.log_prob:.3f} a token")
+        answers.add_row(name, " ".join(one.text.split()), verdict, f"{one.log_prob:.3f} per token")
     console.print(answers)
-    console.print(
-        "entropy of the next token along the text (full block: 8 nats); ^ where REFINE rolls out, = the needle:"
-    )
+    console.print("entropy of the next token (full block: 8 nats); ^ REFINE samples rollouts here, = the needle:")
     for line in _entropy_lines(shown):
         console.print(line, highlight=False, markup=False)
-    rollouts = Table("read", "the model writes", "the text says", "reward")
+    rollouts = Table("tokens read", "the model writes", "the text has", "reward")
     for one in shown.rollouts:
         rollouts.add_row(str(one.position), repr(one.written)[1:-1], repr(one.text)[1:-1], f"{one.reward:.2f}")
     console.print(rollouts)
 
 
-def _entropy_lines(shown: Any) -> list[str]:
-    """Each column the mean over its share of the tokens."""
+def _entropy_lines(shown: Demonstration) -> list[str]:
+    """The entropy, each column the mean over its share of the tokens; and the marks below it."""
     count = len(shown.entropy)
-    edges = [count * i // WIDTH for i in range(WIDTH + 1)]
+    edges = [count * i // ENTROPY_COLUMNS for i in range(ENTROPY_COLUMNS + 1)]
     means = [sum(shown.entropy[a:b]) / max(b - a, 1) for a, b in pairwise(edges)]
-    chosen = {one.position * WIDTH // count for one in shown.rollouts}
-    first, last = (at * WIDTH // count for at in shown.needle_at)
+    sampled = {one.position * ENTROPY_COLUMNS // count for one in shown.rollouts}
+    first, last = (token * ENTROPY_COLUMNS // count for token in shown.needle_at)
     return [
-        "".join(BARS[min(round(mean), 8)] for mean in means),
-        "".join("^" if c in chosen else "=" if first <= c <= last else " " for c in range(WIDTH)),
+        "".join(ENTROPY_BARS[min(round(mean), 8)] for mean in means),
+        "".join("^" if c in sampled else "=" if first <= c <= last else " " for c in range(ENTROPY_COLUMNS)),
     ]
 
 
-def _draw(shown: Any, path: Path) -> Path:
-    """Entropy along the text, the chosen positions, and what was written there; whole or not at all."""
+def _draw(shown: Demonstration, path: Path) -> Path:
+    """Draw the entropy along the text, the needle, and what the model writes at each position. Returns `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
@@ -87,5 +233,5 @@ def _draw(shown: Any, path: Path) -> Path:
         axis.annotate(label, (one.position, 8.2), rotation=40, fontsize=7, color="C3", annotation_clip=False)
     answers = "; ".join(f"{name}: {' '.join(one.text.split())[:16]}" for name, (one, _) in shown.answers.items())
     axis.set(xlabel="tokens read", ylabel="entropy of the next token [nats]", ylim=(0, 8))
-    figure.suptitle(f"{shown.needle.strip()}.\n{answers}", fontsize=9, y=1.13)
+    figure.suptitle(f"{shown.needle}.\n{answers}", fontsize=9, y=1.13)
     return write_picture(path, figure, dpi=110, bbox_inches="tight")

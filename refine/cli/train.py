@@ -148,6 +148,7 @@ def _reported(run: Any, output: Path) -> dict[str, Any]:
 
 
 def _say(record: dict[str, Any], output: Path, following: str) -> None:
+    from refine.training.metrics_file import METRICS_FILE
     from refine.training.reward_histograms import HISTOGRAM_PICTURE
     from refine.training.torchrun import is_first
 
@@ -162,7 +163,7 @@ def _say(record: dict[str, Any], output: Path, following: str) -> None:
     steps = "1 step" if record["steps"] == 1 else f"{record['steps']} steps"
     done = f"{steps}, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
     click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *told]))
-    click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / 'metrics.jsonl'}")
+    click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / METRICS_FILE}")
     if (picture := output / HISTOGRAM_PICTURE).exists():
         click.echo(f"wrote {picture} (the spread of the rewards on held-out text)")
     click.echo(f"next: {following}")

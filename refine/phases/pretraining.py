@@ -22,7 +22,7 @@ from refine.phases.prepared_data import Prepared
 from refine.phases.start import start_training
 from refine.settings import Drill, PretrainingSettings
 from refine.system.files import folder_beside
-from refine.training.metrics_file import SERIES
+from refine.training.metrics_file import METRICS_FILE
 
 RECORD = "training.json"
 POINTS = 200  # of the loss curve that is kept
@@ -90,7 +90,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
     records = [run_folder.finished(run) or {} for run in runs]
-    rows = [json.loads(line) for run in runs for line in (run / SERIES).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for run in runs for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     told = {
         "made_from": made_from,
         **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},

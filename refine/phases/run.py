@@ -18,8 +18,8 @@ from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
 from refine.training.distributed import gathered
-from refine.training.metrics_file import Series
-from refine.training.progress import Progress
+from refine.training.metrics_file import MetricsFile
+from refine.training.progress import ProgressBar
 from refine.training.reward_histograms import RewardHistograms
 from refine.training.trainer import RefineTrainer
 
@@ -75,9 +75,9 @@ def run(
             eval_dataset=inputs.validation,
             processing_class=inputs.tokenizer,
             callbacks=[
-                Series(folder),
+                MetricsFile(folder),
                 RewardHistograms(folder),
-                Progress(title),
+                ProgressBar(title),
                 *_patience(early_stop_after),
                 *callbacks,
             ],

@@ -1,6 +1,6 @@
-"""The devices of this machine, shared out: one training process a device, however many runs there are.
+"""Share the devices of this machine: one training process per device, however many runs there are.
 
-A device is held by a lock file (`refine.system.locks`), so a process that dies gives it back.
+A lock file holds a device (`refine.system.locks`), so the device is free again when its process dies.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from filelock import FileLock
 from refine.errors import SettingError
 from refine.system.locks import EVERY, holder, try_hold
 
-VARIABLE = "REFINE_DEVICES"  # devices to share out: how many, or their numbers, as in 0,1
-LOCKS = "REFINE_LOCKS"  # folder of the devices' locks; default: in the machine's temporary folder
+VARIABLE = "REFINE_DEVICES"  # devices to use: how many, or their numbers, as in 0,1
+LOCKS = "REFINE_LOCKS"  # folder of the locks (default: in the machine's temporary folder)
 
 
 def devices() -> list[str]:
-    """The devices that training may use: numbers of GPUs, or `cpu`, once.
+    """The devices that training may use: numbers of GPUs, or `cpu` alone.
 
     Raises SettingError: REFINE_DEVICES is neither a number nor a list of numbers.
     """
-    told = os.environ.get(VARIABLE)
-    if told:
-        parts = [part.strip() for part in told.split(",")]
+    value = os.environ.get(VARIABLE)
+    if value:
+        parts = [part.strip() for part in value.split(",")]
         if not all(part.isdigit() for part in parts) or parts == ["0"]:
             raise SettingError(
-                f"{VARIABLE} is {told!r}: expected how many devices there are, or their numbers, as in 0,1"
+                f"{VARIABLE} is {value!r}: expected the number of devices, or a list of their numbers, as in 0,1"
             )
         return parts if len(parts) > 1 else [str(number) for number in range(int(parts[0]))]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -44,17 +44,17 @@ def devices() -> list[str]:
 
 @contextlib.contextmanager
 def device_slots(count: int, name: str, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
-    """Hold `count` devices (all of them where there are fewer) for the run `name`. Gives the environment variables
-    that restrict a process to them."""
-    there = devices()
-    count = min(count, len(there))
-    told = False
-    while (held := _take(there, count, name)) is None:
-        if not told:
+    """Hold `count` devices (or all, if there are fewer) for the run `name`. Yields the environment variables that
+    restrict a process to them. While too few are free it waits; `say` gets one line about that."""
+    known = devices()
+    count = min(count, len(known))
+    announced = False
+    while (held := _take(known, count, name)) is None:
+        if not announced:
             wanted = "a device" if count == 1 else f"{count} devices"
-            holders = dict.fromkeys(holder(_lock_file(device)) for device in there)
+            holders = dict.fromkeys(holder(_lock_file(device)) for device in known)
             say(f"{name}: waits for {wanted}; held by {', '.join(holders)}")
-            told = True
+            announced = True
         time.sleep(EVERY)
     try:
         chosen = list(held)
@@ -64,10 +64,10 @@ def device_slots(count: int, name: str, say: Callable[[str], None]) -> Iterator[
             lock.release()
 
 
-def _take(there: list[str], count: int, name: str) -> dict[str, FileLock] | None:
-    """Locks of `count` devices by their names. None where fewer are free; then none is held."""
+def _take(known: list[str], count: int, name: str) -> dict[str, FileLock] | None:
+    """The locks of `count` devices, by device. If fewer are free: None, and it holds none."""
     held: dict[str, FileLock] = {}
-    for device in there:
+    for device in known:
         if len(held) < count and (lock := try_hold(_lock_file(device), f"{name} (process {os.getpid()})")) is not None:
             held[device] = lock
     if len(held) == count:
@@ -78,7 +78,7 @@ def _take(there: list[str], count: int, name: str) -> dict[str, FileLock] | None
 
 
 def _lock_file(device: str) -> Path:
-    """On the machine, not in a home: two homes share its devices."""
+    """In a folder of the machine, not of $REFINE_HOME: all homes share the devices."""
     folder = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"refine-devices-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder / f"{device}.lock"
@@ -87,5 +87,5 @@ def _lock_file(device: str) -> Path:
 def _gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
-    asked = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return len(asked.stdout.splitlines()) if asked.returncode == 0 else 0
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0

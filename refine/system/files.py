@@ -1,6 +1,6 @@
-"""Files and folders that are whole or not there: written beside their place, then renamed into it.
+"""Write files and folders completely or not at all: write under a hidden name beside the place, then rename.
 
-A process that is killed leaves a hidden file or folder beside the place, `.NAME....unfinished`, which nobody reads.
+A killed process leaves a hidden file or folder beside the place, `.NAME....unfinished`, which nobody reads.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from refine.errors import DataError
 
 UNFINISHED = ".*.unfinished"  # pattern of what killed processes leave
-REPLACED = ".*.replaced"  # pattern of former folders that a killed process was about to remove
+REPLACED = ".*.replaced"  # pattern of old folders that a killed process did not remove
 
 
 @contextmanager
 def file_beside(path: str | Path) -> Iterator[Path]:
-    """A hidden file name beside `path`. What the block writes there takes the place of `path` when the block ends, and
-    is removed when the block fails. Missing parent folders are made."""
+    """A hidden file name beside `path`. The file written there replaces `path` when the block ends, and is removed
+    when the block fails. Creates missing parent folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -35,14 +35,14 @@ def file_beside(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` to `path`, whole or not at all, as UTF-8. Returns the path."""
+    """Write `text` to `path` as UTF-8, completely or not at all. Returns the path."""
     with file_beside(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` to `path` as JSON, whole or not at all, and wait until the disk has it. Returns the path."""
+    """Write `value` to `path` as JSON, completely or not at all, and flush it to the disk. Returns the path."""
     with file_beside(path) as beside:
         beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         flush(beside)
@@ -50,7 +50,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def write_picture(path: str | Path, figure: Any, **options: Any) -> Path:
-    """Write a matplotlib figure to `path`, whole or not at all; the ending says its form (.png, .svg, .pdf).
+    """Write a matplotlib figure to `path`, completely or not at all. The suffix gives the format (.png, .svg, .pdf).
 
     `options` go to `Figure.savefig`. Returns the path.
     """
@@ -62,15 +62,15 @@ def write_picture(path: str | Path, figure: Any, **options: Any) -> Path:
 
 @contextmanager
 def folder_beside(folder: str | Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends, and is removed when the block fails.
+    """An empty folder beside `folder`. It replaces `folder` when the block ends, and is removed when the block fails.
 
-    What `folder` held before is replaced. Raises DataError if the place cannot be written.
+    Raises DataError if the place cannot be written.
     """
     folder = Path(folder)
     with _writable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".unfinished", dir=folder.parent))
-        beside.chmod(0o755)  # mkdtemp makes it private; what is written is not
+        beside.chmod(0o755)  # mkdtemp makes it private; others must be able to read the result
     try:
         yield beside
         with _writable(folder):
@@ -80,8 +80,8 @@ def folder_beside(folder: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. A folder that is not empty cannot be replaced in one step, so the old one is renamed
-    first, and put back if the second step fails."""
+    """Rename `new` to `folder`. The system cannot replace a folder that is not empty, so the old one is renamed first,
+    and renamed back if the second step fails."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -97,7 +97,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder`. It is renamed first, so that a process killed meanwhile leaves no half folder under its name."""
+    """Remove `folder`. Renames it first, so that a kill in between leaves no half folder under its name."""
     hidden = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(folder, hidden)
@@ -105,8 +105,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has what was written to a file, or the names in a folder."""
-    if os.name == "nt" and path.is_dir():  # Windows has no handle on a folder
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -133,5 +133,5 @@ def _writable(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{place}: cannot be written ({error.strerror or error}); free the place or make it writable"
+            f"{place}: cannot be written ({error.strerror or error}); make it writable or choose another place"
         ) from None

@@ -1,7 +1,6 @@
 """The guard of a command that must not outlive its parent: `python -I guard.py PARENT_PID COMMAND ...`.
 
-`refine.system.processes` starts it by this file's path. It uses the standard library alone, so that it starts in some
-20 ms.
+`refine.system.processes` starts this file by its path. It uses only the standard library, so it starts in about 20 ms.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ PARENT_VARIABLE = "REFINE_DIES_WITH"  # as in refine.system.processes
 
 
 def main(parent: str, command: list[str]) -> None:
-    """Run `command` to its end, and exit with its code, or with 128 + the number of the signal that ended it."""
+    """Run `command` to its end. Exit with its code, or with 128 + the number of the signal that ended it."""
     threading.Thread(target=_kill_group_when_parent_dies, daemon=True).start()
     try:
         child = subprocess.Popen(
@@ -27,7 +26,7 @@ def main(parent: str, command: list[str]) -> None:
         )
     except OSError as error:
         sys.exit(f"error: cannot start {command[0]}: {error.strerror}")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the group got it: wait for the command to end, then follow
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the command gets it too: wait for its end
     code = child.wait()
     os._exit(code if code >= 0 else 128 - code)
 
@@ -38,7 +37,7 @@ def _die_with_guard() -> None:
 
 
 def _kill_group_when_parent_dies() -> None:
-    """Standard input is a pipe that only the parent holds open: its end of file is the parent's death."""
+    """Only the parent holds the other end of standard input open, so end of file means that the parent died."""
     while os.read(0, 4096):
         pass
     os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whether the process that owns a record still lives, on this machine or on another one."""
+"""Whether the process that owns a record is alive, on this machine or on another."""
 
 from __future__ import annotations
 
@@ -11,29 +11,25 @@ from typing import Any
 
 import psutil
 
-OWNER, ALIVE = "refine.owner", "refine.alive"  # tags
-
-
-BEAT = 20.0  # seconds between signs of life
-
-
-LOST = 90.0  # seconds of silence after which a run of another machine counts as dead
+OWNER, ALIVE = "refine.owner", "refine.alive"  # tags: the process (`owner`, JSON); Unix time of its last heartbeat [s]
+BEAT = 20.0  # seconds between heartbeats
+LOST = 90.0  # seconds without a heartbeat after which a process on another machine counts as dead
 
 
 def owner() -> dict[str, Any]:
-    """This process: its machine, id and start, which together nobody else has. started: seconds after the machine
-    booted, since the clock may be set while it runs (after a suspension, say); boot: which boot that was."""
+    """The machine, id and start of this process, which no other process shares. started: seconds after the boot, as
+    the clock may be set while the process runs (after a suspension, for example); boot: id of that boot."""
     process = psutil.Process()
     return {"host": socket.gethostname(), "boot": _boot(), "pid": process.pid, "started": _started(process)}
 
 
 def _started(process: psutil.Process) -> float:
-    booted = psutil.boot_time()  # first: older versions of psutil remember it for create_time
+    booted = psutil.boot_time()  # first: in older versions of psutil create_time uses this call's result
     return process.create_time() - booted
 
 
 def _boot() -> str:
-    """Of this boot alone; empty on systems that do not name theirs."""
+    """The id of this boot; empty on systems without one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -41,16 +37,18 @@ def _boot() -> str:
 
 
 def alive(tags: Mapping[str, Any], now: float | None = None) -> bool:
-    """Whether the process that OWNER names lives: on this machine by looking, on others by its last sign of life.
+    """Whether the process of the tag OWNER is alive. On this machine the process table decides; on another machine the
+    last heartbeat, which may be LOST seconds old.
 
-    now: Unix time [s] at which that sign may be LOST seconds old; the present one by default.
+    now: Unix time [s] to compare the heartbeat with (default: the present time).
     """
-    told = json.loads(tags[OWNER])
-    if told["host"] == socket.gethostname():
+    process_owner = json.loads(tags[OWNER])
+    if process_owner["host"] == socket.gethostname():
         try:
-            process = psutil.Process(told["pid"])
+            process = psutil.Process(process_owner["pid"])
             running = process.status() != psutil.STATUS_ZOMBIE
-            return running and told.get("boot") == _boot() and abs(_started(process) - told["started"]) < 1.0
+            same_start = abs(_started(process) - process_owner["started"]) < 1.0
+            return running and process_owner.get("boot") == _boot() and same_start
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:

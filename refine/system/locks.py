@@ -1,6 +1,6 @@
 """Locks between processes. The operating system releases a lock when its holder ends, however it ends.
 
-Beside each lock file lies `NAME.holder`, the name of the process that holds it, for the messages of those that wait.
+The file `NAME.holder` beside a lock file has the name of its holder, for the messages of waiting processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EVERY = 0.5  # seconds between attempts
 
 
 class Locked(Exception):
-    """Another process held the lock for longer than the caller would wait. `holder`: its name."""
+    """Another process, `holder`, holds the lock, and the caller does not wait longer."""
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is held by {holder}")
@@ -24,7 +24,7 @@ class Locked(Exception):
 
 
 def try_hold(path: Path, name: str) -> FileLock | None:
-    """Take the lock at `path` under `name`, or return None at once if another process has it. `release()` ends it."""
+    """Take the lock at `path` under `name`, or return None if another process holds it. `release()` frees it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)
     try:
@@ -44,17 +44,17 @@ def hold(
 ) -> Iterator[None]:
     """Hold the lock at `path` under `name` for the block.
 
-    If another process has it, `waiting` is called once with that process's name. `patience` [s]: how long to wait;
-    None waits for ever. Raises Locked after that.
+    If another process holds it, calls `waiting` once with that process's name, and waits for `patience` seconds (None:
+    without end). Raises Locked after that.
     """
     started = time.monotonic()
-    told = False
+    announced = False
     while (lock := try_hold(path, name)) is None:
         if patience is not None and time.monotonic() - started >= patience:
             raise Locked(path, holder(path))
-        if not told:
+        if not announced:
             waiting(holder(path))
-            told = True
+            announced = True
         time.sleep(EVERY if patience is None else min(EVERY, patience / 10))
     try:
         yield
@@ -63,7 +63,7 @@ def hold(
 
 
 def holder(path: Path) -> str:
-    """The name that the holder of the lock at `path` gave."""
+    """The name of the holder of the lock at `path`."""
     try:
         return _holder_file(path).read_text(encoding="utf-8") or "another process"
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def holder(path: Path) -> str:
 
 
 def stage_lock(folder: Path, name: str, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
-    """Hold the stage whose results go to `folder`, so that two runs that need it train it once."""
+    """Hold the stage that writes to `folder`, so that two runs that need it do not both train it."""
     path = folder.parent / ".locks" / f"{folder.name}.lock"
     return hold(path, name, waiting=lambda _: say(f"{name}: another run is doing this stage; waiting for its result"))
 

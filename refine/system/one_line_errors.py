@@ -1,4 +1,4 @@
-"""An error that the user can mend ends a command with one line and exit code 1, never with a traceback."""
+"""A user's error ends a command with one line and exit code 1, never with a traceback."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from refine.errors import RefineError
 def one_line_errors(before: Callable[[bool], None] = lambda in_one_line: None) -> Iterator[None]:
     """Wraps the body of a command. A RefineError is printed to stderr as `error: ...`, and the process exits with 1.
 
-    `before` is called first for every error, with whether it ends in one line: one of several training processes may
-    have to let another one print (`refine.training.torchrun`).
+    `before` is called first, for every error, with whether the error ends in one line: of several training processes
+    only one prints (`refine.training.torchrun`).
     """
     try:
         yield

@@ -1,9 +1,9 @@
-"""A training command in a process of its own that never outlives the one who started it.
+"""Run a training command in its own process, which never outlives the process that started it.
 
-Parent -> guard -> command. The guard leads a process group and waits on a pipe that only the parent holds open, so
-the parent's death, however sudden, is an end of file that no system forgets to deliver; it then kills the group.
-On Linux the command also asks the kernel for SIGKILL when the guard dies (PR_SET_PDEATHSIG), and the parent kills
-the group when the guard ends, so no single SIGKILL leaves anything behind.
+Parent -> guard -> command. The guard leads a process group and reads a pipe that only the parent holds open. When the
+parent dies, however suddenly, the guard reads end of file and kills the group. On Linux the kernel also kills the
+command when the guard dies (PR_SET_PDEATHSIG), and the parent kills the group when the guard ends. So no single
+SIGKILL leaves a process behind.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from refine.errors import TrainingError
 
 GUARD = Path(__file__).with_name("guard.py")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PARENT_VARIABLE = "REFINE_DIES_WITH"  # process id of the parent; set for the command by its guard
-TAIL = 20  # lines of output that an error repeats
+PARENT_VARIABLE = "REFINE_DIES_WITH"  # process id of the parent; the guard sets it for the command
+TAIL = 20  # last lines of output that an error shows
 
 
 class ProcessFailed(TrainingError):
-    """A training process that ended with a failure.
+    """A training process failed.
 
-    `returncode` is the exit code, or minus the signal that ended it; `tail` its last lines of output; `user_error`
-    is true where the command itself said in one line what the user can mend (so trying again is of no use).
+    `returncode`: its exit code, or minus the number of the signal that ended it. `tail`: its last lines of output.
+    `user_error`: whether it ended with a one-line error of the user, so that a retry would fail again.
     """
 
     def __init__(self, command: str, returncode: int, tail: Sequence[str]) -> None:
         self.returncode, self.tail = returncode, list(tail)
-        said = next((line for line in reversed(self.tail) if line.startswith("error: ")), None)
-        self.user_error = returncode == 1 and said is not None
+        line = next((line for line in reversed(self.tail) if line.startswith("error: ")), None)
+        self.user_error = returncode == 1 and line is not None
         how = f"was ended by {_signal_name(-returncode)}" if returncode < 0 else f"failed with exit code {returncode}"
-        if said is not None and self.user_error:
-            message = f"{command}: {said.removeprefix('error: ')}"
+        if line is not None and self.user_error:
+            message = f"{command}: {line.removeprefix('error: ')}"
         else:
             message = f"{command} {how}" + ("; its last output:\n" + "\n".join(self.tail) if self.tail else "")
         super().__init__(message)
@@ -58,13 +58,13 @@ def run_in_own_process(
 ) -> list[str]:
     """Run `argv` to its end in its own process group, which dies with this process.
 
-    Each line of its output (stdout and stderr together) goes to `echo` as it comes. `environment` is laid over this
-    process's own. An exception in this thread (an interrupt, a cancelled task) ends the group: SIGTERM, and SIGKILL
-    after `grace` seconds. Returns the last lines of output.
+    Each line of its output (stdout and stderr together) goes to `echo` at once. `environment`: variables that are added
+    to this process's, or replace them. An exception in this thread (an interrupt, a cancelled task) ends the group with
+    SIGTERM, and with SIGKILL after `grace` seconds. Returns the last lines of output.
 
-    Raises ProcessFailed: the command could not be started, or it ended with another code than 0.
+    Raises ProcessFailed: the command could not be started, or its exit code is not 0.
     """
-    # One pipe, its writing end here alone: the guard reads end of file when this process is gone.
+    # Only this process has the writing end of the pipe: the guard reads end of file when this process is gone.
     guard = subprocess.Popen(
         [sys.executable, "-I", str(GUARD), str(os.getpid()), *argv],
         stdin=subprocess.PIPE,
@@ -84,21 +84,21 @@ def run_in_own_process(
         guard.wait()
         raise
     finally:
-        _signal_group(guard.pid, signal.SIGKILL)  # what the command left running
+        _signal_group(guard.pid, signal.SIGKILL)  # processes that the command left running
         if guard.stdin is not None:
             guard.stdin.close()
     reader.join(timeout=grace)
     if code != 0:
-        # The guard passes a signal that ended the command on as 128 + its number, as a shell does.
+        # If signal N ended the command, the guard exits with 128 + N, as a shell does.
         raise ProcessFailed(name or " ".join(argv[:3]), 128 - code if code > 128 else code, tail)
     return list(tail)
 
 
 def die_with_parent(at_once: bool = True) -> None:
-    """Called by a command that `run_in_own_process` may have started: end with the parent even without the guard.
+    """Called by a command that `run_in_own_process` may have started: end when the parent does, even without a guard.
 
-    Without effect where no parent is named. On Linux the kernel does it; elsewhere, and for a process further down
-    the line (`at_once` false), a thread looks once a second.
+    Does nothing if the environment names no parent. On Linux the kernel ends the command; on other systems, and for a
+    child of the command (`at_once` false), a thread checks once a second.
     """
     named = os.environ.get(PARENT_VARIABLE)
     if named is None:
@@ -121,7 +121,7 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it exists, and belongs to someone else
+    except PermissionError:  # it exists, but belongs to another user
         return True
     return True
 

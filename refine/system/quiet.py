@@ -1,4 +1,4 @@
-"""Progress bars and warnings of libraries, switched off where our own lines say more."""
+"""Switch off progress bars and warnings of libraries, where the commands print their own lines."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def no_progress_bars() -> Iterator[None]:
 @contextlib.contextmanager
 def no_download_bars() -> Iterator[None]:
     """Switch off MLflow's progress bars ("Downloading artifacts") for the block, unless the user set the variable."""
-    named = MLFLOW_BARS not in os.environ
-    if named:
+    unset = MLFLOW_BARS not in os.environ
+    if unset:
         os.environ[MLFLOW_BARS] = "false"
     try:
         yield
     finally:
-        if named:
+        if unset:
             os.environ.pop(MLFLOW_BARS, None)

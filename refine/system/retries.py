@@ -1,4 +1,4 @@
-"""Asking a server again while it is away: pauses that double, up to an end."""
+"""Repeat a request while a server does not answer, with pauses that double up to a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from refine.errors import reason
 
-PATIENCE = 90.0  # without progress before giving up [s]
+PATIENCE = 90.0  # without progress, before it gives up [s]
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # between two tries [s]
 
 T = TypeVar("T")
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def patiently(action: Callable[[], T], may_pass: Callable[[Exception], bool], what: str) -> T:
-    """The result of `action`. While it raises an error that `may_pass` says may pass, it is tried again, for PATIENCE.
+    """The result of `action`. Repeats it for PATIENCE while it raises an error for which `may_pass` is true.
 
-    `what` names in the log what is waited for. Raises the last error after that, and any other error at once.
+    `what`: name of the server for the log. After PATIENCE raises the last error; any other error is raised at once.
     """
     waiting = Waiting(what)
     while True:
@@ -33,24 +33,23 @@ def patiently(action: Callable[[], T], may_pass: Callable[[Exception], bool], wh
 
 
 class Waiting:
-    """Pauses between tries, doubled each time up to LONGEST_PAUSE, until PATIENCE is over without progress."""
+    """Pauses between tries. Each is twice the last, up to LONGEST_PAUSE, until PATIENCE passes without progress."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.progressed()
 
     def progressed(self) -> None:
-        """Something came: patience starts anew."""
+        """A try made progress: PATIENCE starts again."""
         self.since: float | None = None
         self.next = FIRST_PAUSE
 
     def pause(self, error: Exception) -> None:
-        """Wait before the next try. Raises `error` when patience is over."""
+        """Wait before the next try. Raises `error` if PATIENCE is over."""
         now = time.monotonic()
         self.since = now if self.since is None else self.since
         if now - self.since + self.next > PATIENCE:
             raise error
-        told = f"{type(error).__name__}: {reason(error)}"
-        log.warning("%s: %s; trying again in %.1f s", self.what, told, self.next)
-        time.sleep(self.next * (0.75 + random.random() / 2))  # not all workers at once
+        log.warning("%s: %s: %s; trying again in %.1f s", self.what, type(error).__name__, reason(error), self.next)
+        time.sleep(self.next * (0.75 + random.random() / 2))  # random, so that workers do not try all at once
         self.next = min(2 * self.next, LONGEST_PAUSE)

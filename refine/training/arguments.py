@@ -1,4 +1,4 @@
-"""The arguments of RefineTrainer: transformers' own, with the paper's defaults, and the objective's settings."""
+"""The arguments of RefineTrainer: those of transformers with the paper's defaults, and the objective's settings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SHARDED: dict[str, Any] = {
 class RefineArguments(TrainingArguments):
     """transformers.TrainingArguments for training by next-sequence prediction.
 
-    What differs in default is the paper's (constant learning rate 1e-6, weight decay 0.01; METHOD, "Defaults") or
-    keeps a run reproducible (every step logged, no reports to services nobody named).
+    Defaults that differ are the paper's (constant learning rate 1e-6, weight decay 0.01), or make a run complete in
+    itself (every step is logged, and no service gets reports unless the user names it).
     """
 
     objective: ObjectiveSettings | dict[str, Any] = field(
@@ -37,17 +37,17 @@ class RefineArguments(TrainingArguments):
     sequences_per_step: int | None = field(
         default=None,
         metadata={
-            "help": "sequences of an optimizer step, all processes together, whatever the size of a forward pass; "
+            "help": "sequences of an optimizer step, all processes together, however many a forward pass takes; "
             "None: per_device_train_batch_size x gradient_accumulation_steps x processes"
         },
     )
     max_length: int | None = field(default=None, metadata={"help": "longer documents are cut into pieces [tokens]"})
-    packing: bool = field(default=False, metadata={"help": "lay several documents into each row of max_length tokens"})
+    packing: bool = field(default=False, metadata={"help": "pack several documents into each row of max_length tokens"})
     prompt_steps: int = field(
         default=0,
         metadata={
-            "help": "of data with prompts and answers: optimizer steps by the objective on the prompts of each batch "
-            "of sequences_per_step samples, before the step on its answers (nested); 0: answers alone"
+            "help": "for data with prompts and answers: optimizer steps of the objective on the prompts of each batch "
+            "of sequences_per_step samples, before the step on its answers (nested); 0: answers only"
         },
     )
     validation_rollouts: bool = field(
@@ -79,11 +79,17 @@ class RefineArguments(TrainingArguments):
         return values
 
 
-def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str, seed: int,
-                 sharding: str = "none", **more: Any) -> RefineArguments:  # fmt: skip
-    """The arguments for a section of params.yaml; `more` overrides single ones.
+def arguments_of(
+    phase: PhaseSettings,
+    objective: ObjectiveSettings,
+    output: str,
+    seed: int,
+    sharding: str = "none",
+    **more: Any,
+) -> RefineArguments:
+    """The arguments for a phase's section of params.yaml. `more` overrides single ones.
 
-    Raises SettingError where `sharding` "full" has no GPU to share the model out to, or processes have none each.
+    Raises SettingError: `sharding` is "full" without a GPU, or the machine has GPUs but fewer than processes.
     """
     recompute = "activation_checkpointing" if _has("activation_checkpointing") else "gradient_checkpointing"
     values: dict[str, Any] = {
@@ -121,19 +127,19 @@ def arguments_of(phase: PhaseSettings, objective: ObjectiveSettings, output: str
 
 
 def _check_devices() -> None:
-    """Raises SettingError where this machine has GPUs, and fewer than processes."""
+    """Raises SettingError if this machine has GPUs, but fewer than processes."""
     processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if 0 < devices < processes:
         raise SettingError(
-            f"training.processes is {processes}, and this machine has {devices} GPU{'s' if devices > 1 else ''}: a "
-            "process needs one of its own"
+            f"training.processes is {processes}, and this machine has {devices} GPU{'s' if devices > 1 else ''}: "
+            "each process needs one"
         )
 
 
 def _sharded() -> dict[str, Any]:
-    """FSDP2 over the model's blocks; checkpoints hold whole tensors, so that any number of processes resumes them."""
+    """FSDP2 over the model's blocks. Checkpoints hold unsharded tensors, so any number of processes can resume them."""
     if not torch.cuda.is_available():
-        raise SettingError("training.sharding is 'full', but there is no GPU to share the model out to: use 'none'")
+        raise SettingError("training.sharding is 'full', but there is no GPU to shard the model over: use 'none'")
     return {"fsdp": True, "fsdp_config": dict(SHARDED)}
 
 

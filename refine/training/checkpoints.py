@@ -1,8 +1,8 @@
-"""Folders that are there whole or not at all: checkpoints and final models.
+"""Checkpoints and final models: folders that are complete or ignored.
 
-A folder is written beside its place under a hidden name, its files' sizes are listed in `complete.json`, everything
-is flushed to the disk, and only then is it renamed. What a killed process leaves is a hidden folder, which nobody
-reads and the next start removes; a folder whose files do not match its list is ignored, with a line that says so.
+A folder is written under a hidden name beside its place. `complete.json` lists the sizes of its files, everything is
+flushed to the disk, and only then is the folder renamed. A killed process leaves a hidden folder, which nobody reads
+and the next start removes. A folder whose files do not match its list is ignored, with a warning.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from refine.system.files import REPLACED, UNFINISHED, flush, remove_folder, repl
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
-TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # what its errors name
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # in the messages of its errors
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A staging folder to write to; it becomes `folder` when the block ends well, and vanishes when it does not.
+    """A staging folder to write to. It becomes `folder` when the block ends, and is removed when the block fails.
 
-    Raises TrainingError: the disk is full, or the place cannot be written to.
+    Raises TrainingError: the disk is full, or the place cannot be written.
     """
-    staging = folder.with_name(f".{folder.name}.unfinished")
+    staging = staging_of(folder)
     try:
         with told_in_words(folder):
             shutil.rmtree(staging, ignore_errors=True)
@@ -43,23 +43,30 @@ def written_whole(folder: Path) -> Iterator[Path]:
         raise
 
 
+def staging_of(folder: Path) -> Path:
+    """The hidden folder that becomes `folder`: the same name in every process that writes to it."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 @contextlib.contextmanager
 def told_in_words(place: Path) -> Iterator[None]:
-    """Raises TrainingError where the block cannot write to `place` for want of room or leave; other errors pass on."""
+    """Raises TrainingError, in one line, if the block fails because the disk is full or `place` is not writable.
+    Other errors pass unchanged."""
     try:
         yield
     except TrainingError:
         raise
     except Exception as error:
-        if (reason := _no_room(error)) is None:
+        reason = _disk_error(error)
+        if reason is None:
             raise
         raise TrainingError(
-            f"cannot write {place}: {reason}; free space there and start again: earlier checkpoints are whole"
+            f"cannot write {place}: {reason}; free space there and start again: earlier checkpoints are complete"
         ) from error
 
 
 def finish(staging: Path, folder: Path) -> None:
-    """List the files of `staging` in its manifest, flush all to the disk, and rename it to `folder`."""
+    """Write the manifest of `staging`, flush everything to the disk, and rename it to `folder`."""
     sizes = {str(path.relative_to(staging)): path.stat().st_size for path in sorted(_files(staging))}
     (staging / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     for path in [*_files(staging), staging]:
@@ -69,7 +76,7 @@ def finish(staging: Path, folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that `folder` was finished with is there at its size."""
+    """Whether every file that the manifest of `folder` lists is there with its size."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -78,7 +85,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def last_whole(output: Path) -> Path | None:
-    """The latest whole checkpoint in `output`, or None. Says in a line of log which later ones it passes over."""
+    """The latest complete checkpoint in `output`, or None. Logs a warning for each later, incomplete one."""
     for step, folder in sorted(_checkpoints(output), reverse=True):
         if is_whole(folder):
             return folder
@@ -87,21 +94,24 @@ def last_whole(output: Path) -> Path | None:
 
 
 def whole(output: Path) -> list[tuple[int, Path]]:
-    """The whole checkpoints in `output` with their steps, in order."""
+    """The complete checkpoints in `output` with their steps, in order."""
     return [(step, folder) for step, folder in sorted(_checkpoints(output)) if is_whole(folder)]
 
 
 def clean(output: Path) -> None:
-    """Remove what killed processes left half written in `output`, and say so."""
+    """Remove unfinished files and folders of killed processes from `output`, each with a warning."""
     for left in output.glob(UNFINISHED):
-        log.warning("%s was left half written by a process that ended; removed", left)
-        left.unlink() if left.is_file() else shutil.rmtree(left)
+        log.warning("removed %s, which a killed process left unfinished", left)
+        if left.is_file():
+            left.unlink()
+        else:
+            shutil.rmtree(left)
     for left in output.glob(REPLACED):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def prune(output: Path, keep: int, always: Path | None = None) -> None:
-    """Remove all but the `keep` latest checkpoints of `output`; `always` (the best one) stays."""
+    """Remove all but the `keep` latest checkpoints of `output`; `always` (the best checkpoint) stays."""
     older = sorted(_checkpoints(output), reverse=True)[keep:]
     for _, folder in older:
         if always is None or folder.resolve() != always.resolve():
@@ -109,6 +119,7 @@ def prune(output: Path, keep: int, always: Path | None = None) -> None:
 
 
 def _checkpoints(output: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in `output`, complete or not, with their steps."""
     found = [(re.fullmatch(rf"{PREFIX}(\d+)", path.name), path) for path in output.glob(f"{PREFIX}*") if path.is_dir()]
     return [(int(match.group(1)), path) for match, path in found if match]
 
@@ -117,9 +128,11 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
 
 
-def _no_room(error: BaseException) -> str | None:
-    """Why a file could not be written, for want of room or leave; torch and safetensors hide the errno in words, or
-    raise anew what their writer stumbles over next."""
+def _disk_error(error: BaseException) -> str | None:
+    """Why a file could not be written: no space, or no permission. None for any other error.
+
+    torch and safetensors put the reason into their message, or raise a later error with the first one as its context.
+    """
     reasons = {
         errno.ENOSPC: "No space left on device",
         errno.EDQUOT: "Disk quota exceeded",
@@ -130,7 +143,9 @@ def _no_room(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in reasons:
         return reasons[error.errno]
     text = str(error)
-    named = next((reason for reason in reasons.values() if reason in text), None)
-    if named is None and any(writer in text for writer in TORCH_WRITER):
-        named = "the file could not be written (is the disk full?)"
-    return named or (None if error.__context__ is None else _no_room(error.__context__))
+    for reason in reasons.values():
+        if reason in text:
+            return reason
+    if any(writer in text for writer in TORCH_WRITER):
+        return "the file could not be written (is the disk full?)"
+    return None if error.__context__ is None else _disk_error(error.__context__)

@@ -1,6 +1,6 @@
-"""Any data set with a `tokens` or a `text` column as rows of tokens, and rows as batches.
+"""Data sets as rows of tokens (columns `tokens`, or `text`, or `prompt` and `answers`), and rows as batches.
 
-Shapes: B rows of a batch · T the longest row's tokens.
+Shapes: B rows of a batch · T tokens of its longest row.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from refine.data.prompts.encoding import cut_middle, reference_tokens
-from refine.data.prompts.tasks import known_task
+from refine.data.prompts.encoding import encode_with_answer
 from refine.errors import DataError, SettingError
 from refine.training.arguments import RefineArguments
 from refine.training.order import STAND_IN, NestedStream, Pass, Stream
@@ -22,20 +21,20 @@ from refine.training.order import STAND_IN, NestedStream, Pass, Stream
 
 @dataclass(frozen=True)
 class Row:
-    """One row of tokens: documents one after another, and where they come from."""
+    """One row of tokens: one document, or several packed one after another."""
 
     tokens: np.ndarray  # int64 [sum of lengths]
-    lengths: tuple[int, ...]  # tokens of each document packed in the row
+    lengths: tuple[int, ...]  # tokens of each document
     sequence: int  # index in the data set
-    documents: tuple[str, ...]  # names for messages: document id, and offset where there is one
-    prompt: int | None = None  # of a prompt with its answer: tokens of the prompt
-    counted: bool = True  # False: read by a process that has no row left, and counts for nothing
+    documents: tuple[str, ...]  # names for messages: document id, and offset if known
+    prompt: int | None = None  # tokens of the prompt, in a row of prompt and answer
+    counted: bool = True  # False: the stand-in of a process without a row; no metric counts it
 
 
-class Sequences(torch.utils.data.Dataset[Row]):
-    """The rows of a data set. `read(index)` gives tokens, document lengths and document names of one."""
+class Rows(torch.utils.data.Dataset[Row]):
+    """The rows of a data set. `read(index)` returns a row's tokens, document lengths and document names."""
 
-    exchanges = False  # whether rows are prompts with answers
+    with_answers = False  # whether each row is a prompt with its answer
 
     def __init__(self, count: int, read: Callable[[int], tuple[Any, Sequence[int] | None, tuple[str, ...]]]) -> None:
         self._count, self._read = count, read
@@ -55,26 +54,28 @@ class Sequences(torch.utils.data.Dataset[Row]):
         return Row(tokens, spans, real, documents, counted=index != STAND_IN)
 
 
-def sequences_of(data: Any, tokenizer: Any = None, max_length: int | None = None, packing: bool = False) -> Sequences:
-    """The rows of `data`: a datasets.Dataset, or anything with `len` and rows by index that are dicts.
+def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, packing: bool = False) -> Rows:
+    """The rows of `data`: a datasets.Dataset, or anything with `len` whose rows, by index, are dicts.
 
-    Columns: `tokens` (lists of ints; with `lengths`, the documents packed in each row), or `text`, which `tokenizer`
+    Columns: `tokens` (lists of ints; `lengths` names the documents packed in each row), or `text`, which `tokenizer`
     turns into tokens; `document` and `offset` name a row in messages. `max_length` [tokens] cuts longer documents
-    into pieces; with `packing` the pieces of all documents are laid one after another into rows of that length.
+    into pieces; `packing` fills rows of that length with the pieces of all documents.
     Raises DataError: no rows, neither column, text without a tokenizer, a streamed data set.
     """
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise DataError("a streamed data set has no length and no rows by index: take a part of it, as in "
-                        "datasets.Dataset.from_list(list(stream.take(1000)))")  # fmt: skip
+        raise DataError(
+            "a streamed data set has no length and no rows by index: take a part of it, as in "
+            "datasets.Dataset.from_list(list(stream.take(1000)))"
+        )
     if len(data) == 0:
         raise DataError("the data set has no rows")
     columns = list(getattr(data, "column_names", None) or data[0])
     if "tokens" not in columns and "text" not in columns:
         raise DataError(f"the data set has the columns {', '.join(columns)}: expected `tokens` or `text`")
     if "tokens" not in columns and tokenizer is None:
-        raise DataError("the data set has a `text` column: give processing_class, the tokenizer that reads it")
+        raise DataError("the data set has a `text` column: give processing_class, its tokenizer")
     if packing and max_length is None:
-        raise DataError("packing lays documents into rows of max_length tokens: set max_length")
+        raise DataError("packing fills rows of max_length tokens: set max_length")
 
     def read(index: int) -> tuple[Any, Sequence[int] | None, tuple[str, ...]]:
         row = data[index]
@@ -82,10 +83,10 @@ def sequences_of(data: Any, tokenizer: Any = None, max_length: int | None = None
         return tokens, row.get("lengths"), (_name(row, index),)
 
     if max_length is None:
-        return Sequences(len(data), read)
+        return Rows(len(data), read)
     pieces = _pieces((read(index) for index in range(len(data))), max_length)
     rows = list(_packed(pieces, max_length)) if packing else [(tokens, None, (name,)) for tokens, name in pieces]
-    return Sequences(len(rows), rows.__getitem__)
+    return Rows(len(rows), rows.__getitem__)
 
 
 def _name(row: dict[str, Any], index: int) -> str:
@@ -94,7 +95,7 @@ def _name(row: dict[str, Any], index: int) -> str:
 
 
 def _pieces(documents: Iterable[tuple[Any, Any, tuple[str, ...]]], length: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Each document in pieces of at most `length` tokens; of a packed row, each of its documents."""
+    """Each document cut into pieces of at most `length` tokens. A packed row yields each of its documents."""
     for tokens, lengths, (name,) in documents:
         array = np.asarray(tokens, dtype=np.int64)
         start = 0
@@ -107,7 +108,7 @@ def _pieces(documents: Iterable[tuple[Any, Any, tuple[str, ...]]], length: int) 
 def _packed(
     pieces: Iterable[tuple[np.ndarray, str]], length: int
 ) -> Iterator[tuple[np.ndarray, list[int], tuple[str, ...]]]:
-    """Rows of at most `length` tokens, filled with whole pieces in their order."""
+    """Rows of at most `length` tokens, filled with uncut pieces in order."""
     held: list[tuple[np.ndarray, str]] = []
     for piece, name in pieces:
         if held and sum(len(tokens) for tokens, _ in held) + len(piece) > length:
@@ -124,7 +125,7 @@ def _row(held: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[int], tup
 
 
 class Batches(torch.utils.data.Dataset[dict[str, Any]]):
-    """The batch of each Pass over `rows`; its length is theirs."""
+    """The batch of each Pass over `rows`. Its length is the number of rows."""
 
     def __init__(self, rows: torch.utils.data.Dataset[Row]) -> None:
         self.rows = rows
@@ -132,16 +133,17 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)  # type: ignore[arg-type]
 
-    def __getitem__(self, one: Pass) -> dict[str, Any]:
-        return collate([self.rows[row] for row in one.rows], one.kind)
+    def __getitem__(self, index: Pass) -> dict[str, Any]:
+        return collate([self.rows[row] for row in index.rows], index.kind)
 
 
 def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
-    """A batch of what is trained of each row: all of its "tokens", its "prompts" alone, or "answers" given the prompt.
+    """A batch of `rows`. `kind` is what a step trains of each: "tokens" (all), "prompts" (the prompt alone), or
+    "answers" (the answer given the prompt).
 
-    `tokens` int64 [B, T] padded on the right with 0; `lengths`, the documents' tokens in each row, or None where every
-    row is one document of T tokens; `prompts`, tokens of each row's prompt (of "answers"); `sequences`, `documents` and
-    `counted` of the rows; `kind`.
+    Returns `tokens` int64 [B, T], padded on the right with 0; `lengths`, the tokens of each document of each row, or
+    None if every row is one document of T tokens; `prompts`, the tokens of each row's prompt (kind "answers");
+    `sequences`, `documents` and `counted` of the rows; `kind`.
     """
     texts = [row.tokens[: row.prompt] if kind == "prompts" else row.tokens for row in rows]
     lengths = [[len(text)] if kind == "prompts" else list(row.lengths) for text, row in zip(texts, rows, strict=True)]
@@ -160,15 +162,15 @@ def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
     }
 
 
-class Exchanges(Sequences):
-    """Rows of `data` with columns `prompt` and `answers` (all accepted ones, or a lone string; the first is trained,
-    or, where `task` is one that expects them all, all). `max_length`: tokens of prompt and answer together."""
+class PromptRows(Rows):
+    """Rows of `data` with columns `prompt` and `answers` (a list of accepted answers, or one string) and maybe `task`,
+    as in `refine.data.prompts.encoding.encode_with_answer`. `max_length`: tokens of prompt and answer together."""
 
-    exchanges = True
+    with_answers = True
 
     def __init__(self, data: Any, tokenizer: Any, max_length: int | None) -> None:
         if tokenizer is None:
-            raise DataError("the data set has prompts: give processing_class, the tokenizer that reads them")
+            raise DataError("the data set has prompts: give processing_class, their tokenizer")
         self.data, self.tokenizer, self.max_length = data, tokenizer, max_length
 
     def __len__(self) -> int:
@@ -176,46 +178,32 @@ class Exchanges(Sequences):
 
     def __getitem__(self, index: int) -> Row:
         real = 0 if index == STAND_IN else index
-        prompt, answer = self._encoded(real)
+        row = self.data[real]
+        try:
+            prompt, answer = encode_with_answer(
+                self.tokenizer, row["prompt"], row["answers"], row.get("task"), self.max_length
+            )
+        except DataError as error:
+            raise DataError(f"row {real}: {error}") from None
         tokens = np.asarray([*prompt, *answer], dtype=np.int64)
         return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), counted=index != STAND_IN)
 
-    def _encoded(self, index: int) -> tuple[list[int], list[int]]:
-        """Tokens of prompt and answer. Raises DataError naming the row where one is empty."""
-        row = self.data[index]
-        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
-        if not row["prompt"] or not answers or not all(isinstance(one, str) and one for one in answers):
-            raise DataError(f"row {index}: expected a prompt, and in `answers` one text or a list of them, none empty")
-        prompt = list(self.tokenizer(row["prompt"])["input_ids"])
-        task = known_task(row["task"]) if row.get("task") else None
-        answer = answers[0] if task is None else task.reference(answers)
-        between = " " if task is None else task.before_answer
-        tokens = list(reference_tokens(self.tokenizer, row["prompt"], prompt, answer, between))
-        if (end := self.tokenizer.eos_token_id) is not None:
-            tokens.append(end)
-        if self.max_length is not None:
-            if len(tokens) >= self.max_length:
-                raise DataError(
-                    f"row {index}: its answer alone has {len(tokens)} of max_length {self.max_length} tokens"
-                )
-            prompt = cut_middle(prompt, self.max_length - len(tokens))
-        return prompt, tokens
 
-
-def rows_of(data: Any, tokenizer: Any, args: RefineArguments) -> Sequences:
-    """Rows of `data`: prompts with answers, or tokens, or text. Raises DataError where it is none of these."""
-    if isinstance(data, Sequences):
+def rows_of(data: Any, tokenizer: Any, args: RefineArguments) -> Rows:
+    """The rows of `data`, whatever its columns. Raises DataError if they are not those named above."""
+    if isinstance(data, Rows):
         return data
     columns = getattr(data, "column_names", None) or (data[0] if hasattr(data, "__getitem__") and len(data) else ())
     if "prompt" in columns and "answers" in columns:
-        return Exchanges(data, tokenizer, args.max_length)
-    return sequences_of(data, tokenizer, args.max_length, args.packing)
+        return PromptRows(data, tokenizer, args.max_length)
+    return token_rows(data, tokenizer, args.max_length, args.packing)
 
 
-def stream_of(rows: Sequences, args: RefineArguments) -> Stream | NestedStream:
-    """The order for max_steps steps, or for num_train_epochs epochs where max_steps is not given.
+def stream_of(rows: Rows, args: RefineArguments) -> Stream | NestedStream:
+    """The order of `rows` for max_steps steps, or for num_train_epochs epochs if max_steps is not given.
 
-    Nested post-training counts max_steps in batches: each has prompt_steps steps on prompts and one on answers.
+    In nested post-training max_steps counts batches: each has prompt_steps steps on prompts and one on answers.
+    Raises SettingError: prompt_steps without prompts, or more of them than a batch has samples.
     """
     processes = max(args.world_size, 1)
     per_step = args.sequences_per_step or (
@@ -227,13 +215,13 @@ def stream_of(rows: Sequences, args: RefineArguments) -> Stream | NestedStream:
         sequences = math.ceil(len(rows) * args.num_train_epochs)
     seed = args.data_seed if args.data_seed is not None else args.seed
     order = None if args.train_sampling_strategy == "sequential" else seed
-    stream = Stream(len(rows), sequences, per_step, order, "answers" if rows.exchanges else "tokens")
+    stream = Stream(len(rows), sequences, per_step, order, "answers" if rows.with_answers else "tokens")
     if not args.prompt_steps:
         return stream
-    if not rows.exchanges:
-        raise SettingError("prompt_steps is for data with the columns prompt and answers")
+    if not rows.with_answers:
+        raise SettingError("prompt_steps needs data with the columns prompt and answers")
     if args.prompt_steps > per_step:
         raise SettingError(
-            f"prompt_steps {args.prompt_steps} share out a batch of {per_step} samples: at most that many"
+            f"prompt_steps {args.prompt_steps} divides a batch of {per_step} samples: use at most that many"
         )
     return NestedStream(stream, args.prompt_steps)

@@ -1,7 +1,7 @@
-"""Training under wrappers (DDP, FSDP): functions of a model called through its wrapper, and values of all processes.
+"""Training under wrappers (DDP, FSDP): call a function of a model through its wrapper; gather values of all processes.
 
-The objective reads, taps and rolls out; it does not call the model's forward, where a wrapper hooks in. So for one
-call the forward is the objective (as TRL and Lightning redirect theirs).
+A wrapper acts in the model's forward, but the objective calls other methods (it reads, taps and rolls out). So for one
+call the objective replaces the forward, as in TRL and Lightning.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 
 def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[[nn.Module], R]) -> R:
-    """`function(module)`, within the forward pass of `wrapper` where that is another object than `module`.
+    """`function(module)`, called inside the forward pass of `wrapper` (if `wrapper` is not `module` itself).
 
-    The wrapper prepares its parameters and its gradient reduction as for any forward pass. What `function` returns
-    comes back as it is; a wrapper that looks for tensors finds them in tuples, dicts and dataclasses.
+    The wrapper prepares its parameters and its gradient reduction as for any forward pass, and returns what `function`
+    returns. It finds tensors in tuples, dicts and dataclasses.
     """
     if wrapper is module and not _hooked(module):
         return function(module)
-    own = module.__dict__.get("forward")  # set on the instance by accelerate, else the class's
+    own = module.__dict__.get("forward")  # accelerate may set one on the instance
 
     def restore() -> None:
         if own is None:
@@ -43,12 +43,12 @@ def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[[nn.M
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its forward: FSDP2 shards in place and works through hooks."""
+    """Whether calling the module does more than its forward: FSDP2 has no wrapper object, it works through hooks."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def gathered(value: R) -> list[R]:
-    """`value` of every process, by rank; of this one alone where there is no process group."""
+    """`value` of every process, by rank. Without a process group: this process's alone."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,6 +1,6 @@
 """The loss of one pass: a REFINE step on tokens, or the cross-entropy of answers given their prompts.
 
-Shape legend: B rows · T tokens of a row · N answer tokens of the pass · D hidden size.
+Shapes: B rows · T tokens of a row · N answer tokens of the pass · D hidden size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from refine.training.statistics import Counts
 
 @dataclass(frozen=True)
 class AnswerResult:
-    """`loss` [] (with gradient): cross-entropy over the pass's N answer tokens, over the step's. The rest is detached:
-    `accuracy` [] is the share of them that were the likeliest, `answer_tokens` is N."""
+    """`loss` [] (with gradient): summed cross-entropy of the pass's N answer tokens, divided by those of the step.
+    `accuracy` [] (detached): the share of the N that were the likeliest token. `answer_tokens`: N."""
 
     loss: Tensor
     accuracy: Tensor
@@ -31,7 +31,7 @@ class AnswerResult:
 def pass_loss(
     model: Any, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Tensor, counts: Counts
 ) -> StepResult | AnswerResult:
-    """The loss of `batch` (`refine.training.dataset.collate`) with the denominators `counts` of its step."""
+    """The loss of `batch` (`refine.training.dataset.collate`). `counts`: the denominators of its step."""
     if batch["kind"] == "answers":
         return answer_loss(model, batch["tokens"], batch["lengths"], batch["prompts"], counts.answer_tokens)
     return next_sequence_step(
@@ -48,14 +48,14 @@ def pass_loss(
 def answer_loss(
     model: Any, tokens: Tensor, lengths: list[list[int]] | None, prompts: list[int], denominator: int
 ) -> AnswerResult:
-    """tokens [B, T] int64, a prompt of prompts[b] tokens and its answer a row. Only answer tokens count, each predicted
-    from the token before it (METHOD, post-training); their logits alone are formed."""
+    """The loss of the answers in `tokens` [B, T] int64. Row b holds a prompt of prompts[b] tokens, then its answer.
+
+    Only answer tokens count, each predicted from the token before it (docs/method.md, Phases); only their logits are
+    computed. `denominator`: answer tokens of the step."""
     rows, width = tokens.shape
     hidden = model.read(tokens, lengths=lengths).hidden  # [B, T, D]
     ends = [width] * rows if lengths is None else [row[0] for row in lengths]
-    places = [
-        (row, place) for row in range(rows) for place in range(prompts[row], ends[row])
-    ]  # of answer tokens, N of them
+    places = [(row, place) for row in range(rows) for place in range(prompts[row], ends[row])]  # N answer tokens
     row, place = torch.tensor(places, device=tokens.device).unbind(1)
     weights = torch.full((len(places),), 1 / max(denominator, 1), device=tokens.device)
     found = token_statistics(hidden[row, place - 1], model.get_output_embeddings().weight, tokens[row, place], weights)

@@ -1,4 +1,4 @@
-"""OUTPUT/metrics.jsonl: every row of metrics that a training logged."""
+"""OUTPUT/metrics.jsonl: every row of metrics that a training run logs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from refine.system.files import write_text
 
-SERIES = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
-class Series(TrainerCallback):
-    """Keeps OUTPUT/metrics.jsonl, one JSON object a logged row, in step with training.
+class MetricsFile(TrainerCallback):
+    """Writes OUTPUT/metrics.jsonl, one JSON object per logged row.
 
-    A resumed run first rewrites it to what its checkpoint knew, so no step is there twice and none is missing.
+    A resumed run first rewrites it with the rows of its checkpoint, so no step is missing or there twice.
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output / SERIES
+        self.path = output / METRICS_FILE
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the file anew, with the rows up to the step that training goes on from."""
+        """Write the rows up to the step that training starts from."""
         if state.is_world_process_zero:
             write_text(self.path, "".join(_line(row) for row in state.log_history))
 

@@ -1,39 +1,39 @@
-"""Which sequences an optimizer step takes, and the seed of each: a function of the run's seed alone.
+"""The sequences of each optimizer step, and the seed of each sequence: functions of the run's seed alone.
 
 Symbols: N rows of the data set · S sequences of an optimizer step, all processes together · B sequences of one
 forward pass of one process · W processes.
 
-The rows of one epoch after another form one stream, each epoch a permutation of its own; step s takes the next S of
-it. So every row counts once an epoch, no partial batch is dropped or filled up, and neither B nor W changes what a
-step sees (METHOD: chance belongs to the sequence).
+A stream holds the rows of all epochs, one epoch after another, each in its own permutation. Every step takes the next
+S rows. So every row counts once per epoch, no partial batch is dropped or padded, and neither B nor W changes what a
+step trains on.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-STAND_IN = -1  # in place of a row for a process that has none left in a pass: it is read, and counts for nothing
+STAND_IN = -1  # the row of a process that has none left in a pass: the model reads it, no metric counts it
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) from any parts, the same on every machine and for every process."""
+    """A seed in [0, 2^63) from any parts: the same on every machine and in every process."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def sequence_seed(run_seed: int, step: int | str, sequence: int) -> int:
-    """The seed of all draws of one sequence in one step (`step` may also name a purpose, such as "validation")."""
+    """The seed of all draws of one sequence in one step. `step` may also name a purpose, like "validation"."""
     return derived_seed("sequence", run_seed, step, sequence)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of one process: which rows, and what of them is trained (see `refine.training.dataset`)."""
+    """One forward pass of one process: its rows, and what it trains of them (`kind`, `refine.training.dataset`)."""
 
     kind: str
     rows: tuple[int, ...]
@@ -41,10 +41,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Stream:
-    """The order in which the rows of a data set are trained on.
+    """The order in which a run trains on the rows of a data set.
 
-    rows: N. sequences: how many are taken in all. per_step: S. seed: of the permutations; None keeps the rows' order.
-    kind: what of a row is trained.
+    rows: N. sequences: rows taken in all. per_step: S. seed: of the permutations; None keeps the order of the rows.
+    kind: what a step trains of each row.
     """
 
     rows: int
@@ -59,7 +59,7 @@ class Stream:
         return -(-self.sequences // self.per_step)
 
     def step(self, step: int) -> tuple[str, list[int]]:
-        """What optimizer step `step` (from 0) trains: a kind, and rows in the stream's order."""
+        """The kind and the rows of optimizer step `step` (from 0)."""
         return self.kind, self.taken(step)
 
     def taken(self, step: int) -> list[int]:
@@ -78,22 +78,22 @@ class Stream:
 
 @dataclass(frozen=True)
 class NestedStream:
-    """Post-training's order: for each batch of `samples`' rows `prompt_steps` steps on their prompts, an equal share of
-    the batch each, then one step on the answers of the whole batch (METHOD, post-training)."""
+    """The order of nested post-training: for each batch of `samples`, `prompt_steps` steps on its prompts, each on an
+    equal share of them, then one step on all its answers (docs/method.md, Phases)."""
 
     samples: Stream
     prompt_steps: int
 
     @property
     def steps(self) -> int:
-        """Optimizer steps, those on prompts and those on answers."""
+        """Optimizer steps on prompts and on answers together."""
         batches = self.samples.steps
         if batches == 0:
             return 0
         return (batches - 1) * (self.prompt_steps + 1) + self._shares(len(self.samples.taken(batches - 1))) + 1
 
     def step(self, step: int) -> tuple[str, list[int]]:
-        """What optimizer step `step` (from 0) trains: "prompts" or "answers", and rows."""
+        """The kind ("prompts" or "answers") and the rows of optimizer step `step` (from 0)."""
         batch, inner = divmod(step, self.prompt_steps + 1)
         rows = self.samples.taken(batch)
         shares = self._shares(len(rows))
@@ -102,7 +102,7 @@ class NestedStream:
         return "prompts", rows[inner * len(rows) // shares : (inner + 1) * len(rows) // shares]
 
     def _shares(self, rows: int) -> int:
-        """Steps on the prompts of a batch of `rows`: none is without a row, so a small last batch has fewer."""
+        """Steps on the prompts of a batch of `rows` rows: fewer in a small last batch, as each needs a row."""
         return min(self.prompt_steps, rows)
 
     def epochs(self, steps: int) -> float:
@@ -111,27 +111,20 @@ class NestedStream:
         return self.samples.epochs(batches)
 
 
-_last: dict[tuple[int, int, int], list[int]] = {}
-
-
+@functools.lru_cache(maxsize=4)  # two epochs of two streams
 def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
-    key = (rows, seed, epoch)
-    if key not in _last:
-        while len(_last) >= 4:  # two epochs of two streams: enough, and bounded
-            _last.pop(next(iter(_last)))
-        generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
-        _last[key] = torch.randperm(rows, generator=generator).tolist()
-    return _last[key]
+    generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
+    return torch.randperm(rows, generator=generator).tolist()
 
 
 class Passes(torch.utils.data.Sampler[list[Pass]]):
     """One process's work: for each optimizer step, ceil(S / (B W)) passes of at most B rows.
 
-    Up to B·W rows are dealt to the processes in turn; one that gets none reads a STAND_IN, so that all processes make
-    the same number of passes.
+    Up to B·W rows are dealt to the processes in turn. A process without a row reads a STAND_IN, so that all processes
+    make the same number of passes.
     """
 
-    def __init__(self, stream: Any, per_pass: int, processes: int = 1, process: int = 0) -> None:
+    def __init__(self, stream: Stream | NestedStream, per_pass: int, processes: int = 1, process: int = 0) -> None:
         self.stream, self.per_pass, self.processes, self.process = stream, per_pass, processes, process
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a file with every row of metrics, and progress with tokens/s and time left."""
+"""What a run prints while it trains: steps, losses, tokens per second and time left."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 
-class Progress(TrainerCallback):
-    """A bar on a terminal; elsewhere a line every `interval` seconds and for every validation."""
+class ProgressBar(TrainerCallback):
+    """A bar on a terminal; elsewhere a line every `interval` seconds and after every validation."""
 
     def __init__(self, title: str, interval: float = 10.0) -> None:
         self.title, self.interval = title, interval
         self.bar: Any = None
-        self.spoke = time.monotonic()
+        self.printed = time.monotonic()
         self.started: float | None = None
         self.first = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin at the step that training goes on from."""
-        self.spoke, self.started = time.monotonic(), None
+        """Begin at the step that training starts from."""
+        self.printed, self.started = time.monotonic(), None
         self.first = state.global_step
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = tqdm(desc=self.title, total=state.max_steps, initial=self.first, unit="step", dynamic_ncols=True)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the clock with the first step: the validation before it comes once, and tells nothing."""
+        """Start the clock at the first step, so that the validation before it does not spoil the time left."""
         if self.started is None:
             self.started = time.monotonic()
             if self.bar is not None:
@@ -43,26 +43,28 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.n = state.global_step
             self.bar.set_postfix_str(_summary(logs))
-        elif time.monotonic() - self.spoke >= self.interval or state.global_step >= state.max_steps or _held_out(logs):
-            self.spoke = time.monotonic()
-            print(
-                f"{self.title}  step {state.global_step}/{state.max_steps}  {_summary(logs)}{self._left(state)}",
-                flush=True,
-            )
+        elif self._is_due(state, logs):
+            self.printed = time.monotonic()
+            steps = f"step {state.global_step}/{state.max_steps}"
+            print(f"{self.title}  {steps}  {_summary(logs)}{self._time_left(state)}", flush=True)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
-    def _left(self, state: TrainerState) -> str:
+    def _is_due(self, state: TrainerState, logs: dict[str, float]) -> bool:
+        waited = time.monotonic() - self.printed >= self.interval
+        return waited or state.global_step >= state.max_steps or _is_validation(logs)
+
+    def _time_left(self, state: TrainerState) -> str:
         done, left = state.global_step - self.first, state.max_steps - state.global_step
         if done == 0 or left <= 0 or self.started is None:
             return ""
         return f"  {timedelta(seconds=round((time.monotonic() - self.started) / done * left))} left"
 
 
-def _held_out(logs: dict[str, float]) -> bool:
+def _is_validation(logs: dict[str, float]) -> bool:
     return any(not name.startswith("train/") and name.endswith("/loss") for name in logs)
 
 
@@ -70,7 +72,7 @@ def _summary(logs: dict[str, float]) -> str:
     shown = []
     for name, value in logs.items():
         part, _, key = name.partition("/")
-        answers = part != "train" and key in ("answer_loss", "answer_accuracy")  # in training they are the loss itself
+        answers = part != "train" and key in ("answer_loss", "answer_accuracy")  # in training they are the loss
         if key in ("loss", "accuracy") or answers or (key.startswith("reward/") and key.endswith("/mean")):
             label = key.removeprefix("reward/").removesuffix("/mean").replace("_", " ")
             shown.append(f"{'' if part == 'train' else part + ' '}{label} {value:.4f}")

@@ -1,6 +1,6 @@
-"""How the rewards of held-out rollouts are spread: counts in fixed bins at every validation, as a table and a picture.
+"""Histograms of the rewards of held-out rollouts, at every validation, as a table and a picture.
 
-The counts are in the series like every metric (`val/reward/KIND/histogram`, a list), so they survive a resume with it.
+The counts are logged like every metric (`val/reward/KIND/histogram`, a list), so a resumed run keeps them.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from refine.system.files import file_beside, write_picture
+from refine.training.metrics_file import METRICS_FILE
 
+HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 WIDTH = 0.05  # of a bin
-RANGES = {"cosine": (-1.0, 1.0), "binary": (0.0, 1.0), "hybrid": (-1.0, 2.0)}  # the values that a reward can have
+RANGES = {"cosine": (-1.0, 1.0), "binary": (0.0, 1.0), "hybrid": (-1.0, 2.0)}  # of each reward's values
 SUFFIX = "/histogram"
-OFTEN = 60.0  # seconds between two pictures while training goes on
+INTERVAL = 60.0  # seconds between two pictures during training
 log = logging.getLogger(__name__)
 
 
 def bins(kind: str) -> int:
-    """The number of bins that the range of a reward is cut into."""
+    """The number of bins of a reward."""
     low, high = RANGES[kind]
     return round((high - low) / WIDTH)
 
 
 def counts(rewards: Tensor, kind: str) -> list[int]:
-    """How many of `rewards` [any shape] fall into each bin of their kind, which holds its lower edge and not its upper
-    one; the last holds both. What is not finite is in none."""
+    """How many of `rewards` [any shape] fall into each bin of their kind. A bin holds its lower edge, not its upper
+    edge; the last bin holds both. Values that are not finite are not counted."""
     found = rewards[rewards.isfinite()].double().flatten()
-    # A value on an edge (binary rewards are multiples of 1/k) may have been rounded to just below it.
+    # Rounding may put a value on an edge (binary rewards are multiples of 1/k) just below it.
     places = ((found - RANGES[kind][0]) / WIDTH + 1e-4).floor().long().clamp(0, bins(kind) - 1)
     return [int(count) for count in torch.bincount(places, minlength=bins(kind))]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rewards of `kind` on the held-out data `part` after `step` optimizer steps; counts: rollouts in each bin."""
+    """Rewards of `kind` on the held-out data `part` after `step` optimizer steps. counts: rollouts in each bin."""
 
     part: str
     kind: str
@@ -54,12 +56,12 @@ class Histogram:
 
     @property
     def edges(self) -> list[float]:
-        """Of the bins: one more than there are counts."""
+        """Edges of the bins, one more than counts."""
         return [round(RANGES[self.kind][0] + WIDTH * n, 10) for n in range(len(self.counts) + 1)]
 
 
 def histograms(rows: Iterable[Mapping[str, Any]]) -> list[Histogram]:
-    """All that are in logged rows, in their order."""
+    """All histograms in logged rows, in order."""
     found = []
     for row in rows:
         for name, value in row.items():
@@ -71,8 +73,8 @@ def histograms(rows: Iterable[Mapping[str, Any]]) -> list[Histogram]:
 
 
 def write(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """The table and the picture of the histograms in `rows`, in `folder`, each whole or not at all; none of them where
-    there are no histograms."""
+    """Write the table and the picture of the histograms in `rows` to `folder`, each complete or not at all. Returns
+    their paths; without histograms it writes nothing and returns []."""
     found = histograms(rows)
     if not found:
         return []
@@ -88,8 +90,8 @@ def write(rows: Iterable[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def _draw(found: Sequence[Histogram], path: Path) -> None:
-    """A panel for each kind of reward and held-out data: steps to the right, rewards upwards, the share of rollouts as
-    colour, the mean as a line."""
+    """A panel for each reward and each held-out data set: x is the step, y the reward, colour the share of rollouts,
+    and the line the mean."""
     from matplotlib.figure import Figure
 
     parts, kinds = (list(dict.fromkeys(names)) for names in zip(*((one.part, one.kind) for one in found), strict=True))
@@ -118,7 +120,7 @@ def _panel(axis: Any, found: Sequence[Histogram]) -> Any:
 
 
 def _around(steps: Sequence[int]) -> list[float]:
-    """Edges of columns with these (rising) steps inside them: half way to the neighbour."""
+    """Edges of the columns of these (rising) steps: half way to the neighbours."""
     if len(steps) == 1:
         return [steps[0] - 0.5, steps[0] + 0.5]
     between = [(left + right) / 2 for left, right in itertools.pairwise(steps)]
@@ -126,14 +128,14 @@ def _around(steps: Sequence[int]) -> list[float]:
 
 
 class RewardHistograms(TrainerCallback):
-    """Keeps the table and the picture in OUTPUT: anew at the end, and at a validation where they are a minute old."""
+    """Writes the table and the picture to OUTPUT at the end, and at a validation if they are a minute old."""
 
     def __init__(self, output: Path) -> None:
         self.output, self.written = output, time.monotonic()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write them, if the last time is long ago."""
-        if time.monotonic() - self.written >= OFTEN:
+        """Write them if INTERVAL has passed."""
+        if time.monotonic() - self.written >= INTERVAL:
             self._write(state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -145,10 +147,7 @@ class RewardHistograms(TrainerCallback):
             return
         try:
             write(state.log_history, self.output)
-        except OSError as error:  # a picture is not worth a training: the counts are in the series
-            told = "%s was not drawn (%s); its counts are in metrics.jsonl"
-            log.warning(told, self.output / HISTOGRAM_PICTURE, error)
+        except OSError as error:  # training goes on without a picture: the counts are logged anyway
+            picture = self.output / HISTOGRAM_PICTURE
+            log.warning("%s was not drawn (%s); its counts are in %s", picture, error, METRICS_FILE)
         self.written = time.monotonic()
-
-
-HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"

@@ -1,4 +1,4 @@
-"""How RefineTrainer saves and resumes: checkpoints are whole or ignored, and nothing loaded could run code."""
+"""How RefineTrainer saves and resumes: checkpoints are complete or ignored, and loading one runs no code in it."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from transformers.trainer_callback import ExportableState
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
-TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; never read here, so not kept
+TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
 
 
 class WholeCheckpoints(Trainer):
-    """Trainer whose checkpoints appear complete or not at all (`refine.training.checkpoints`).
+    """Trainer whose checkpoints are complete or ignored (`refine.training.checkpoints`).
 
     A checkpoint holds the weights (safetensors), optimizer, scheduler, scaler and random generators of each process
-    (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest and
-    the best one.
+    (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest
+    checkpoints and the best one.
     """
 
     @property
     def output(self) -> Path:
-        """The folder that checkpoints are written to."""
+        """The folder of the checkpoints."""
         return Path(self.args.output_dir or ".")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's. With True, training goes on from the last whole checkpoint, or starts where there is none."""
+        """Trainer's. True resumes from the last complete checkpoint, or starts if there is none."""
         if resume_from_checkpoint is True:
             found = checkpoints.last_whole(self.output)
             resume_from_checkpoint = None if found is None else str(found)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Trainer's; remembers whether the checkpoint was written by a run that had decided to stop (it stopped early,
-        and died before its model was saved)."""
-        places = super()._init_training_state(*args, **kwargs)
+        """Trainer's. Also remembers whether the checkpoint's run had already stopped early (and was killed before it
+        saved its model)."""
+        progress = super()._init_training_state(*args, **kwargs)
         self._had_stopped = self.state.global_step > 0 and self.control.should_training_stop
-        return places
+        return progress
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, unless there is nothing left to train."""
+        """Trainer's, unless the run had already stopped."""
         if self._had_stopped:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Replaces Trainer's, which writes in place."""
+        """Replaces Trainer's, which writes files into the final folder one by one."""
         folder = self.output / f"{checkpoints.PREFIX}{self.state.global_step}"
         self.store_flos()
         with self._together(folder) as staging:
@@ -72,16 +72,16 @@ class WholeCheckpoints(Trainer):
             checkpoints.prune(self.output, self.args.save_total_limit, None if best is None else Path(best))
 
     def save_whole(self, folder: Path) -> None:
-        """The model and its tokenizer in `folder`, whole or not at all."""
+        """Save the model and its tokenizer to `folder`, complete or not at all."""
         with self._together(folder) as staging:
             self.save_model(str(staging), _internal_call=True)
 
     @contextlib.contextmanager
     def _together(self, folder: Path) -> Iterator[Path]:
-        """One staging folder for all processes; it is renamed when the last of them has written."""
+        """One staging folder for all processes. It is renamed after the last process has written."""
         with checkpoints.written_whole(folder) if self.args.should_save else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()
-            yield folder.with_name(f".{folder.name}.unfinished")
+            yield checkpoints.staging_of(folder)
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
 
@@ -89,23 +89,21 @@ class WholeCheckpoints(Trainer):
         best = self.state.best_global_step
         if not best:
             return
-        named = folder.with_name(f"{checkpoints.PREFIX}{best}")
-        if named == folder or named.is_dir():
-            self.state.best_model_checkpoint = str(named)
+        best_folder = folder.with_name(f"{checkpoints.PREFIX}{best}")
+        if best_folder == folder or best_folder.is_dir():
+            self.state.best_model_checkpoint = str(best_folder)
 
     def _export_callbacks(self) -> None:
-        """What callbacks want to remember, as Trainer writes it into its state."""
-        exported: Any = {}
+        """Put the states of callbacks into Trainer's state, in Trainer's own format."""
+        exported: dict[str, list[Any]] = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                name = callback.__class__.__name__
-                known = exported.get(name)
-                state = callback.state()
-                exported[name] = state if known is None else [*(known if isinstance(known, list) else [known]), state]
-        self.state.stateful_callbacks = exported
+                exported.setdefault(callback.__class__.__name__, []).append(callback.state())
+        found: Any = {name: states[0] if len(states) == 1 else states for name, states in exported.items()}
+        self.state.stateful_callbacks = found
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        with no_progress_bars():  # a bar for each file, beside training's own
+        with no_progress_bars():  # transformers shows one for each file
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             with contextlib.suppress(FileNotFoundError):

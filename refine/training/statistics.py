@@ -1,4 +1,4 @@
-"""What a step's results say, as numbers to log: means over the whole optimizer step, whatever the micro-batches.
+"""The metrics of optimizer steps: means over whole steps, so micro-batches do not change them.
 
 Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a position · k tokens of a rollout.
 """
@@ -21,11 +21,11 @@ from refine.training import reward_histograms
 
 @dataclass(frozen=True)
 class Counts:
-    """The denominators of an optimizer step, all passes and processes together."""
+    """The denominators of an optimizer step or a validation, over all passes and processes."""
 
-    tokens: int  # read
-    ntp_tokens: int  # predicted
-    rollout_tokens: int  # sampled: c n k a document, less where it is short
+    tokens: int  # that the model reads
+    ntp_tokens: int  # that it predicts
+    rollout_tokens: int  # that it samples: c n k per document, fewer in a short one
     answer_tokens: int = 0
 
     def __add__(self, other: Counts) -> Counts:
@@ -37,14 +37,15 @@ class Counts:
         )
 
     def lacks_rollouts(self, objective: ObjectiveSettings) -> bool:
-        """Whether a step on texts, which `objective` wants rollouts from, has none: all texts are too short."""
+        """Whether `objective` asks for rollouts of a step on texts, but every text is too short for one."""
         return objective.nsp_weight > 0 and not self.rollout_tokens and not self.answer_tokens
 
 
 def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Counts:
-    """What one batch contributes to its step's denominators. Known before any forward pass: positions are drawn one
-    from each chunk that has an admissible place, and that follows from a document's length alone. Without
-    `objective` no rollouts are counted."""
+    """What one batch contributes to its step's denominators. Without `objective` no rollouts are counted.
+
+    This is known before any forward pass: one position is drawn from each chunk that has an admissible one, which
+    depends only on the document's length."""
     if not batch["counted"]:
         return Counts(0, 0, 0)
     rows, width = batch["tokens"].shape
@@ -61,8 +62,8 @@ def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Cou
 class StepStatistics:
     """Collects the results of passes, and turns them into one row of metrics.
 
-    `sums`: over passes. `values`: single values, of which mean, spread and quantiles are logged. Both in plain numbers
-    and CPU tensors, so that the processes can exchange them.
+    `sums`: over passes. `values`: single values, of which mean, standard deviation and quantiles are logged. Both are
+    plain numbers and CPU tensors, so that the processes can exchange them.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,16 @@ class StepStatistics:
         self.values: dict[str, list[Tensor]] = {}
         self.log_prob_gap = 0.0
 
-    def add(self, result: StepResult, batch: dict[str, Any]) -> None:
-        """`result`: the StepResult of `batch` [B, T]. Its losses are shares of the step's (they carry the step's
-        denominators) and add up; accuracy and entropy are means over the pass, weighted here by its tokens."""
+    def add(self, result: Any, batch: dict[str, Any]) -> None:
+        """Add the result of `batch`: an AnswerResult for kind "answers", else a StepResult."""
+        if batch["kind"] == "answers":
+            self._add_answers(result, batch)
+        else:
+            self._add_step(result, batch)
+
+    def _add_step(self, result: StepResult, batch: dict[str, Any]) -> None:
+        """The losses carry the step's denominators, so they add up over its passes. Accuracy and entropy are means
+        over the pass; they are weighted by its tokens."""
         own = counts_of(batch, None)
         real = _real(batch["lengths"], *batch["tokens"].shape)
         self._sum("tokens", own.tokens)
@@ -94,8 +102,7 @@ class StepStatistics:
         self._sum("clipped", float(result.clip_fraction) * result.rollout_tokens)
         self.log_prob_gap = max(self.log_prob_gap, float(result.log_prob_gap))
 
-    def add_answers(self, result: Any, batch: dict[str, Any]) -> None:
-        """`result`: the AnswerResult of `batch`; its loss is a share of the step's."""
+    def _add_answers(self, result: Any, batch: dict[str, Any]) -> None:
         self._sum("tokens", counts_of(batch, None).tokens)
         self._sum("answer_tokens", result.answer_tokens)
         self._sum("answer_loss", float(result.loss.detach()))
@@ -110,19 +117,18 @@ class StepStatistics:
     @staticmethod
     def merged(parts: Sequence[StepStatistics]) -> StepStatistics:
         """The statistics of all processes as one."""
-        whole = StepStatistics()
+        merged = StepStatistics()
         for part in parts:
             for name, value in part.sums.items():
-                whole._sum(name, value)
+                merged._sum(name, value)
             for name, values in part.values.items():
-                whole.values.setdefault(name, []).extend(values)
-            whole.log_prob_gap = max(whole.log_prob_gap, part.log_prob_gap)
-        return whole
+                merged.values.setdefault(name, []).extend(values)
+            merged.log_prob_gap = max(merged.log_prob_gap, part.log_prob_gap)
+        return merged
 
     def metrics(self, steps: int = 1, quantiles_of: str = "") -> dict[str, float]:
-        """Everything collected over `steps` optimizer steps: losses are means over the steps, the rest over tokens or
-        rollouts. Rewards come with mean and standard deviation, and the kind `quantiles_of` (the one that is optimised)
-        with quantiles, so that its distribution can be seen."""
+        """The metrics of `steps` optimizer steps. Losses are means over the steps, the others over tokens or rollouts.
+        Each reward has a mean and a standard deviation; `quantiles_of`, the optimised one, also has quantiles."""
         sums, found = self.sums, {}
         if "ntp_loss" in sums:
             found["ntp_loss"] = sums["ntp_loss"] / steps
@@ -136,16 +142,17 @@ class StepStatistics:
             found["rollouts"] = sums["rollouts"] / steps
             found["clip_fraction"] = sums["clipped"] / sums["rollout_tokens"]
             found["log_prob_gap"] = self.log_prob_gap
-            found["advantage/std"] = _spread(torch.cat(self.values["advantages"]))
+            found["advantage/std"] = _standard_deviation(torch.cat(self.values["advantages"]))
             found["ratio/mean"] = float(torch.cat(self.values["ratio"]).mean())
             for name in sorted(self.values):
                 if name.startswith("reward/"):
-                    shape = _shape(self.values[name], QUANTILES if name == f"reward/{quantiles_of}" else ())
-                    found.update({f"{name}/{key}": value for key, value in shape.items()})
+                    quantiles = QUANTILES if name == f"reward/{quantiles_of}" else ()
+                    values = _distribution(self.values[name], quantiles)
+                    found.update({f"{name}/{key}": value for key, value in values.items()})
         return found
 
     def histograms(self) -> dict[str, list[int]]:
-        """How the rewards of each kind are spread over the bins of `refine.training.reward_histograms`."""
+        """The rewards of each kind, counted in the bins of `refine.training.reward_histograms`."""
         return {
             f"{name}{reward_histograms.SUFFIX}": reward_histograms.counts(
                 torch.cat(values), name.removeprefix("reward/")
@@ -155,22 +162,22 @@ class StepStatistics:
         }
 
 
-def _shape(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]:
+def _distribution(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]:
     together = torch.cat(values)
     at = torch.quantile(together, torch.tensor(quantiles)).tolist() if quantiles else []
     return {
         "mean": float(together.mean()),
-        "std": _spread(together),
+        "std": _standard_deviation(together),
         **{quantile(q): value for q, value in zip(quantiles, at, strict=True)},
     }
 
 
-def _spread(values: Tensor) -> float:
-    """Standard deviation with n - 1; 0 for a single value."""
+def _standard_deviation(values: Tensor) -> float:
+    """With the denominator n - 1; 0 for a single value."""
     return float(values.std()) if values.numel() > 1 else 0.0
 
 
 def _real(lengths: Sequence[Sequence[int]] | None, rows: int, width: int) -> Tensor:
-    """[B, T] bool: which places hold real tokens."""
+    """[B, T] bool: which places hold tokens, not padding."""
     held = torch.tensor([width] * rows if lengths is None else [sum(row) for row in lengths])
     return torch.arange(width) < held[:, None]

@@ -1,8 +1,8 @@
-"""Test-time training: REFINE (or SFT) on a prompt before it is answered, and the weights back before the next one.
+"""Test-time training: REFINE (or SFT) on a prompt before the model answers it; then the weights are restored.
 
-The weights before are kept in a second buffer on the device they live on, allocated once for a model. Restoring copies
-device to device with one fused call: nothing passes through the host, and the bits are the same. A model whose weights
-are in bf16 is trained through float32 copies of them, because a small step is lost in bf16's rounding (METHOD).
+A second buffer on the model's device, allocated once, keeps the original weights. One fused copy on the device
+restores them bit for bit. bf16 weights are trained through float32 copies, because bf16 rounds small steps away
+(docs/method.md, Test time).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Adaptation:
-    """What adapting to one prompt did: the loss before each step [nats per token], the optimised reward's mean at each
-    step (refine), and the seconds that the steps and the restoring took."""
+    """What adapting to one prompt did: the next-token loss before each step [nats per token], the mean of the optimised
+    reward at each step (arm refine), and the seconds of the steps and of the restoring."""
 
     losses: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -40,9 +40,9 @@ class Adaptation:
 class TestTimeTrainer:
     """Adapts a model to one prompt after another: an adapter for `refine.evaluation.answers.answer`.
 
-    `arm`: "refine", or "sft" (the same without the next-sequence loss). `seed`: of the run; a prompt's draws depend on
-    it and on the prompt's tokens alone, so the order of prompts changes nothing. With `settings.carry_over` weights
-    and optimizer go on from prompt to prompt, and are never restored. `adaptations` keeps what each prompt cost.
+    `arm`: "refine", or "sft" (the same without the next-sequence loss). `seed`: of the run. A prompt's draws depend
+    only on it and on the prompt's tokens, so the order of prompts changes nothing. With `settings.carry_over`, weights
+    and optimizer carry over from prompt to prompt and are never restored. `adaptations`: one for each prompt.
     """
 
     __test__ = False
@@ -58,9 +58,9 @@ class TestTimeTrainer:
 
     @contextlib.contextmanager
     def __call__(self, model: FastWeightLanguageModel, prompt: Tensor) -> Iterator[Adaptation]:
-        """A context in which `model` is adapted to `prompt` [1, T] or [T] int64; gradients and mode stay as they were.
+        """A context in which `model` is adapted to `prompt` [1, T] or [T] int64. Gradients and mode do not change.
 
-        Raises TrainingError for a loss that is not finite.
+        Raises TrainingError: the loss is not finite.
         """
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients, training = [parameter.grad for parameter in weights], model.training
@@ -103,7 +103,7 @@ class TestTimeTrainer:
         done.seconds = time.perf_counter() - began
 
     def _start(self, weights: list[nn.Parameter]) -> None:
-        """An optimizer that has seen nothing, over the weights, or over float32 copies where they are shorter."""
+        """Make a new optimizer over the weights, or over float32 copies of those that are not float32."""
         s = self.settings
         self._masters = [
             weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float()) for weight in weights
@@ -120,8 +120,8 @@ class TestTimeTrainer:
         seeds: Tensor,
         done: Adaptation,
     ) -> None:
-        short = self.settings.precision == "bfloat16"
-        with torch.autocast(prompt.device.type, dtype=torch.bfloat16, enabled=short):
+        mixed = self.settings.precision == "bfloat16"
+        with torch.autocast(prompt.device.type, dtype=torch.bfloat16, enabled=mixed):
             result = next_sequence_step(model, prompt, self.objective, seeds)
         done.losses.append(float(result.ntp_loss))
         if not torch.isfinite(result.loss.detach()):
@@ -152,18 +152,18 @@ def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
 def adapted(
     model: FastWeightLanguageModel, prompt: Tensor, settings: TestTimeSettings, arm: str = "refine", seed: int = 0
 ) -> Any:
-    """``with adapted(model, prompt, settings):`` the model is adapted to one prompt [1, T] or [T], and restored
-    bit for bit at the end. For many prompts use one TestTimeTrainer, which keeps its buffers."""
+    """``with adapted(model, prompt, settings):`` adapts the model to one prompt [1, T] or [T] int64 and restores it bit
+    for bit at the end. For many prompts use one TestTimeTrainer, which keeps its buffers."""
     return TestTimeTrainer(settings, arm, seed)(model, prompt)
 
 
 @torch.no_grad()
 def _copy(to: list[Any], source: list[Any]) -> None:
-    """Tensor by tensor on the device, in one call where dtypes agree."""
+    """Copy tensor by tensor on the device; one fused call if dtypes agree."""
     torch._foreach_copy_([one.detach() for one in to], [one.detach() for one in source])
 
 
 def _synchronise(device: torch.device) -> None:
-    """Wait for the device, so that seconds are what the work took."""
+    """Wait for the device, so that measured seconds include its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""transformers.Trainer with a REFINE step in the place of its loss.
+"""transformers.Trainer with a REFINE step as its loss.
 
-Everything else is Trainer's own: optimizer, schedules, mixed precision, gradient accumulation and checkpointing,
-DDP and FSDP through accelerate, callbacks. What is ours besides the loss: the order of the data and the seed of each
-sequence (`refine.training.order`), denominators that count the whole optimizer step, checkpoints that are whole or
-ignored (`refine.training.saving`), and metrics under the names `train/...` and `val/...`.
+Trainer does the rest: optimizer, schedules, mixed precision, gradient accumulation and checkpointing, DDP and FSDP
+through accelerate, callbacks. Besides the loss, this package replaces the order of the data and the seed of each
+sequence (`refine.training.order`), the denominators (they count the whole optimizer step), the writing of checkpoints
+(complete or ignored, `refine.training.saving`), and the names of metrics (`train/...`, `val/...`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from refine.errors import ModelError, SettingError, TrainingError
+from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
 from refine.training import step_errors
@@ -29,7 +30,7 @@ from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import Passes, sequence_seed
-from refine.training.progress import Progress
+from refine.training.progress import ProgressBar
 from refine.training.saving import WholeCheckpoints
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
@@ -40,20 +41,20 @@ log = logging.getLogger(__name__)
 class RefineTrainer(WholeCheckpoints, Trainer):
     """Train a fast-weight language model by next-sequence prediction.
 
-    `model`: one of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
+    `model`: a model of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
     `train_dataset`, `eval_dataset` (also a dict of names and data sets): rows by index with a `tokens` or a `text`
-    column (see `refine.training.dataset`), or with `prompt` and `answers` (`refine.training.dataset`: cross-entropy
-    of the answers, and with `args.prompt_steps` REFINE on the prompts before). `processing_class`: the tokenizer,
-    needed for text and prompts, and saved with the model. The rest as in transformers.Trainer.
+    column, or with `prompt` and `answers` (trained by cross-entropy of the answers; with `args.prompt_steps`, REFINE
+    steps on the prompts come first); see `refine.training.dataset`. `processing_class`: the tokenizer, required for
+    text and prompts, and saved with the model. The other arguments are those of transformers.Trainer.
 
-    Each optimizer step takes the next `sequences_per_step` rows of the data's own stream. The loss of each pass is
-    its share of the step's, so micro-batches, accumulation and the number of processes change nothing.
+    Each optimizer step takes the next `sequences_per_step` rows of the stream. The loss of each pass is its share of
+    the step's loss, so results do not depend on micro-batches, accumulation or the number of processes.
     """
 
     args: RefineArguments
     model: PreTrainedModel
     objective: ObjectiveSettings
-    loss_is_scaled_for_ga = True  # our losses carry the denominators of the whole step (transformers >= 5.20)
+    loss_is_scaled_for_ga = True  # losses carry the denominators of the whole step (transformers >= 5.20)
 
     def __init__(
         self,
@@ -67,9 +68,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
     ) -> None:
         args = copy.copy(args) if args is not None else RefineArguments(output_dir="refine-training")
         if not isinstance(args, RefineArguments):
-            raise SettingError(f"RefineTrainer takes RefineArguments (of refine.training), not {type(args).__name__}")
+            raise SettingError(f"RefineTrainer takes refine.training.RefineArguments, not {type(args).__name__}")
         if given := [name for name in _OWN if more.pop(name, None) is not None]:
-            raise SettingError(f"RefineTrainer has batches, loss and metrics of its own: leave out {', '.join(given)}")
+            raise SettingError(f"RefineTrainer makes its own batches, loss and metrics: leave out {', '.join(given)}")
         if isinstance(model, str):
             from refine.models import from_pretrained
 
@@ -79,17 +80,17 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
                 "(delta_net, gated_deltanet or lact_swiglu)"
             )
-        args._n_gpu = min(args.n_gpu, 1)  # one device a process; torchrun for more: DataParallel knows no memories
-        self.sequences = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
-        self.stream = None if self.sequences is None else stream_of(self.sequences, args)
+        args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
+        self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
+        self.stream = None if self.rows is None else stream_of(self.rows, args)
         if self.stream is not None:
-            # To Trainer the run is one epoch of `steps` batches; each is a whole optimizer step, cut into passes here.
+            # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts up.
             args.max_steps, args.gradient_accumulation_steps = self.stream.steps, 1
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self.sequences,
+            train_dataset=self.rows,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=collate,
@@ -97,8 +98,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             **more,
         )
         if use_cache is not None:
-            self.model.config.use_cache = use_cache  # Trainer turns it off for good; checkpoints should not say so
-        self._speak_once()
+            self.model.config.use_cache = use_cache  # Trainer turns it off; checkpoints keep the user's value
+        self._replace_progress_callbacks()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
         self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
@@ -107,34 +108,34 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._step_started, self._seconds = time.perf_counter(), 0.0
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
 
-    def _speak_once(self) -> None:
-        """Our Progress for Trainer's bar and for the rows it would print (40 metrics a step)."""
+    def _replace_progress_callbacks(self) -> None:
+        """Use ProgressBar instead of Trainer's bar, and print no rows: one has 40 metrics."""
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(Progress("training"))
+            self.add_callback(ProgressBar("training"))
 
     # -- data ------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """This process's passes, a list for each optimizer step. Not sharded by accelerate, which would repeat rows."""
-        if self.sequences is None:
+        """This process's passes, one list per optimizer step. accelerate must not shard it: it would repeat rows."""
+        if self.rows is None or self.stream is None:
             raise SettingError("training needs a train_dataset")
         args = self.args
         return torch.utils.data.DataLoader(
-            Batches(self.sequences),
+            Batches(self.rows),
             batch_sampler=Passes(
                 self.stream, args.per_device_train_batch_size, max(args.world_size, 1), args.process_index
             ),
             collate_fn=list,
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_persistent_workers,
-            generator=torch.Generator(),  # its own: iterating must not move the global one
+            generator=torch.Generator(),  # iterating must not advance the global generator
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The next optimizer step, and its denominators over all its passes and processes."""
+        """The next optimizer step, and its next-token count over all passes and processes."""
         self._step_started = time.perf_counter()
         steps = [step for _, step in zip(range(num_batches), epoch_iterator, strict=False)]
         batches = [batch for step in steps for batch in step]
@@ -143,11 +144,11 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
         if self._counts.lacks_rollouts(self.objective) and not self._warned and self.args.process_index == 0:
             self._warned = True
-            log.warning("step %d: %s", self.state.global_step + 1, step_errors.too_short(self.objective))
+            log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_room_for_rollouts(self.objective))
         return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """6 operations for each token and weight outside the embeddings; rollouts are not counted."""
+        """6 operations per token and weight outside the embeddings; rollouts are not counted."""
         return 6 * sum(batch["tokens"].numel() for batch in inputs) * self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
@@ -156,30 +157,40 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
     # -- the step --------------------------------------------------------------------------------------------------
 
+    def run_pass(
+        self, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Sequence[int], counts: Counts
+    ) -> StepResult | AnswerResult:
+        """`pass_loss` of `batch` under autocast and inside the forward pass of the model's wrapper (DDP, FSDP).
+
+        `batch`: from `refine.training.dataset.collate`, on the model's device. `seeds`: one per row. `counts`: the
+        denominators of the optimizer step or validation that the pass is part of.
+        """
+        on_device = torch.tensor(seeds, device=batch["tokens"].device)
+        with self.accelerator.autocast():
+            return call_through(
+                self.model_wrapped,
+                self.accelerator.unwrap_model(self.model_wrapped),
+                lambda module: pass_loss(module, batch, objective, on_device, counts),
+            )
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This pass's share of the step's loss, times the number of processes (whose gradients are averaged)."""
+        """This pass's share of the step's loss, times the number of processes (their gradients are averaged).
+
+        `model` is `model_wrapped`, through which `run_pass` runs.
+        """
         seeds = [sequence_seed(self.args.seed, self.state.global_step, row) for row in inputs["sequences"]]
-        own = torch.tensor(seeds, device=inputs["tokens"].device)
-        with self.accelerator.autocast():
-            result = call_through(
-                model,
-                self.accelerator.unwrap_model(model),
-                lambda module: pass_loss(module, inputs, self.objective, own, self._counts),
-            )
+        result = self.run_pass(inputs, self.objective, seeds, self._counts)
         if not inputs["counted"]:
             return result.loss * 0.0
         self._refuse_non_finite_loss(result, inputs)
-        if isinstance(result, AnswerResult):
-            self._statistics.add_answers(result, inputs)
-        else:
-            self._statistics.add(result, inputs)
+        self._statistics.add(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)
         return (loss, result) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """All passes of an optimizer step, each forward and backward; processes exchange gradients in the last."""
+        """Run all passes of an optimizer step, forward and backward. Processes exchange gradients in the last one."""
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
@@ -189,36 +200,35 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 except (MemoryError, RuntimeError) as error:
                     if not step_errors.is_out_of_memory(error):
                         raise
-                    advice = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
-                    raise TrainingError(f"step {self.state.global_step + 1}: {advice}") from error
+                    message = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
+                    raise self._step_error(message) from error
         return total
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
         if not math.isfinite(float(result.loss.detach())):
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: {step_errors.non_finite(result, inputs['documents'])}"
-            )
+            raise self._step_error(step_errors.non_finite_loss(result, inputs["documents"]))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Trainer's; called before the optimizer's step, so weights stay as they are where it is not finite."""
+        """Trainer's norm. Trainer asks for it before the optimizer's step, so an error here leaves the weights as
+        they were. Raises TrainingError if it is not finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)} on "
-                f"{'; '.join(self._step_documents)}: {step_errors.ADVICE}"
-            )
+            raise self._step_error(step_errors.non_finite_gradient(float(norm), self._step_documents))
         return norm
+
+    def _step_error(self, message: str) -> TrainingError:
+        return TrainingError(f"step {self.state.global_step + 1}: {message}")
 
     # -- what is logged --------------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's (called after each step, and once more at the end), with the step's time taken before validation
-        and saving. The last step is validated whatever the interval."""
+        """Trainer calls this after each step, and once more at the end. The step's time is taken first, so that it
+        leaves out validation and saving. The last step is always validated."""
         step, control = self.state.global_step, self.control
         if step > self._counted_step:
             self._seconds += time.perf_counter() - self._step_started
             self._steps_since_log, self._counted_step = self._steps_since_log + 1, step
-            if self.stream is not None:  # to Trainer the whole run is one epoch
+            if self.stream is not None:  # Trainer sees one epoch (see __init__)
                 self.state.epoch = self.stream.epochs(step)
                 ended = int(self.state.epoch) > int(self.stream.epochs(step - 1))
                 control.should_evaluate |= ended and self.args.eval_strategy == "epoch"
@@ -228,18 +238,14 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row of metrics under `train/...` or, where they name their part already, as they are."""
-        if "train_runtime" in logs:  # Trainer's summary of a call: says nothing that is true after a resume
+        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix."""
+        if "train_runtime" in logs:  # Trainer's summary of this call is wrong after a resume
             return
         if "loss" in logs:
             logs = {f"train/{name}": value for name, value in logs.items()}
             merged = StepStatistics.merged(gathered(self._statistics))
-            logs.update(
-                {
-                    f"train/{name}": value
-                    for name, value in merged.metrics(self._steps_since_log, self.objective.reward).items()
-                }
-            )
+            found = merged.metrics(self._steps_since_log, self.objective.reward)
+            logs |= {f"train/{name}": value for name, value in found.items()}
             logs["train/tokens"] = merged.sums.get("tokens", 0.0)
             logs["train/seconds"] = self._seconds
             logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
@@ -253,9 +259,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
     ) -> dict[str, float]:
         """Next-token loss and accuracy, and the rewards of rollouts, on held-out sequences.
 
-        `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. Logged as
-        `val/...`, with histograms of the rewards; the numbers are returned under Trainer's names (`eval_loss`, ...),
-        which `metric_for_best_model` goes by.
+        `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. The metrics are
+        logged as `val/...`, with histograms of the rewards, and returned under Trainer's names (`eval_loss`, ...),
+        which `metric_for_best_model` refers to.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
@@ -264,7 +270,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
             rows = rows_of(part, self.processing_class, self.args)
-            found = validate(self, rows, name)
+            found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
             metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
@@ -272,7 +278,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         return metrics
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Trainer's; the validation before the first step is not repeated by a run that is resumed."""
+        """Trainer's, except that a resumed run does not repeat the validation before the first step."""
         if skip_scheduler and self.state.log_history:
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)

@@ -1,74 +1,66 @@
-"""Validation during training: what a model loses on held-out sequences, and what its rollouts there are worth."""
+"""Validation during training: loss and accuracy on held-out sequences, and the rewards of rollouts there."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
+from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
-from refine.training.dataset import Sequences, collate
-from refine.training.distributed import call_through, gathered
-from refine.training.losses import AnswerResult, pass_loss
+from refine.training.arguments import RefineArguments
+from refine.training.dataset import Rows, collate
+from refine.training.distributed import gathered
+from refine.training.losses import AnswerResult
 from refine.training.order import derived_seed
 from refine.training.statistics import Counts, StepStatistics, counts_of
 
-if TYPE_CHECKING:
-    from refine.training.trainer import RefineTrainer
+RunPass = Callable[[dict[str, Any], ObjectiveSettings, Sequence[int], Counts], StepResult | AnswerResult]
+"""(batch, objective, one seed per row, denominators) -> result of one forward pass (`RefineTrainer.run_pass`)."""
+
+NAMES = {"ntp_loss": "loss", "ntp_accuracy": "accuracy"}
+OF_TRAINING = {"nsp_loss", "clip_fraction", "ratio/mean", "advantage/std", "log_prob_gap"}  # not logged here
 
 
 @torch.no_grad()
-def validate(trainer: RefineTrainer, rows: Sequences, name: str) -> dict[str, Any]:
+def validate(
+    run_pass: RunPass, model: nn.Module, rows: Rows, name: str, objective: ObjectiveSettings, args: RefineArguments
+) -> dict[str, Any]:
     """Metrics of `rows`: loss, accuracy, entropy, and each reward of rollouts at positions chosen as in training, also
-    as a histogram (a list of counts); of prompts with answers also the loss and accuracy of the answers.
+    as a histogram (a list of counts). For prompts with answers also the loss and accuracy of the answers.
 
-    Draws depend on the run's seed, `name` and the row, so they are the same at every step and in every arm. Rows are
-    dealt to the processes in turn; each counts once. Leaves the model in the mode it was in.
+    `objective`: that of training. Draws depend only on the run's seed, `name` and the row, so they are the same at
+    every step and in every arm. Rows are dealt to the processes in turn; each counts once. `model` is evaluated by
+    `run_pass`; here its mode is set and restored.
     """
-    model = trainer.model
     training = model.training
     model.eval()
-    parts = [
-        _statistics(trainer, rows, name, kind) for kind in (("prompts", "answers") if rows.exchanges else ("tokens",))
-    ]
+    # The same rollouts in every arm, also in one trained without the next-sequence loss.
+    sampling = objective.model_copy(update={"nsp_weight": 1.0 if args.validation_rollouts else 0.0})
+    kinds = ("prompts", "answers") if rows.with_answers else ("tokens",)
+    merged = StepStatistics.merged([_statistics(run_pass, rows, name, kind, sampling, args) for kind in kinds])
     model.train(training)
-    merged = StepStatistics.merged(parts)
-    found: dict[str, Any] = merged.metrics(quantiles_of=trainer.objective.reward) | merged.histograms()
-    return {_NAMES.get(name, name): value for name, value in found.items() if name not in _OF_TRAINING}
+    found: dict[str, Any] = merged.metrics(quantiles_of=objective.reward) | merged.histograms()
+    return {NAMES.get(name, name): value for name, value in found.items() if name not in OF_TRAINING}
 
 
-def _statistics(trainer: RefineTrainer, rows: Sequences, name: str, kind: str) -> StepStatistics:
-    """The statistics of one pass through `rows`, over all processes."""
-    args, size = trainer.args, trainer.args.per_device_eval_batch_size
-    objective = _objective(trainer.objective, args.validation_rollouts)
-    process, processes = args.process_index, max(args.world_size, 1)
+def _statistics(
+    run_pass: RunPass, rows: Rows, name: str, kind: str, objective: ObjectiveSettings, args: RefineArguments
+) -> StepStatistics:
+    """The statistics of all `rows`, over all processes."""
+    size, process, processes = args.per_device_eval_batch_size, args.process_index, max(args.world_size, 1)
     places = [range(first, min(first + size, len(rows))) for first in range(0, len(rows), size)]
     batches = [collate([rows[place] for place in batch], kind) for batch in places]
     counts = sum((counts_of(batch, objective) for batch in batches), Counts(0, 0, 0))
     statistics = StepStatistics()
     for first in range(0, len(batches), processes):
-        # A process that has none left reads the last one too: the wrappers' exchanges need all of them in each pass.
+        # A process without a batch runs the last one again: the wrappers need all processes in each pass.
         batch = batches[min(first + process, len(batches) - 1)]
         batch["tokens"] = batch["tokens"].to(args.device)
-        seeds = torch.tensor([derived_seed("validation", args.seed, name, row) for row in batch["sequences"]])
-        step = partial(pass_loss, batch=batch, objective=objective, seeds=seeds.to(args.device), counts=counts)
-        with trainer.accelerator.autocast():
-            wrapped = trainer.model_wrapped
-            result = call_through(wrapped, trainer.accelerator.unwrap_model(wrapped), step)
-        if first + process >= len(batches):
-            continue
-        if isinstance(result, AnswerResult):
-            statistics.add_answers(result, batch)
-        else:
+        seeds = [derived_seed("validation", args.seed, name, row) for row in batch["sequences"]]
+        result = run_pass(batch, objective, seeds, counts)
+        if first + process < len(batches):
             statistics.add(result, batch)
     return StepStatistics.merged(gathered(statistics))
-
-
-_NAMES = {"ntp_loss": "loss", "ntp_accuracy": "accuracy"}
-_OF_TRAINING = {"nsp_loss", "clip_fraction", "ratio/mean", "advantage/std", "log_prob_gap"}
-
-
-def _objective(training: ObjectiveSettings, rollouts: bool) -> ObjectiveSettings:
-    """Training's own positions and rollouts, in every arm alike; without `rollouts`, next-token loss alone."""
-    return training.model_copy(update={"nsp_weight": 1.0 if rollouts else 0.0})

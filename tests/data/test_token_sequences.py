@@ -172,12 +172,12 @@ def test_packing_keeps_every_token_of_the_training_text_in_rows_that_name_their_
 
 
 def test_the_trainer_reads_packed_rows_as_separate_documents(raw, small_tokenizer, tmp_path):
-    from refine.training.dataset import sequences_of
+    from refine.training.dataset import token_rows
 
     data = raw(train={f"d{n}": TEXT for n in range(9)}, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
     settings = DocumentsSettings(sequence_length=100, packing=True)
     token_sequences.prepare(settings, data, small_tokenizer, tmp_path / "prepared")
-    rows = sequences_of(token_sequences.load(tmp_path / "prepared" / "train.parquet"))
+    rows = token_rows(token_sequences.load(tmp_path / "prepared" / "train.parquet"))
     size = len(small_tokenizer(TEXT)["input_ids"])
     assert sum(len(rows[n].lengths) for n in range(len(rows))) == 9
     assert {length for n in range(len(rows)) for length in rows[n].lengths} == {size}

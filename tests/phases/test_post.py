@@ -13,7 +13,7 @@ from refine.errors import DataError, SettingError
 from refine.phases.post import post_training
 from refine.phases.prepared_data import Prepared
 from refine.phases.start import start_training
-from refine.training.dataset import Exchanges, collate
+from refine.training.dataset import PromptRows, collate
 from refine.training.losses import answer_loss
 from refine.training.order import NestedStream, Stream
 from refine.training.trainer import RefineTrainer
@@ -39,35 +39,35 @@ def data() -> list[dict]:
 
 
 def test_a_row_is_the_prompt_the_first_answer_and_the_end(data, tokenizer):
-    row = Exchanges(data, tokenizer, None)[2]
+    row = PromptRows(data, tokenizer, None)[2]
     assert row.tokens.tolist() == [1, 2, 3] * 6 + [2, 3, 63] and row.prompt == 19
 
 
 def test_too_long_a_prompt_loses_its_middle_and_keeps_its_question(data, tokenizer):
-    row = Exchanges(data, tokenizer, 8)[4]
+    row = PromptRows(data, tokenizer, 8)[4]
     assert row.tokens.tolist() == [1, 2, 3, 2, 3, 4, 5, 63]
 
 
 def test_an_answer_that_leaves_no_room_is_refused(data, tokenizer):
-    with pytest.raises(DataError, match="row 0: its answer alone has 2 of max_length 2 tokens"):
-        Exchanges(data, tokenizer, 2)[0]
+    with pytest.raises(DataError, match="row 0: the answer alone has 2 of max_length 2 tokens"):
+        PromptRows(data, tokenizer, 2)[0]
 
 
 def test_a_lone_string_is_the_answer(data, tokenizer):
     """And not a list of its letters."""
     lone = [{**row, "answers": row["answers"][0]} for row in data]
-    for one, other in zip(Exchanges(lone, tokenizer, None), Exchanges(data, tokenizer, None), strict=True):
+    for one, other in zip(PromptRows(lone, tokenizer, None), PromptRows(data, tokenizer, None), strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
 
 
 @pytest.mark.parametrize("answers", [[], "", [""], [3], None])
 def test_a_row_without_an_answer_is_named(tokenizer, answers):
     with pytest.raises(DataError, match=r"row 0: expected a prompt, and in `answers` one text or a list"):
-        Exchanges([{"prompt": "w1", "answers": answers}], tokenizer, None)[0]
+        PromptRows([{"prompt": "w1", "answers": answers}], tokenizer, None)[0]
 
 
 def test_batches_of_prompts_hold_no_answer_token(data, tokenizer):
-    rows = Exchanges(data, tokenizer, None)
+    rows = PromptRows(data, tokenizer, None)
     batch = collate([rows[0], rows[1]], "prompts")
     assert batch["tokens"].shape == (2, 19) and batch["lengths"] is None
     assert collate([rows[0], rows[1]], "answers")["prompts"] == [19, 19]
@@ -75,7 +75,7 @@ def test_batches_of_prompts_hold_no_answer_token(data, tokenizer):
 
 def test_only_answer_tokens_count(tiny_model, data, tokenizer):
     """The loss is that of the model's own logits at the answers; changing the prompt's loss changes nothing."""
-    model, rows = tiny_model(), Exchanges(data, tokenizer, None)
+    model, rows = tiny_model(), PromptRows(data, tokenizer, None)
     batch = collate([rows[0], rows[3]], "answers")
     result = answer_loss(model, batch["tokens"], batch["lengths"], batch["prompts"], 4)
     log_probs = model(batch["tokens"]).logits.log_softmax(-1)
@@ -87,7 +87,7 @@ def test_only_answer_tokens_count(tiny_model, data, tokenizer):
 
 def test_answers_of_different_lengths_are_weighted_by_their_tokens(tiny_model, tokenizer):
     data = [{"prompt": "w1 w2", "answers": ["w3"]}, {"prompt": "w1 w2 w4 w5", "answers": ["w3 w6 w7 w8"]}]
-    model, rows = tiny_model(), Exchanges(data, tokenizer, None)
+    model, rows = tiny_model(), PromptRows(data, tokenizer, None)
     apart = [answer_loss(model, *_inputs(collate([row], "answers")), 1) for row in (rows[0], rows[1])]
     together = answer_loss(model, *_inputs(collate([rows[0], rows[1]], "answers")), 7)
     assert [one.answer_tokens for one in apart] == [2, 5]

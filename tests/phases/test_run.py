@@ -135,12 +135,12 @@ def test_a_disk_that_is_full_between_checkpoints_is_one_line(mid, monkeypatch):
     """Metrics are written at every step, whatever becomes of the checkpoints."""
     import errno
 
-    from refine.training.metrics_file import Series
+    from refine.training.metrics_file import MetricsFile
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Series, "on_log", full)
+    monkeypatch.setattr(MetricsFile, "on_log", full)
     with pytest.raises(TrainingError, match=r"cannot write .*run: No space left on device; free space") as error:
         mid("run")
     assert "\n" not in str(error.value)

@@ -88,7 +88,7 @@ def test_pruning_keeps_the_latest_and_the_best(tmp_path):
 )
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, error):
     before = write(tmp_path, 3)
-    promise = r"cannot write .*checkpoint-4: .* earlier checkpoints are whole"
+    promise = r"cannot write .*checkpoint-4: .* earlier checkpoints are complete"
     with pytest.raises(TrainingError, match=promise) as caught, checkpoints.written_whole(tmp_path / "checkpoint-4"):
         raise error
     assert "\n" not in str(caught.value)

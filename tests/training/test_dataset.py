@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refine.errors import DataError
-from refine.training.dataset import collate, sequences_of
+from refine.training.dataset import collate, token_rows
 from refine.training.order import STAND_IN
 
 
@@ -20,26 +20,26 @@ def test_rows_of_tokens_keep_document_and_offset():
     data = datasets.Dataset.from_dict(
         {"tokens": [[1, 2, 3], [4, 5, 6]], "document": ["hamlet", "lear"], "offset": [0, 3]}
     )
-    row = sequences_of(data)[1]
+    row = token_rows(data)[1]
     assert row.tokens.tolist() == [4, 5, 6] and row.documents == ("lear@3",) and row.lengths == (3,)
 
 
 def test_text_is_read_by_the_tokenizer():
     data = [{"text": "abc"}, {"text": "de"}]
-    assert [row.tokens.tolist() for row in map(sequences_of(data, letters).__getitem__, range(2))] == [
+    assert [row.tokens.tolist() for row in map(token_rows(data, letters).__getitem__, range(2))] == [
         [1, 2, 3],
         [4, 5],
     ]
 
 
 def test_long_documents_are_cut_and_nothing_is_lost():
-    rows = sequences_of([{"text": "abcdefg"}, {"text": "hi"}], letters, max_length=3)
+    rows = token_rows([{"text": "abcdefg"}, {"text": "hi"}], letters, max_length=3)
     assert [rows[index].tokens.tolist() for index in range(len(rows))] == [[1, 2, 3], [4, 5, 6], [7], [8, 9]]
     assert rows[1].documents == ("row 0+3",)
 
 
 def test_packed_rows_hold_whole_pieces_and_know_their_borders():
-    rows = sequences_of([{"text": text} for text in ("ab", "cde", "fg", "h", "ijklmn")], letters, 5, packing=True)
+    rows = token_rows([{"text": text} for text in ("ab", "cde", "fg", "h", "ijklmn")], letters, 5, packing=True)
     packed = [rows[index] for index in range(len(rows))]
     assert [row.lengths for row in packed] == [(2, 3), (2, 1), (5,), (1,)]
     assert [token for row in packed for token in row.tokens.tolist()] == list(range(1, 15))
@@ -47,7 +47,7 @@ def test_packed_rows_hold_whole_pieces_and_know_their_borders():
 
 
 def test_a_batch_is_padded_on_the_right_and_says_so_only_when_it_is():
-    rows = sequences_of([{"tokens": [1, 2, 3]}, {"tokens": [4]}, {"tokens": [5, 6, 7], "lengths": [1, 2]}])
+    rows = token_rows([{"tokens": [1, 2, 3]}, {"tokens": [4]}, {"tokens": [5, 6, 7], "lengths": [1, 2]}])
     batch = collate([rows[0], rows[1]])
     assert batch["tokens"].tolist() == [[1, 2, 3], [4, 0, 0]] and batch["lengths"] == [[3], [1]]
     assert batch["tokens"].dtype == torch.int64
@@ -56,7 +56,7 @@ def test_a_batch_is_padded_on_the_right_and_says_so_only_when_it_is():
 
 
 def test_a_stand_in_is_a_row_that_counts_for_nothing():
-    rows = sequences_of([{"tokens": [1, 2, 3]}])
+    rows = token_rows([{"tokens": [1, 2, 3]}])
     assert collate([rows[STAND_IN]])["counted"] is False and collate([rows[0]])["counted"] is True
 
 
@@ -72,10 +72,10 @@ def test_a_stand_in_is_a_row_that_counts_for_nothing():
 )
 def test_data_that_cannot_be_trained_on_is_refused_in_one_line(data, options, message):
     with pytest.raises(DataError, match=message) as error:
-        sequences_of(data, **options)
+        token_rows(data, **options)
     assert "\n" not in str(error.value)
 
 
 def test_lengths_that_do_not_add_up_are_refused():
     with pytest.raises(DataError, match=r"row 0: the lengths \[1, 1\] do not add up to its 3 tokens"):
-        sequences_of([{"tokens": [1, 2, 3], "lengths": [1, 1]}])[0]
+        token_rows([{"tokens": [1, 2, 3], "lengths": [1, 1]}])[0]

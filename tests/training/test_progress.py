@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from refine.training.progress import Progress
+from refine.training.progress import ProgressBar
 
 
 @pytest.fixture
@@ -19,13 +19,13 @@ def clock(monkeypatch):
     return now
 
 
-def told(progress: Progress, state: TrainerState, step: int, **logs: float) -> None:
+def told(progress: ProgressBar, state: TrainerState, step: int, **logs: float) -> None:
     state.global_step = step
     progress.on_log(None, state, TrainerControl(), logs={name.replace("__", "/"): one for name, one in logs.items()})
 
 
 def test_the_time_left_leaves_out_the_validation_before_the_first_step(clock, capsys):
-    progress, state = Progress("mid sft"), TrainerState(max_steps=4, is_world_process_zero=True)
+    progress, state = ProgressBar("mid sft"), TrainerState(max_steps=4, is_world_process_zero=True)
     progress.on_train_begin(None, state, TrainerControl())
     clock[0] += 500
     told(progress, state, 0, val__loss=3.0)
@@ -38,7 +38,7 @@ def test_the_time_left_leaves_out_the_validation_before_the_first_step(clock, ca
 
 
 def test_post_training_shows_what_it_validates_on(clock, capsys):
-    progress, state = Progress("post sft"), TrainerState(max_steps=4, is_world_process_zero=True)
+    progress, state = ProgressBar("post sft"), TrainerState(max_steps=4, is_world_process_zero=True)
     progress.on_train_begin(None, state, TrainerControl())
     told(progress, state, 0, val__loss=3.0, val__answer_loss=2.0, val__answer_accuracy=0.5)
     assert capsys.readouterr().out.split("  ")[2:] == ["val loss 3.0000", "val answer loss 2.0000",
@@ -49,7 +49,7 @@ def test_a_terminal_gets_a_bar_that_counts_on_from_where_training_goes_on(monkey
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", screen)
-    progress, state = Progress("mid sft"), TrainerState(max_steps=8, global_step=4, is_world_process_zero=True)
+    progress, state = ProgressBar("mid sft"), TrainerState(max_steps=8, global_step=4, is_world_process_zero=True)
     progress.on_train_begin(None, state, TrainerControl())
     progress.on_step_begin(None, state, TrainerControl())
     assert (progress.bar.n, progress.bar.initial) == (4, 4)

@@ -111,7 +111,8 @@ def test_a_disk_that_takes_no_picture_stops_nothing(tmp_path, caplog):
 
     state = TrainerState(is_world_process_zero=True)
     state.log_history = [{"step": 4, "val/reward/binary/histogram": [1] * 20, "val/reward/binary/mean": 0.5}]
-    reward_histograms.RewardHistograms(tmp_path / "gone").on_train_end(None, state, None)
+    (tmp_path / "file").write_text("in the way")
+    reward_histograms.RewardHistograms(tmp_path / "file" / "run").on_train_end(None, state, None)
     assert "was not drawn" in caplog.text and "metrics.jsonl" in caplog.text
 
 

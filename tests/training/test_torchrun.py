@@ -52,7 +52,7 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
     [
         ("all", 1, "error: no room for anybody"),
         ("one", 1, "error: row 7 is odd"),
-        ("killed", 137, "training process 1 was ended by SIGKILL; started again, the run resumes"),
+        ("killed", 137, "SIGKILL ended training process 1; start the command again to resume"),
     ],
 )
 def test_a_failure_of_several_processes_is_one_line(mode, code, said):

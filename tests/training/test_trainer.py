@@ -63,7 +63,7 @@ def test_a_step_s_loss_is_that_of_the_objective_on_the_same_sequences(tiny_model
 
     trainer = trained(tiny_model(), arguments(max_steps=1, per_device_train_batch_size=1), rows)
     taken = trainer.stream.taken(0)
-    batch = collate([trainer.sequences[index] for index in taken])
+    batch = collate([trainer.rows[index] for index in taken])
     seeds = torch.tensor([sequence_seed(trainer.args.seed, 0, index) for index in taken])
     result = next_sequence_step(tiny_model(), batch["tokens"], trainer.objective, seeds, lengths=batch["lengths"])
     assert logged(trainer, "train/loss")[0] == pytest.approx(float(result.loss.detach()), rel=1e-5)
@@ -147,7 +147,7 @@ def test_packed_rows_are_trained_as_the_documents_they_hold(tiny_model, argument
             train_sampling_strategy="sequential", per_device_train_batch_size=10,
         )  # fmt: skip
         both.append(trained(tiny_model(), args, rows))
-    assert len(both[1].sequences) == 5
+    assert len(both[1].rows) == 5
     assert logged(both[0], "train/tokens") == logged(both[1], "train/tokens")
     assert logged(both[1], "train/loss") == pytest.approx(logged(both[0], "train/loss"), rel=1e-5)
 

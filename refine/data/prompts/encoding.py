@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from refine.data.prompts.tasks import known_task
+from refine.errors import DataError
+
 
 def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
-    """`tokens`, or their first and last halves where there are more than `length`: instruction and question survive."""
+    """`tokens`; if they are more than `length`, their first and last halves, so that instruction and question stay."""
     if len(tokens) <= length:
         return list(tokens)
     head = length - length // 2
@@ -15,10 +18,10 @@ def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
 
 
 def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], reference: str, between: str) -> list[int]:
-    """The tokens of `reference` as they follow `prompt` (whose tokens are given).
+    """The tokens of `reference` after `prompt`, which is encoded as `tokens`. `between`: text between the two.
 
-    Encoded together, so that the space before the answer falls as in running text; where the border token would change,
-    the answer is encoded by itself.
+    Both are encoded together, so that the space before the answer is tokenized as in running text. If that would
+    change a token of the prompt, the answer is encoded by itself.
     """
     if prompt[-1].isspace():
         between = ""
@@ -26,3 +29,30 @@ def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], referen
     if together[: len(tokens)] == list(tokens) and len(together) > len(tokens):
         return together[len(tokens) :]
     return list(tokenizer(between + reference, add_special_tokens=False)["input_ids"])
+
+
+def encode_with_answer(
+    tokenizer: Any, prompt: str, answers: Sequence[str] | str, task: str | None = None, max_length: int | None = None
+) -> tuple[list[int], list[int]]:
+    """The tokens of `prompt` and of the answer to train on, which ends with the tokenizer's end token.
+
+    `answers`: all accepted answers, or the only one. The first is trained; if `task` expects all of them, all are.
+    `max_length`: tokens of both together; a longer prompt is cut in the middle.
+    Raises DataError: the prompt or an answer is empty, or the answer alone fills `max_length`; SettingError: no such
+    task.
+    """
+    answers = [answers] if isinstance(answers, str) else answers
+    if not prompt or not answers or not all(isinstance(one, str) and one for one in answers):
+        raise DataError("expected a prompt, and in `answers` one text or a list of them, none empty")
+    known = known_task(task) if task else None
+    answer = answers[0] if known is None else known.reference(answers)
+    between = " " if known is None else known.before_answer
+    prompt_tokens = list(tokenizer(prompt)["input_ids"])
+    answer_tokens = reference_tokens(tokenizer, prompt, prompt_tokens, answer, between)
+    if tokenizer.eos_token_id is not None:
+        answer_tokens.append(tokenizer.eos_token_id)
+    if max_length is not None:
+        if len(answer_tokens) >= max_length:
+            raise DataError(f"the answer alone has {len(answer_tokens)} of max_length {max_length} tokens")
+        prompt_tokens = cut_middle(prompt_tokens, max_length - len(answer_tokens))
+    return prompt_tokens, answer_tokens

@@ -1,0 +1,46 @@
+"""From a phase's settings to RefineArguments. Their own checks: tests/training/test_trainer.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refine import settings
+from refine.errors import SettingError
+from refine.training.arguments import RefineArguments, arguments_of
+
+
+@pytest.fixture
+def mid(params):
+    return settings.load(params).training.mid
+
+
+def test_a_phase_s_settings_become_trainer_s_arguments(mid, tmp_path):
+    made = arguments_of(mid, mid.objective, str(tmp_path), 7, max_length=64, save_steps=5)
+    assert (made.max_steps, made.sequences_per_step, made.seed) == (6, 4, 7)
+    assert (made.per_device_train_batch_size, made.learning_rate, made.eval_steps) == (4, 1e-2, 3)
+    assert made.objective == mid.objective and made.max_length == 64
+    assert made.save_steps == 5, "single arguments override"
+
+
+def test_the_defaults_are_the_paper_s(tmp_path):
+    made = RefineArguments(output_dir=str(tmp_path))
+    assert (made.learning_rate, made.weight_decay, made.lr_scheduler_type) == (1e-6, 0.01, "constant")
+
+
+def test_a_pass_is_never_larger_than_a_step(mid, tmp_path):
+    large = mid.model_copy(update={"sequences_per_pass": 64})
+    assert arguments_of(large, mid.objective, str(tmp_path), 0).per_device_train_batch_size == 4
+
+
+def test_sharding_without_a_gpu_is_refused(mid, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingError, match="there is no GPU to shard the model over: use 'none'"):
+        arguments_of(mid, mid.objective, str(tmp_path), 0, sharding="full")
+
+
+def test_more_processes_than_gpus_are_refused(mid, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match="processes is 2, and this machine has 1 GPU: each process needs one"):
+        arguments_of(mid, mid.objective, str(tmp_path), 0)

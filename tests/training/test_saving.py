@@ -1,0 +1,76 @@
+"""Checkpoints of a run: which are kept, what they hold, where a run resumes. With kills: test_kills.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from refine.training import checkpoints
+from refine.training.saving import TRAINING_ARGS
+from refine.training.trainer import RefineTrainer
+
+EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
+
+
+def names(trainer: RefineTrainer) -> list[str]:
+    return sorted(path.name for path in trainer.output.iterdir())
+
+
+def test_checkpoints_are_complete_and_hold_no_pickle_of_arguments(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    assert names(trainer) == ["checkpoint-2", "checkpoint-3"], "save_total_limit is 2"
+    assert all(checkpoints.is_whole(folder) for folder in trainer.output.iterdir())
+    assert (trainer.output / "checkpoint-3" / "optimizer.pt").is_file()
+    assert not list(trainer.output.rglob(TRAINING_ARGS))
+
+
+def test_the_best_checkpoint_is_kept(tiny_model, arguments, rows):
+    more = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss", "load_best_model_at_end": True}
+    args = arguments(max_steps=5, learning_rate=3.0, **EVERY_STEP, **more)
+    trainer = RefineTrainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows[:2])
+    trainer.train()
+    losses = [row["val/loss"] for row in trainer.state.log_history if "val/loss" in row]
+    best = 1 + losses.index(min(losses))
+    assert best < 4, "the learning rate is too high on purpose"
+    assert names(trainer) == [f"checkpoint-{best}", "checkpoint-4", "checkpoint-5"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_resuming_without_a_checkpoint_starts(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=1), train_dataset=rows)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 1
+
+
+def test_a_run_resumes_from_its_last_complete_checkpoint_to_the_same_weights(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    (trainer.output / "checkpoint-3" / "model.safetensors").unlink()
+    again = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
+    again.train(resume_from_checkpoint=True)
+    assert len([row for row in again.state.log_history if "train/loss" in row]) == 3
+    for one, other in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Counting(TrainerCallback, ExportableState):
+    """Remembers a number across a resume."""
+
+    def __init__(self, seen: int = 0) -> None:
+        self.seen = seen
+
+    def state(self) -> dict:
+        return {"args": {"seen": self.seen}, "attributes": {}}
+
+
+def test_states_of_callbacks_are_saved_in_trainer_s_format(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(), train_dataset=rows, callbacks=[Counting(1)])
+    trainer._export_callbacks()
+    assert trainer.state.stateful_callbacks["Counting"] == Counting(1).state()
+    trainer.add_callback(Counting(2))
+    trainer._export_callbacks()
+    assert trainer.state.stateful_callbacks["Counting"] == [Counting(1).state(), Counting(2).state()]
+    assert "TrainerControl" in trainer.state.stateful_callbacks
