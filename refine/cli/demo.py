@@ -24,13 +24,13 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     """Hide a needle in a held-out scene and let a model recall it: as it is, after REFINE, after test-time training."""
     import torch
 
-    from refine.data import tokenizer as tokenizers
+    from refine.data.tokenizer import load_tokenizer
     from refine.models import from_pretrained
     from refine.system.quiet import quiet_libraries
     from refine.training.demonstration import demonstrate
 
     quiet_libraries()
-    pieces = tokenizers.load(model)
+    pieces = load_tokenizer(model)
     shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), pieces, length, seed)
     _tell(shown)
     click.echo(f"written: {_draw(shown, output or paths.results() / 'demo.png')}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from refine.data import hub
 from refine.errors import DataError, RefineError, ServiceError, reason
 
 ANSWER = 10.0  # longest wait for the hub's answer [s]
 
 
-def obstacle(what: str, name: str, revision: str | None = None) -> RefineError | None:
+def access_error(what: str, name: str, revision: str | None = None) -> RefineError | None:
     """What keeps the hub from giving `what` ("data set" or "tokenizer") `name`; None if it answers that it will."""
     from huggingface_hub import HfApi
 
@@ -19,11 +18,11 @@ def obstacle(what: str, name: str, revision: str | None = None) -> RefineError |
     try:
         ask(name, revision=revision, timeout=ANSWER)
     except Exception as error:
-        return in_words(error, what, name, revision)
+        return one_line_error(error, what, name, revision)
     return None
 
 
-def in_words(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
+def one_line_error(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
     """What `datasets`, transformers or the hub's client raised, as one line. Raises `error` again if it is a defect."""
     from huggingface_hub import errors
 
@@ -52,16 +51,16 @@ def _of_transport(error: Exception) -> bool:
     return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
 
 
-def data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
+def load_data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
     """The rows of one split, as `datasets.Dataset`.
 
     Raises DataError: no such data set, configuration, split or revision; ServiceError: the hub cannot be reached.
     """
     import datasets
 
-    refused = None if Path(name).is_dir() else hub.obstacle("data set", name, revision)
+    refused = None if Path(name).is_dir() else access_error("data set", name, revision)
     download = datasets.DownloadConfig(local_files_only=refused is not None)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=download)
     except Exception as error:  # the hub, its cache and the data set's form fail in many ways
-        raise refused or hub.in_words(error, "data set", name, revision) from None
+        raise refused or one_line_error(error, "data set", name, revision) from None

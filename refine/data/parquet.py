@@ -26,14 +26,14 @@ BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
 log = logging.getLogger(__name__)
 
 
-def parquet_files(path: str) -> tuple[Any, dict[str, str]]:
+def find_parquet_files(path: str) -> tuple[Any, dict[str, str]]:
     """The file system of `path` and the parquet files that it names, sorted: a file, a folder or a pattern.
 
     The files come as {name: place}; names begin as `path` does, so that they are the same on every machine.
     Raises DataError if there are none, ServiceError if S3 does not answer or refuses.
     """
     file_system, inside = _file_system(path)
-    with plain_words(path):
+    with one_line_errors_of(path):
         if any(sign in inside for sign in "*?["):
             found = file_system.glob(inside)
         else:  # of a file, `find` gives the file itself
@@ -83,18 +83,18 @@ def columns_of(file_system: Any, file: str) -> dict[str, str]:
         with file_system.open(file, "rb") as opened:
             return {field.name: str(field.type) for field in pq.ParquetFile(opened).schema_arrow}
 
-    with plain_words(file):
+    with one_line_errors_of(file):
         return patiently(read, _may_pass, file)
 
 
-def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, `columns` only, in order. Raises as `plain_words` does, after PATIENCE."""
+def read_rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, `columns` only, in order. Raises as `one_line_errors_of` does, after PATIENCE."""
     done = 0
     waiting = Waiting(file)
     state = _state(file_system, file)
     while True:
         try:
-            with plain_words(file, but=_may_pass):
+            with one_line_errors_of(file, but=_may_pass):
                 for row in _rows_from(file_system, file, columns, done):
                     yield row
                     done += 1
@@ -103,7 +103,7 @@ def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, 
         except Exception as error:
             if not _may_pass(error):
                 raise
-            with plain_words(file):
+            with one_line_errors_of(file):
                 waiting.pause(error)
         if _state(file_system, file) != state:
             raise DataError(f"{file}: was replaced while it was read; start again")
@@ -130,7 +130,7 @@ def _state(file_system: Any, file: str) -> Any:
     """What tells a remote file from its successor: its ETag. Local files are not read twice."""
     if "s3" not in file_system.protocol:
         return None
-    with plain_words(file):
+    with one_line_errors_of(file):
         return patiently(lambda: file_system.info(file, refresh=True).get("ETag"), _may_pass, file)
 
 
@@ -147,7 +147,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def plain_words(path: str, but: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+def one_line_errors_of(path: str, but: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
     """What reading `path` raises as one line: DataError or ServiceError. Errors that `but` picks pass as they are."""
     try:
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from refine.errors import DataError
 
 
-def documents(path: str | Path) -> Iterator[tuple[str, str]]:
+def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
     """(id, text) of each document of a split. Raises DataError if the file is missing or not of that form."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -28,6 +28,6 @@ def documents(path: str | Path) -> Iterator[tuple[str, str]]:
             yield from zip(columns["id"], columns["text"], strict=True)
 
 
-def texts(path: str | Path) -> Iterator[str]:
-    """The texts of a split. Raises as `documents`."""
-    return (text for _, text in documents(path))
+def read_texts(path: str | Path) -> Iterator[str]:
+    """The texts of a split. Raises as `read_documents`."""
+    return (text for _, text in read_documents(path))

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data import raw_documents
+from refine.data.raw_documents import read_documents
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
 from refine.system.files import folder_beside
@@ -55,17 +55,17 @@ class Counts:
     tokens: int = 0  # tokens written
 
 
-def prepare(
+def prepare_token_sequences(
     settings: DocumentsSettings,
     data: Path,
     tokenizer: Any,
     folder: Path,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counts]:
     """`folder`/<split>.parquet from `data`/<split>.parquet for each split, all of them or none.
 
-    said: told each split when it is done. going_on: told how far a split is, often.
+    report: called with a line when a split is done. report_progress: called often, with how far a split is.
     Raises DataError: a split is missing, or none of its documents is long enough.
     """
     counts = {}
@@ -74,8 +74,8 @@ def prepare(
             cap = None if split == "train" else settings.validation_sequences
             packing = settings.packing and split == "train"
             raw_file = data / f"{split}.parquet"
-            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, going_on)
-            said(f"{split}: {describe(counts[split])}")
+            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, report_progress)
+            report(f"{split}: {_described(counts[split])}")
     return counts
 
 
@@ -86,11 +86,11 @@ def _split(
     cap: int | None,
     packing: bool,
     folder: Path,
-    going_on: Callable[[str], None],
+    report_progress: Callable[[str], None],
 ) -> Counts:
     counts = Counts()
-    found = sequences(
-        _watched(raw_documents.documents(path), path.stem, counts, going_on), tokenizer, length, counts, packing
+    found = cut_into_sequences(
+        _watched(read_documents(path), path.stem, counts, report_progress), tokenizer, length, counts, packing
     )
     found = _packed(found, length) if packing else found
     _write(
@@ -105,21 +105,21 @@ def _split(
 
 
 def _watched(
-    found: Iterator[tuple[str, str]], split: str, counts: Counts, going_on: Callable[[str], None]
+    found: Iterator[tuple[str, str]], split: str, counts: Counts, report_progress: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     for document in found:
-        going_on(f"{split}: {counts.documents} documents, {counts.available} sequences")
+        report_progress(f"{split}: {counts.documents} documents, {counts.available} sequences")
         yield document
 
 
-def describe(counts: Counts) -> str:
+def _described(counts: Counts) -> str:
     """The counts as a phrase."""
     of = f" of {counts.available}" if counts.available > counts.sequences else ""
     skipped = f", {counts.skipped} shorter than a sequence skipped" if counts.skipped else ""
     return f"{counts.sequences}{of} sequences, {counts.tokens:,} tokens, from {counts.documents} documents{skipped}"
 
 
-def sequences(
+def cut_into_sequences(
     documents: Iterable[tuple[str, str]],
     tokenizer: Any,
     length: int,
@@ -209,7 +209,7 @@ def _write(found: Iterable[Sequence], path: Path, counts: Counts, schema: pa.Sch
             counts.tokens += sum(len(sequence.tokens) for sequence in group)
 
 
-def load(path: str | Path) -> Any:
+def load_token_sequences(path: str | Path) -> Any:
     """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset.
 
     Raises DataError if the file is missing or has other columns.

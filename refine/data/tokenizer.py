@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from refine import paths
-from refine.data import hub, raw_documents
+from refine.data import hub
+from refine.data.raw_documents import read_texts
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
 from refine.system.files import folder_beside
@@ -23,7 +24,7 @@ BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 MISTRAL_V1 = "mistral_v1"
 
 
-def train(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
+def train_tokenizer(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
     """A byte-level BPE with `vocabulary` pieces: <s> is 0, </s> is 1, the 256 bytes follow, then the merges.
 
     single_digits: each digit is a piece, so that numbers are read, and recalled, digit by digit.
@@ -106,7 +107,7 @@ def _merges(names: list[str], ids: dict[str, int], scores: list[float]) -> list[
     return [(names[left], names[right]) for _, (left, right) in ranked]
 
 
-def load(place: str | Path, revision: str | None = None) -> Any:
+def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of a folder, of a model that comes with the package, of a hub model (from the hub's cache if the
     hub does not answer), or "mistral_v1".
 
@@ -118,14 +119,14 @@ def load(place: str | Path, revision: str | None = None) -> Any:
 
     place = paths.model(place)
     local = place.is_dir()
-    refused = None if local else hub.obstacle("tokenizer", str(place), revision)
+    refused = None if local else hub.access_error("tokenizer", str(place), revision)
     try:
         with _silence("transformers.configuration_utils"):  # it warns of model types that are not its own
             tokenizer = AutoTokenizer.from_pretrained(
                 str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
             )
     except Exception as error:
-        raise refused or hub.in_words(error, "tokenizer", str(place), revision) from None
+        raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
     if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
         raise DataError(f"tokenizer {str(place)!r}: not usable here; a fast tokenizer with a bos token is needed")
     return tokenizer
@@ -143,15 +144,15 @@ def _silence(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:
+def prepare_tokenizer(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:
     """The tokenizer that `settings` asks for, saved in `folder` (whole or not at all), where `load` finds it.
 
     train_documents: parquet with a column text, read only where a tokenizer is trained. Raises as `load` and `train`.
     """
     if settings.path is not None:
-        tokenizer = load(settings.path, settings.revision)
+        tokenizer = load_tokenizer(settings.path, settings.revision)
     else:
-        tokenizer = train(raw_documents.texts(train_documents), settings.vocabulary, settings.single_digits)
+        tokenizer = train_tokenizer(read_texts(train_documents), settings.vocabulary, settings.single_digits)
     with folder_beside(folder) as beside:
         tokenizer.save_pretrained(beside)
     return tokenizer

@@ -13,7 +13,7 @@ from refine.data.corpus import version
 from refine.errors import DataError, ServiceError
 
 
-def push(said: Callable[[str], None] = lambda line: None) -> str:
+def push_data(report: Callable[[str], None] = lambda line: None) -> str:
     """Send data/ to DVC's remote. Returns the remote's address.
 
     Raises DataError: no remote, data/ missing or not what data.dvc records; ServiceError: the remote does not answer.
@@ -25,11 +25,11 @@ def push(said: Callable[[str], None] = lambda line: None) -> str:
     if differs := version.differences(version.of(version.DATA), expected):
         raise DataError(f"data/ is not what data.dvc records: {', '.join(differs)}; {version.REMEDY}")
     _dvc("add", str(version.DATA))  # into DVC's cache, where a data/ that was fetched is not yet
-    said(_dvc("push", str(version.RECORD)))
+    report(_dvc("push", str(version.RECORD)))
     return address
 
 
-def pull(said: Callable[[str], None] = lambda line: None) -> str:
+def pull_data(report: Callable[[str], None] = lambda line: None) -> str:
     """Bring data/ from DVC's remote as data.dvc records it. Returns the remote's address.
 
     Raises DataError: no remote or data.dvc, or what came is not what is recorded; ServiceError: no answer.
@@ -37,7 +37,7 @@ def pull(said: Callable[[str], None] = lambda line: None) -> str:
     address = _answering()
     if (expected := version.recorded()) is None:
         raise DataError("data.dvc is missing: it says which version to pull; restore it with git")
-    said(_dvc("pull", str(version.RECORD)))
+    report(_dvc("pull", str(version.RECORD)))
     if differs := version.differences(version.of(version.DATA), expected):
         raise DataError(f"what came from {address} is not what data.dvc records: {', '.join(differs)}")
     return address
@@ -47,7 +47,7 @@ def _answering() -> str:
     """The address of DVC's default remote, once it has answered."""
     address, options = _remote()
     if address.startswith("s3://"):
-        with parquet.plain_words(address):
+        with parquet.one_line_errors_of(address):
             file_system = parquet.s3_file_system(endpoint_url=options.get("endpointurl"))
             file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])
     return address
@@ -76,7 +76,7 @@ def _dvc(*arguments: str) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
-def tell_dvc(root: str | Path = ".") -> str | None:
+def allow_without_git(root: str | Path = ".") -> str | None:
     """Set core.no_scm in .dvc/config.local where `root` is a DVC project and no git repository; returns a line on it,
     or None where there is nothing to tell."""
     folder = Path(root) / ".dvc"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refine.data.corpus import version
-from refine.data.corpus.sources import Document, documents
+from refine.data.corpus.sources import RawDocument, read_source
 from refine.errors import DataError
 from refine.settings.data import DataSettings, ExercisesSource, PackageSource
 from refine.system.files import folder_beside
@@ -39,26 +39,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `fetch` did. `splits` is empty where data/ was up to date; `recorded` says whether data.dvc was written."""
+    """What `fetch_data` did. splits: empty if data/ was up to date. recorded: whether it wrote data.dvc."""
 
     md5: str
     splits: dict[str, Split] = field(default_factory=dict)
     recorded: bool = False
 
 
-def fetch(
+def fetch_data(
     settings: DataSettings,
     *,
     update: bool = False,
     replace: bool = False,
     folder: Path = version.DATA,
     record: Path = version.RECORD,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> Fetched:
     """Bring data/ to the version that data.dvc records; without data.dvc, or with `update`, make it that version.
 
-    said: told each split when it is done. going_on: told how far a split is, often.
+    report: called with a line when a split is done. report_progress: called often, with how far a split is.
     Does nothing where data/ is that version already. Raises DataError, and leaves data/ as it was: what the sources
     give is not what data.dvc records, data/ was altered by hand (unless `replace`), or a source fails.
     """
@@ -78,7 +78,7 @@ def fetch(
         if differs and not replace:
             raise DataError(f"{folder}/ is not what {record} records: {', '.join(differs)}; {version.REMEDY}")
     with folder_beside(folder) as beside:
-        splits = write_splits(settings, beside, said, going_on)
+        splits = write_splits(settings, beside, report, report_progress)
         if expected is not None and not update:
             _as_recorded(version.of(beside), expected, made, folder.name, record)
     if expected is None or update or expected.listed != expected.md5:
@@ -86,7 +86,7 @@ def fetch(
     return Fetched(expected.md5, splits)
 
 
-def accept(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
+def accept_data(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
     """Record data/ as it is now as a new version. Returns its md5. Raises DataError if there is no data/."""
     version.of(folder)
     expected = version.recorded(record)
@@ -119,8 +119,8 @@ def _hash(settings: DataSettings) -> str:
 def write_splits(
     settings: DataSettings,
     folder: Path,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Split]:
     """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
     works: dict[str, str] = {}  # work -> split
@@ -129,19 +129,19 @@ def write_splits(
     for split in SPLITS:
         counts = Split()
         chosen = _apart(_documents(settings, split), split, works, texts, counts)
-        _write(_watched(chosen, split, counts, going_on), folder / f"{split}.parquet")
+        _write(_watched(chosen, split, counts, report_progress), folder / f"{split}.parquet")
         if not counts.documents:
             raise DataError(f"data.{split}: no document is left: the text of all {counts.left_out} came before")
         written[split] = counts
-        said(_described(split, counts))
+        report(_described(split, counts))
     return written
 
 
 def _watched(
-    found: Iterator[Document], split: str, counts: Split, going_on: Callable[[str], None]
-) -> Iterator[Document]:
+    found: Iterator[RawDocument], split: str, counts: Split, report_progress: Callable[[str], None]
+) -> Iterator[RawDocument]:
     for document in found:
-        going_on(_described(split, counts))
+        report_progress(_described(split, counts))
         yield document
 
 
@@ -150,11 +150,11 @@ def _described(split: str, counts: Split) -> str:
     return f"{split}: {counts.documents} documents, {counts.characters:,} characters{left_out}"
 
 
-def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
+def _documents(settings: DataSettings, split: str) -> Iterator[RawDocument]:
     for source in getattr(settings, split):
         of_package = isinstance(source, PackageSource | ExercisesSource)
         held = _named_elsewhere(settings, split, source.texts) if of_package else ()
-        yield from documents(source, held)
+        yield from read_source(source, held)
 
 
 def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]:
@@ -169,8 +169,8 @@ def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]
 
 
 def _apart(
-    found: Iterator[Document], split: str, works: dict[str, str], texts: set[bytes], counts: Split
-) -> Iterator[Document]:
+    found: Iterator[RawDocument], split: str, works: dict[str, str], texts: set[bytes], counts: Split
+) -> Iterator[RawDocument]:
     """The documents of `found` whose text has not come before. A work that an earlier split has is an error."""
     for document in found:
         other = works.setdefault(document.work.casefold(), split)
@@ -190,7 +190,7 @@ def _apart(
         yield document
 
 
-def _write(found: Iterator[Document], path: Path) -> None:
+def _write(found: Iterator[RawDocument], path: Path) -> None:
     """A parquet file with nothing in it but the rows: no index, no statistics, no times."""
     with pq.ParquetWriter(
         path, SCHEMA, compression="zstd", compression_level=9, use_dictionary=False, write_statistics=False,

@@ -18,7 +18,7 @@ from refine.system.quiet import quiet_datasets
 
 
 @dataclass(frozen=True)
-class Document:
+class RawDocument:
     """A raw document. id: unique over all splits. source: where it is from. work: what may be in one split only."""
 
     id: str
@@ -28,7 +28,7 @@ class Document:
     text: str
 
 
-def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
+def read_source(source: Source, held: Iterable[str] = ()) -> Iterator[RawDocument]:
     """The documents of a source, in the source's order.
 
     held: works of a package's texts that other splits name; a source without `works`, and exercises, leave them to
@@ -42,7 +42,7 @@ def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
     return _hub(source) if isinstance(source, HubSource) else _parquet(source)
 
 
-def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
+def _package(source: PackageSource, held: frozenset[str]) -> Iterator[RawDocument]:
     from refine.data.corpus import packages
 
     works = {work.work: work for work in packages.works(source.texts)}
@@ -54,28 +54,28 @@ def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
     origin = packages.version(source.texts)
     for name in source.works or [name for name in works if name not in held]:
         work = works[name]
-        yield Document(f"{source.texts}/{name}", origin, name, work.title, work.text)
+        yield RawDocument(f"{source.texts}/{name}", origin, name, work.title, work.text)
 
 
-def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[Document]:
+def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[RawDocument]:
     from refine.data.corpus import packages
     from refine.data.prompts.recall_exercises import exercises
 
     texts = [work.text for work in packages.works(source.texts) if work.work not in held]
     for name, text in exercises(texts, source.documents, source.seed, source.facts_share, source.recitals_share):
-        yield Document(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
+        yield RawDocument(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
 
 
-def _parquet(source: ParquetSource) -> Iterator[Document]:
+def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
     from refine.data import parquet
 
-    file_system, files = parquet.parquet_files(source.path)
+    file_system, files = parquet.find_parquet_files(source.path)
     wanted = [source.text_column, *([source.title_column] if source.title_column else [])]
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for name, file in files.items():
             _has_columns(name, parquet.columns_of(file_system, file), source)
-            for number, row in enumerate(parquet.rows(file_system, file, wanted)):
+            for number, row in enumerate(parquet.read_rows(file_system, file, wanted)):
                 yield f"{name}#{number}", row
 
     return _selected(rows(), source, source.path)
@@ -93,7 +93,7 @@ def _has_columns(place: str, columns: Iterable[str], source: HubSource | Parquet
 
 def _selected(
     rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource, place: str
-) -> Iterator[Document]:
+) -> Iterator[RawDocument]:
     """Documents out of rows: long enough, after the first `skip` of those, at most `documents` of them."""
     passed, taken, seen = 0, 0, 0
     for name, row in rows:
@@ -109,7 +109,7 @@ def _selected(
             passed += 1
             continue
         title = str(row[source.title_column] or name) if source.title_column else name
-        yield Document(name, place, title, title, text)
+        yield RawDocument(name, place, title, title, text)
         taken += 1
         if taken == source.documents:
             return
@@ -119,11 +119,11 @@ def _selected(
         )
 
 
-def _hub(source: HubSource) -> Iterator[Document]:
+def _hub(source: HubSource) -> Iterator[RawDocument]:
     import datasets
 
     quiet_datasets()
-    if not Path(source.name).is_dir() and (refused := hub.obstacle("data set", source.name, source.revision)):
+    if not Path(source.name).is_dir() and (refused := hub.access_error("data set", source.name, source.revision)):
         raise refused
     stream = _asked(
         source,
@@ -148,4 +148,4 @@ def _asked(source: HubSource, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        raise hub.in_words(error, "data set", source.name, source.revision) from None
+        raise hub.one_line_error(error, "data set", source.name, source.revision) from None

@@ -86,7 +86,7 @@ def differences(found: Version, expected: Version, where: str = "data") -> list[
     return said
 
 
-def require(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
+def require_recorded(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
     """Check the files of data/ that a stage reads against data.dvc. Another folder than data.dvc's is not checked.
 
     Raises DataError: one is missing, or is not what data.dvc records.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data.hub import data_set
+from refine.data.hub import load_data_set
 from refine.errors import DataError
 
 ENDINGS = (".txt", ".md")
@@ -26,7 +26,7 @@ def read_essays(source: str | Path, column: str = "text", split: str = "train") 
         files = [file for file in sorted(path.rglob("*")) if file.suffix in (*ENDINGS, ".parquet")]
         texts = [text for file in files for text in _of_file(file, column)]
     else:
-        rows = data_set(str(source), None, split)
+        rows = load_data_set(str(source), None, split)
         if column not in rows.column_names:
             raise DataError(f"{source}: no column {column!r}; there are {', '.join(rows.column_names)}")
         texts = list(rows[column])

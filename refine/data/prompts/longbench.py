@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.data.hub import data_set
+from refine.data.hub import load_data_set
 from refine.data.prompts.prompt import Prompt, load_prompts
 from refine.errors import DataError, SettingError, nearest
 
@@ -112,7 +112,7 @@ def load_longbench(
     kind = _known(task)
     folder = Path(source)
     if not folder.is_dir() or (folder / "README.md").is_file():  # a data set's folder has its configurations there
-        rows = data_set(str(source), task, "test", revision)
+        rows = load_data_set(str(source), task, "test", revision)
         return list(_prompts(rows, task, kind, length, f"{source} ({task})", samples))
     published, own = folder / f"{task}_{length}.parquet", folder / f"{task}.jsonl"
     if published.is_file():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.data.hub import data_set
+from refine.data.hub import load_data_set
 from refine.data.prompts.fit_to_length import largest_that_fits
 from refine.data.prompts.prompt import Prompt
 from refine.errors import DataError
@@ -261,7 +261,7 @@ def _rows(
                 return of_file(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise DataError(f"{source}: no such file") from None
-    return data_set(str(source), config, split, revision)
+    return load_data_set(str(source), config, split, revision)
 
 
 def _plain(passage: str) -> str:

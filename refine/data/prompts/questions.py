@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refine.data import raw_documents
 from refine.data.prompts.invented_people import cut_passages, invented_facts
 from refine.data.prompts.multi_document_qa import (
     QuestionPool,
@@ -17,6 +16,7 @@ from refine.data.prompts.multi_document_qa import (
     without_shared_passages,
 )
 from refine.data.prompts.prompt import write_prompts
+from refine.data.raw_documents import read_texts
 from refine.settings.prompts import QuestionsSettings
 
 TASKS = {"facts": "factsqa", "squad": "ruler_squadqa", "hotpotqa": "ruler_hotpotqa"}
@@ -45,10 +45,10 @@ def write_questions(settings: QuestionsSettings, data: Path, tokenizer: Any, see
 
 def _facts(settings: QuestionsSettings, data: Path, seed: int) -> dict[str, QuestionPool]:
     """People apart, and passages apart: those to validate and to test with take turns in the held-out text."""
-    held_out = cut_passages(raw_documents.texts(data / "validation.parquet"))
+    held_out = cut_passages(read_texts(data / "validation.parquet"))
     train, validation = settings.train_samples, settings.validation_samples
     return {
-        "train": invented_facts(raw_documents.texts(data / "train.parquet"), train, seed),
+        "train": invented_facts(read_texts(data / "train.parquet"), train, seed),
         "validation": invented_facts(held_out[::2], validation, seed, first=train),
         "test": invented_facts(held_out[1::2], settings.test_samples, seed, first=train + validation),
     }

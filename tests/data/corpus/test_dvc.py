@@ -9,7 +9,8 @@ import urllib.request
 
 import pytest
 
-from refine.data.corpus import dvc, version
+from refine.data.corpus import version
+from refine.data.corpus.dvc import pull_data, push_data
 from refine.errors import DataError, ServiceError
 
 
@@ -68,11 +69,11 @@ def _remote(address):
 def test_what_was_pushed_comes_back_when_data_and_cache_are_lost(project, bucket):
     _remote(bucket)
     shutil.rmtree(project / ".dvc" / "cache")  # as after `refine data fetch` in a fresh clone
-    assert dvc.push() == bucket
+    assert push_data() == bucket
     before = version.of(project / "data")
     for lost in (project / "data", project / ".dvc" / "cache"):
         shutil.rmtree(lost)
-    dvc.pull()
+    pull_data()
     assert version.of(project / "data") == before
 
 
@@ -82,7 +83,7 @@ def test_a_version_that_the_remote_does_not_have_is_an_error_and_nothing_is_take
     for lost in (project / "data", project / ".dvc" / "cache"):
         shutil.rmtree(lost)
     with pytest.raises((ServiceError, DataError), match="dvc pull"):
-        dvc.pull()
+        pull_data()
     assert not (project / "data").exists() or list((project / "data").iterdir()) == []
 
 
@@ -90,11 +91,11 @@ def test_an_altered_data_is_not_pushed(project):
     _remote("store")
     (project / "data" / "train.parquet").write_bytes(b"altered")
     with pytest.raises(DataError, match=r"data/train\.parquet differs"):
-        dvc.push()
+        push_data()
 
 
 def test_without_a_remote_the_command_that_names_one_is_told(project):
-    for action in (dvc.push, dvc.pull):
+    for action in (push_data, pull_data):
         with pytest.raises(DataError, match="no DVC remote: `dvc remote add --default"):
             action()
 
@@ -109,7 +110,7 @@ def test_a_remote_that_cannot_be_reached_is_told_within_15_seconds(project, monk
         _remote("s3://store/refine")
         start = time.monotonic()
         with pytest.raises(ServiceError, match=r"s3://store/refine: the server does not answer"):
-            dvc.pull()
+            pull_data()
         assert time.monotonic() - start < 15
     assert version.differences(version.of("data"), version.recorded()) == []
 
@@ -117,4 +118,4 @@ def test_a_remote_that_cannot_be_reached_is_told_within_15_seconds(project, monk
 def test_a_bucket_that_does_not_exist_is_told(project, bucket):
     _remote("s3://another/refine")
     with pytest.raises(DataError, match="s3://another/refine: no such file, folder or bucket"):
-        dvc.pull()
+        pull_data()

@@ -10,7 +10,7 @@ import pytest
 
 from refine import settings
 from refine.data.corpus import packages
-from refine.data.corpus.sources import documents
+from refine.data.corpus.sources import read_source
 from refine.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_no_split_of_the_sample_shares_passages_with_another(checkout):
     held = {work for source in data.validation for work in source.works}
     shingles = {}
     for split in ("train", "validation", "second_domain"):
-        texts = [document.text for source in getattr(data, split) for document in documents(source, held)]
+        texts = [document.text for source in getattr(data, split) for document in read_source(source, held)]
         words = [re.findall(r"[a-z']+", text.lower()) for text in texts]
         shingles[split] = {tuple(text[i : i + 15]) for text in words for i in range(len(text) - 14)}
     for split in ("validation", "second_domain"):

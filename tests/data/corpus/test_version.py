@@ -77,20 +77,20 @@ def test_without_a_record_there_is_none(tmp_path):
 
 def test_a_stage_refuses_a_missing_or_altered_file_of_data(folder, write_record):
     record = write_record(folder)
-    version.require(folder, ["train.parquet", "validation.parquet"], record)
+    version.require_recorded(folder, ["train.parquet", "validation.parquet"], record)
     (folder / "train.parquet").write_text("altered")
-    version.require(folder, ["validation.parquet"], record)
+    version.require_recorded(folder, ["validation.parquet"], record)
     with pytest.raises(
         DataError, match=r"train\.parquet is not what .*data\.dvc records; `refine data fetch --replace`"
     ):
-        version.require(folder, ["train.parquet"], record)
+        version.require_recorded(folder, ["train.parquet"], record)
     (folder / "train.parquet").unlink()
     with pytest.raises(DataError, match=r"train\.parquet is missing: run `refine data fetch`"):
-        version.require(folder, ["train.parquet"], record)
+        version.require_recorded(folder, ["train.parquet"], record)
 
 
 def test_another_folder_than_the_recorded_one_is_only_looked_for(folder, write_record, tmp_path):
     record = write_record(folder)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.parquet").write_text("the user's own")
-    version.require(tmp_path / "other", ["train.parquet"], record)
+    version.require_recorded(tmp_path / "other", ["train.parquet"], record)
