@@ -40,7 +40,7 @@ training.json.
 
 **Data.** Shakespeare's plays without Twelfth Night, King John, Coriolanus and The Tempest (public domain), and recall
 exercises made around them: needles in RULER's form and questions about invented people, whose keys, values and names
-no test draws (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, as the project.
+no test draws (`refine.data.prompts.prompt.kept_for_exercises`). **Licence**: Apache-2.0, as the project.
 
 **Limits.** English of 1600 and the templates it was trained on; context of 1024 tokens in training; nothing it says is
 knowledge.

@@ -33,8 +33,8 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:
         click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
-    if told := allow_without_git():
-        click.echo(told)
+    if line := allow_without_git():
+        click.echo(line)
 
 
 @data.command()

@@ -122,7 +122,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line():
-    code = "from refine.data import tokenizer\ntokenizer.load('owner/model')\n"
+    code = "from refine.data.tokenizer import load_tokenizer\nload_tokenizer('owner/model')\n"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     last = done.stderr.strip().splitlines()[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from refine.errors import DataError
+from refine.errors import DataError, ServiceError, reason
 from refine.system.files import write_text
 
 DATA = Path("data")
@@ -101,15 +102,27 @@ def require_recorded(folder: Path, names: Iterable[str], record: Path = RECORD) 
 
 
 def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> Version:
-    """Version `folder` with `dvc add` and add to data.dvc what DVC does not keep. Raises DataError if DVC refuses."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = " ".join(done.stderr.split()).removeprefix("ERROR: ")
-        raise DataError(f"{folder}/ is written, but `dvc add` does not version it: {reason}")
+    """Version `folder` with `dvc add` and add `meta` to data.dvc. Raises DataError if DVC refuses."""
+    try:
+        run_dvc("add", "--quiet", str(folder))
+    except ServiceError as error:
+        raise DataError(f"{folder}/ is written but not versioned: {error}") from None
     version = of(folder)
     content = yaml.safe_load(record.read_text(encoding="utf-8"))
     content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
     write_text(record, yaml.safe_dump(content, sort_keys=False))
     return version
+
+
+def run_dvc(*arguments: str) -> str:
+    """Run DVC in the current folder. Returns the last line it prints. Raises ServiceError with its reason."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = reason(without_password(done.stderr or "no reason given").replace("ERROR: ", "", 1), 400)
+        raise ServiceError(f"`dvc {' '.join(arguments)}` failed: {why}")
+    return next(reversed(done.stdout.strip().splitlines()), "")
+
+
+def without_password(text: str) -> str:
+    """`text` without the user and password that addresses in it name: "https://me:secret@host" -> "https://host"."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)

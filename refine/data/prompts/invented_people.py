@@ -1,8 +1,8 @@
 """Questions about invented people and places, hidden among real passages: multi-document QA for any machine.
 
 Each person has a passage of templated facts and a name, a home and so on that no other person has, in any split of the
-same seed: what was trained on helps with no test question, reading does. Half of the names are for exercises alone
-(refine.data.prompts.kept_apart).
+same seed: what was trained on helps with no test question, reading does. Half of the names are kept for exercises
+(`kept_for_exercises`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from refine.data.prompts.kept_apart import for_exercises
 from refine.data.prompts.multi_document_qa import Question, QuestionPool
+from refine.data.prompts.prompt import kept_for_exercises
 from refine.errors import DataError
 
 GROUP = 4  # people whose passages are each other's first distractors
@@ -133,6 +133,6 @@ def people(seed: int, exercise: bool = False) -> int:
 def _names(seed: int, exercise: bool) -> list[str]:
     """The invented names for tests, or those for exercises, in an order of the seed's."""
     names = sorted({o + m + l + c for o in OPENINGS for m in MIDDLES for l in LINKS for c in CLOSINGS})
-    names = [name for name in names if for_exercises(name) is exercise]
+    names = [name for name in names if kept_for_exercises(name) is exercise]
     random.Random(f"{seed}/names").shuffle(names)
     return names

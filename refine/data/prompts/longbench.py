@@ -17,7 +17,6 @@ from refine.data.hub import load_data_set
 from refine.data.prompts.prompt import Prompt, load_prompts
 from refine.errors import DataError, SettingError, nearest
 
-HUB = "Xnhyacinth/LongBench"  # LongBench as parquet (the original needs a loading script); lm-eval reads it too
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
     "The following are given passages.\n{context}\n\n"

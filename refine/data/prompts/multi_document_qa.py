@@ -25,7 +25,6 @@ from refine.errors import DataError
 ANSWER_TOKENS = 32  # RULER's tokens to generate
 ASK = "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
 TEMPLATE = ASK + "The following are given passages.\n{context}\n\n" + ASK + "Question: {query}\nAnswer:"
-TASKS = ("ruler_squadqa", "ruler_hotpotqa", "factsqa")
 
 
 @dataclass(frozen=True)

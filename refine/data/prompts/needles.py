@@ -7,7 +7,7 @@ Form and wording are RULER's. What differs, and why:
 - a distractor line never carries an asked key (RULER leaves that to chance);
 - sentences end where a regular expression says (RULER: nltk's punkt, which has to be downloaded);
 - the tokens to generate (RULER: 128) can be fewer, for lengths of a few hundred tokens;
-- half of all keys and values are for exercises alone (refine.data.prompts.kept_apart): a test has the other half.
+- half of all keys and values are kept for exercises (`kept_for_exercises`); a test draws from the other half.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.data.prompts.fit_to_length import largest_that_fits
-from refine.data.prompts.kept_apart import for_exercises
-from refine.data.prompts.prompt import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, kept_for_exercises, write_prompts
 from refine.errors import SettingError, nearest
 
 TEMPLATE = (
@@ -219,7 +218,7 @@ class Sample:
         return sorted(random.Random(f"{self.seed}/places").sample(range(n), len(self.needles)))
 
     def _draw(self, kind: str, chance: random.Random) -> str:
-        while for_exercises(drawn := _draw(kind, chance)) is not self.exercise:
+        while kept_for_exercises(drawn := _draw(kind, chance)) is not self.exercise:
             continue
         return drawn
 

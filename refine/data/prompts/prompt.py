@@ -1,4 +1,4 @@
-"""One schema for every evaluation prompt: needles, questions over documents, LongBench.
+"""One schema for all prompts (needles, questions over documents, LongBench), and what test prompts must not draw.
 
 Columns: `prompt` (str), `answers` (list[str], all accepted; training uses answers[0]), `task` (str), `length` (int,
 tokens aimed at, prompt and answer together), `answer_tokens` (int, tokens to generate). A file may carry more columns.
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,11 +89,6 @@ def load_prompts(
     return [_prompt(row, given, path, number) for number, row in enumerate(table.to_pylist())]
 
 
-def take(prompts: list[Prompt], samples: int | None) -> list[Prompt]:
-    """The first `samples` prompts; all of them if None or if there are fewer."""
-    return prompts if samples is None else prompts[:samples]
-
-
 def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
@@ -139,3 +135,12 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def kept_for_exercises(text: str) -> bool:
+    """Whether `text` (a needle's key or value, or an invented name) may only be used in recall exercises.
+
+    A checksum of the text decides, half against half. The shipped models are trained on the exercises, so no test
+    prompt draws from that half, whatever its seed: a model cannot have seen in training what a test asks for.
+    """
+    return crc32(text.encode()) % 2 == 0

@@ -1,7 +1,7 @@
 """Recall exercises: needle prompts and questions about invented people, with their answers, as text to train on.
 
 They have the form of the tests (refine.data.prompts.needles, refine.data.prompts.multi_document_qa) and share nothing
-with them: keys, values and names are of the half that no test draws (refine.data.prompts.kept_apart), the text around
+with them: keys, values and names are of the half that no test draws (`refine.data.prompts.prompt.kept_for_exercises`), the text around
 them is the training text.
 After the answer everything that was hidden is told again, in another order: what follows a key or a name is then
 recall at every turn. That, and that most texts are short, lets a small model learn it within millions of tokens.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refine.data.prompts import longbench, needles
+from refine.data.prompts import longbench, multi_document_qa, needles
 from refine.errors import SettingError, nearest
 
 
@@ -31,7 +31,6 @@ class Task:
 
 _FIRST_LINE = ("trec", "triviaqa", "samsum")  # as LongBench's eval.py
 _CODE = ("lcc", "repobench-p")
-QUESTION_TOKENS = 32  # tokens of an answer to a question (RULER)
 PAPER_LONGBENCH = tuple(name for name in longbench.TASKS if name not in ("musique", "gov_report"))
 
 
@@ -47,7 +46,10 @@ def _longbench(name: str) -> Task:
 
 TASKS: dict[str, Task] = {
     **{name: Task(name, "needles", needles.ANSWER_TOKENS, all_answers=True) for name in needles.TASKS},
-    **{name: Task(name, "questions", QUESTION_TOKENS) for name in ("ruler_squadqa", "ruler_hotpotqa", "factsqa")},
+    **{
+        name: Task(name, "questions", multi_document_qa.ANSWER_TOKENS)
+        for name in ("ruler_squadqa", "ruler_hotpotqa", "factsqa")
+    },
     **{name: _longbench(name) for name in longbench.TASKS},
 }
 
