@@ -7,7 +7,6 @@ later is asked again, with growing pauses, for `retries.PATIENCE`. Each row come
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +21,6 @@ BLOCK = 8 * 2**20  # in one request to S3 [bytes]
 
 # s3fs turns the answers 500, 502, 503 and 504 into these
 BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
-
-log = logging.getLogger(__name__)
 
 
 def find_parquet_files(path: str) -> tuple[Any, dict[str, str]]:

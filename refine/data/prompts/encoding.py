@@ -7,7 +7,7 @@ from typing import Any
 
 
 def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
-    """`tokens`, or their first and last halves where there are more than `length`: instruction and question survive."""
+    """`tokens`, cut in the middle to at most `length`, so that the instruction and the question stay."""
     if len(tokens) <= length:
         return list(tokens)
     head = length - length // 2
@@ -15,10 +15,10 @@ def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
 
 
 def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], reference: str, between: str) -> list[int]:
-    """The tokens of `reference` as they follow `prompt` (whose tokens are given).
+    """The tokens of the answer `reference` after `prompt`, whose tokens are `tokens`; `between` stands between them.
 
-    Encoded together, so that the space before the answer falls as in running text; where the border token would change,
-    the answer is encoded by itself.
+    Prompt and answer are encoded together, so that the space before the answer is tokenised as in running text. If
+    that changes the prompt's own tokens, the answer is encoded alone.
     """
     if prompt[-1].isspace():
         between = ""

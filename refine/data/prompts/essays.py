@@ -1,4 +1,4 @@
-"""The prose that needles are hidden in: a text file, a folder of texts, parquet files, or a data set."""
+"""The prose to hide needles in: from a text file, a folder of texts, parquet files, or a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ENDINGS = (".txt", ".md")
 def read_essays(source: str | Path, column: str = "text", split: str = "train") -> list[str]:
     """The texts of a .txt or .md file, of a parquet file, of all such files of a folder (sorted), or of a hub data set.
 
-    column: holds the text in parquet files and data sets. Raises DataError: nothing there, no such column, no text.
+    column: the column with the text in parquet files and data sets. Raises DataError: no such source or column, or no
+    text in it.
     """
     path = Path(source)
     if path.is_file():

@@ -1,7 +1,7 @@
 """One schema for all prompts (needles, questions over documents, LongBench), and what test prompts must not draw.
 
 Columns: `prompt` (str), `answers` (list[str], all accepted; training uses answers[0]), `task` (str), `length` (int,
-tokens aimed at, prompt and answer together), `answer_tokens` (int, tokens to generate). A file may carry more columns.
+target for prompt and answer together in tokens), `answer_tokens` (int, tokens to generate). More columns are allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from refine.errors import DataError
 from refine.system.files import file_beside
 
-# A published column's name -> ours.
+# Column name in published files -> column name here.
 PUBLISHED_NAMES = {"answer": "answers", "max_gen_tokens": "answer_tokens", "max_seq_length": "length"}
 SCHEMA = pa.schema(
     [
@@ -36,10 +36,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question put to a model.
+    """A text for a model to continue with an answer.
 
-    length: tokens aimed at, prompt and answer together. answer_tokens: tokens to generate. prompt_tokens: what the
-    prompt measured with the tokenizer it was made for (None: not known). depths: where the needle of each answer lies
+    length: target for prompt and answer together [tokens]. answer_tokens: tokens to generate. prompt_tokens: length of
+    the prompt in tokens of the tokenizer it was made for (None: unknown). depths: the place of each answer's needle
     [% of the context].
     """
 
@@ -53,9 +53,9 @@ class Prompt:
 
 
 def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
-    """`prompts` as one parquet file, whole or not at all; the same prompts give the same bytes.
+    """Write `prompts` to one parquet file, whole or not at all. The same prompts give the same bytes.
 
-    Raises DataError if there are none.
+    Raises DataError if there are no prompts.
     """
     if not prompts:
         raise DataError(f"{path}: no prompts to write")
@@ -69,11 +69,11 @@ def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
 def load_prompts(
     path: str | Path, *, task: str | None = None, length: int | None = None, answer_tokens: int | None = None
 ) -> list[Prompt]:
-    """The prompts of a parquet file of this project, or of one published with arXiv 2602.16704.
+    """The prompts of a parquet file, in this project's columns or in those published with arXiv 2602.16704.
 
-    `task`, `length` and `answer_tokens` stand in where the file does not say; a length may also end the file's name
-    (``lcc_16384.parquet``). Raises DataError naming file and row: no such file, not parquet, a missing column, an
-    empty prompt, an empty list of answers, an answer that is empty text.
+    `task`, `length` and `answer_tokens` are used where the file has none; a length at the end of the file's name
+    (``lcc_16384.parquet``) too. Raises DataError that names file and row: no such file, not parquet, a missing column,
+    an empty prompt, no answers, an empty answer.
     """
     path = Path(path)
     table = _read(path)
@@ -93,7 +93,7 @@ def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes the sample's") from None
+        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes those of the sample") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
     if not table.num_rows:

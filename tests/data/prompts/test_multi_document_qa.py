@@ -243,9 +243,9 @@ def test_missing_files_unreachable_names_and_too_many_samples_are_refused(squad_
     with pytest.raises(DataError, match="data set 'no/such': no such folder"):
         read_squad("no/such")
     pool = read_squad(squad_file)
-    with pytest.raises(DataError, match="31 questions asked for; of 30 there are, 30 fit"):
+    with pytest.raises(DataError, match="31 questions asked for; of 30, 30 fit"):
         make_questions(pool, "ruler_squadqa", 300, 31, Words())
-    with pytest.raises(DataError, match="of 30 there are, 0 fit with their passages in 70 tokens"):
+    with pytest.raises(DataError, match="of 30, 0 fit with their passages in 70 tokens"):
         make_questions(pool, "ruler_squadqa", 70, 1, Words())
     with pytest.raises(DataError, match="30 test questions asked for, but there are 30 in all"):
         split(pool, 30, seed=1)
