@@ -1,4 +1,4 @@
-"""The Hugging Face hub: one short question before its own clients, which retry for minutes, and errors as one line."""
+"""The Hugging Face hub: one short request before its own clients, which retry for minutes; errors in one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from refine.errors import DataError, RefineError, ServiceError, reason
 
-ANSWER = 10.0  # longest wait for the hub's answer [s]
+ANSWER = 10.0  # longest wait for the answer to the first request [s]
 
 
 def access_error(what: str, name: str, revision: str | None = None) -> RefineError | None:
-    """What keeps the hub from giving `what` ("data set" or "tokenizer") `name`; None if it answers that it will."""
+    """The error that a download of `what` ("data set" or "tokenizer") `name` would end in, or None."""
     from huggingface_hub import HfApi
 
     ask = HfApi().dataset_info if what == "data set" else HfApi().model_info
@@ -23,7 +23,7 @@ def access_error(what: str, name: str, revision: str | None = None) -> RefineErr
 
 
 def one_line_error(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
-    """What `datasets`, transformers or the hub's client raised, as one line. Raises `error` again if it is a defect."""
+    """An error of `datasets`, transformers or the hub's client in one line. Raises an unknown `error` again."""
     from huggingface_hub import errors
 
     if isinstance(error, RefineError):
@@ -35,7 +35,7 @@ def one_line_error(error: Exception, what: str, name: str, revision: str | None 
         )
     if isinstance(error, errors.HFValidationError | errors.OfflineModeIsEnabled):
         return DataError(f"{what} {name!r}: no such folder, and not from the hub ({reason(error)})")
-    if _of_transport(error):
+    if _is_of_transport(error):
         return ServiceError(
             f"{what} {name!r}: no such folder here, and the hub cannot be reached ({reason(error)}); "
             "check the network, or give a local folder"
@@ -45,16 +45,16 @@ def one_line_error(error: Exception, what: str, name: str, revision: str | None 
     raise error
 
 
-def _of_transport(error: Exception) -> bool:
-    """Told by name: the hub's client has changed its HTTP library twice."""
+def _is_of_transport(error: Exception) -> bool:
+    """Whether the connection failed. Compares class names: the hub's client has changed its HTTP library twice."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
 
 
 def load_data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
-    """The rows of one split, as `datasets.Dataset`.
+    """The rows of one split, as `datasets.Dataset`. If the hub does not answer, they come from its cache.
 
-    Raises DataError: no such data set, configuration, split or revision; ServiceError: the hub cannot be reached.
+    Raises DataError: no such data set, configuration, split or revision; ServiceError: no answer and not in the cache.
     """
     import datasets
 

@@ -1,8 +1,8 @@
-"""The version of the raw text: what data.dvc records of data/, and what data/ is.
+"""The version of the raw text: the one that data.dvc records, and the one that is in data/.
 
-DVC's identity of a folder is the md5 of the list of its files' md5s. It says that something differs, not what; and
-`dvc repro` takes an altered data/ for a new version, without a word. So data.dvc carries, under `meta` (which DVC
-leaves alone), what `refine data fetch` wrote: the md5 of each file, of the folder, and what it was made from.
+DVC identifies a folder by the md5 of the list of its files' md5s. That shows a difference, but not which file differs;
+and `dvc repro` silently takes an altered data/ for a new version. So `refine data fetch` adds to data.dvc, under `meta`
+(which DVC leaves alone), the md5 of each file and of the folder, and what they were made from.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from refine.system.files import write_text
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
-REMEDY = "`refine data fetch --replace` brings the recorded text back, `refine data accept` keeps this as a new version"
+REMEDY = (
+    "`refine data fetch --replace` restores the recorded text, `refine data accept` keeps the files as a new version"
+)
 
 
 @dataclass(frozen=True)
 class Version:
-    """A folder of data. md5: DVC's, with its .dir. files: name -> md5 (empty: not known). made: what they come from.
+    """A version of a folder. md5: DVC's, ending in .dir. files: name -> md5 (empty: unknown). made: their origins.
 
-    listed: the md5 that data.dvc gives to DVC; another than `md5` where DVC took altered files for a new version.
+    listed: DVC's own md5 in data.dvc. It differs from `md5` after DVC took altered files for a new version.
     """
 
     md5: str
@@ -41,7 +43,7 @@ class Version:
 
 
 def of(folder: str | Path) -> Version:
-    """The version of the files in `folder`, as DVC counts it. Raises DataError if there is no such folder."""
+    """The version of the files in `folder`, with the md5 that DVC computes. Raises DataError if there is no folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}/ is missing: run `refine data fetch`, or `dvc pull` if the project has a remote")
@@ -56,7 +58,7 @@ def _md5(path: Path) -> str:
 
 
 def recorded(record: str | Path = RECORD) -> Version | None:
-    """The version that data.dvc records; None if there is no data.dvc. Raises DataError if it cannot be understood."""
+    """The version that data.dvc records; None if there is no data.dvc. Raises DataError if it is not DVC's."""
     record = Path(record)
     if not record.exists():
         return None
@@ -71,26 +73,26 @@ def recorded(record: str | Path = RECORD) -> Version | None:
 
 
 def differences(found: Version, expected: Version, where: str = "data") -> list[str]:
-    """What differs, a phrase for each file; empty if nothing does."""
+    """The differences, a phrase for each file. Empty if there are none."""
     if found.md5 == expected.md5:
         return []
     if not expected.files:
         return [f"{where}/ is {found.md5}, data.dvc says {expected.md5}"]
-    said = []
+    phrases = []
     for name in sorted({*found.files, *expected.files}):
         if name not in found.files:
-            said.append(f"{where}/{name} is missing")
+            phrases.append(f"{where}/{name} is missing")
         elif name not in expected.files:
-            said.append(f"{where}/{name} is not part of it")
+            phrases.append(f"{where}/{name} is not part of that version")
         elif found.files[name] != expected.files[name]:
-            said.append(f"{where}/{name} differs")
-    return said
+            phrases.append(f"{where}/{name} differs")
+    return phrases
 
 
 def require_recorded(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
-    """Check the files of data/ that a stage reads against data.dvc. Another folder than data.dvc's is not checked.
+    """Check the files of data/ that a stage reads against data.dvc. In any other folder they only have to exist.
 
-    Raises DataError: one is missing, or is not what data.dvc records.
+    Raises DataError: a file is missing, or differs from data.dvc.
     """
     expected = recorded(record) if folder.resolve() == (record.parent / DATA).resolve() else None
     for name in names:

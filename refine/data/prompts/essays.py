@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refine.data.hub import load_data_set
-from refine.errors import DataError
+from refine.errors import DataError, reason
 
 ENDINGS = (".txt", ".md")
 
@@ -49,4 +49,4 @@ def _of_file(path: Path, column: str) -> Iterator[str]:
     try:
         yield from pq.read_table(path, columns=[column])[column].to_pylist()
     except (pa.ArrowInvalid, KeyError) as error:
-        raise DataError(f"{path}: no column {column!r} ({' '.join(str(error).split())[:120]})") from None
+        raise DataError(f"{path}: no column {column!r} ({reason(error, 160)})") from None

@@ -16,7 +16,7 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.errors import DataError
+from refine.errors import DataError, reason
 from refine.system.files import file_beside
 
 # Column name in published files -> column name here.
@@ -95,7 +95,7 @@ def _read(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of prompts; `refine prepare` makes those of the sample") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
     if not table.num_rows:
         raise DataError(f"{path}: holds no prompts")
     return table.rename_columns([_own_name(name, table.column_names) for name in table.column_names])

@@ -19,7 +19,7 @@ from refine.settings.data import DataSettings, PackageSource, ParquetSource
 
 @pytest.fixture
 def built(small_settings, tmp_path, write_record):
-    """A data/ and its data.dvc; gives (settings, arguments of fetch)."""
+    """A data/ and its data.dvc: (settings, arguments of fetch_data)."""
     folder = tmp_path / "data"
     folder.mkdir()
     write_splits(small_settings, folder)
@@ -51,13 +51,13 @@ def test_each_split_is_a_parquet_file_in_one_schema(built):
         assert table["title"].to_pylist() == [f"{split} {number}" for number in range(3)]
 
 
-def test_what_is_up_to_date_is_left_alone(built):
+def test_a_data_that_is_up_to_date_is_left_alone(built):
     before = {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()}
     assert fetch_data(built[0], **built[1]).splits == {}
     assert {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()} == before
 
 
-def test_a_lost_data_is_brought_back_as_recorded(built):
+def test_a_lost_data_is_restored_as_recorded(built):
     chosen, places = built
     expected = version.of(places["folder"])
     shutil.rmtree(places["folder"])
@@ -95,7 +95,7 @@ def test_sources_that_give_something_else_than_recorded_are_refused_with_the_rea
 def test_a_data_that_nobody_versioned_is_not_overwritten(small_settings, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.parquet").write_text("mine")
-    with pytest.raises(DataError, match="`refine data accept` versions what is there"):
+    with pytest.raises(DataError, match="`refine data accept` versions the files as they are"):
         fetch_data(small_settings, folder=tmp_path / "data", record=tmp_path / "data.dvc")
     assert (tmp_path / "data" / "mine.parquet").read_text() == "mine"
 
@@ -165,11 +165,11 @@ def test_training_text_that_is_held_out_under_another_name_is_left_out_and_count
     assert pq.read_table(tmp_path / "train.parquet")["text"].to_pylist() == ["Of its own."]
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error(parquet, tmp_path):
+def test_a_split_without_a_new_document_is_an_error(parquet, tmp_path):
     same = [ParquetSource(path=parquet(name, text=["The same."])) for name in ("a", "b")]
     other = ParquetSource(path=parquet("c", text=["Other."]))
     chosen = DataSettings(train=(same[0],), validation=(same[1],), second_domain=(other,))
-    with pytest.raises(DataError, match=r"data\.train: no document is left: the text of all 1 came"):
+    with pytest.raises(DataError, match=r"data\.train: no document is left: the text of all 1 is in an earlier split"):
         write_splits(chosen, tmp_path)
 
 

@@ -18,7 +18,7 @@ LONG = "long enough " * 10
 
 @pytest.fixture
 def hub_folder(parquet, tmp_path):
-    """A local data-set folder, as `datasets` reads it: two files of split train, one of split test."""
+    """A local data set for `datasets`: two files of split train, one of split test."""
     folder = tmp_path / "set"
     folder.mkdir()
     for name, count in (("train-0", 3), ("train-1", 2), ("test-0", 1)):
@@ -54,13 +54,13 @@ def test_a_data_set_s_split_is_streamed_up_to_the_documents_asked_for(hub_folder
     assert [d.text.split()[0] for d in read_source(HubSource(name=hub_folder, documents=9, split="test"))] == ["test-0"]
 
 
-def test_any_data_set_and_column_will_do_json_lines_too(tmp_path):
+def test_any_format_and_column_is_read_json_lines_too(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"body": "one", "n": 1}\n{"body": "two", "n": 2}\n')
     found = list(read_source(HubSource(name=str(tmp_path), documents=5, text_column="body")))
     assert [d.text for d in found] == ["one", "two"]
 
 
-def test_short_documents_are_passed_over_before_skipping_and_counting(parquet):
+def test_short_documents_do_not_count_for_skip_and_documents(parquet):
     path = parquet("mixed", text=["short", LONG + "a", None, "  ", LONG + "b", LONG + "c", LONG + "d"])
     found = list(read_source(ParquetSource(path=path, min_characters=50, skip=1, documents=2)))
     assert [d.text[-1] for d in found] == ["b", "c"]
@@ -71,7 +71,7 @@ def test_without_a_title_each_document_is_a_work_of_its_own(parquet):
     assert len({d.work for d in found}) == 2 and all(d.id == d.work == d.title for d in found)
 
 
-def test_ids_do_not_depend_on_where_the_checkout_lies(parquet, tmp_path, monkeypatch):
+def test_ids_do_not_depend_on_the_place_of_the_checkout(parquet, tmp_path, monkeypatch):
     parquet("part-0", text=["one"])
     monkeypatch.chdir(tmp_path)
     for path in (".", "part-0.parquet", "*.parquet", "part*"):
@@ -104,8 +104,8 @@ def test_a_column_of_numbers_is_no_text(parquet):
         list(read_source(ParquetSource(path=parquet("numbers", text=[1, 2]))))
 
 
-def test_a_source_without_a_document_that_is_long_enough_says_what_it_looked_for(parquet):
-    with pytest.raises(DataError, match="no document left of 2: min_characters is 1000, skip is 0"):
+def test_a_source_without_a_long_enough_document_names_the_settings_that_left_it_empty(parquet):
+    with pytest.raises(DataError, match="none of 2 rows is taken: min_characters is 1000, skip is 0"):
         list(read_source(ParquetSource(path=parquet("short", text=["one", "two"]), min_characters=1000)))
 
 
@@ -121,7 +121,7 @@ def test_a_folder_without_data_files_is_refused(tmp_path):
         list(read_source(HubSource(name=str(tmp_path), documents=1)))
 
 
-def test_no_parquet_and_not_parquet_are_told_apart(tmp_path):
+def test_no_file_and_no_parquet_file_are_different_errors(tmp_path):
     with pytest.raises(DataError, match="no parquet file there"):
         list(read_source(ParquetSource(path=str(tmp_path / "nothing"))))
     (tmp_path / "text.txt").write_text("plain text")
@@ -129,7 +129,7 @@ def test_no_parquet_and_not_parquet_are_told_apart(tmp_path):
         list(read_source(ParquetSource(path=str(tmp_path / "text.txt"))))
 
 
-def test_a_hub_that_cannot_be_reached_is_reported_at_once_in_one_line():
+def test_a_hub_that_does_not_answer_is_an_early_error_in_one_line():
     code = (
         "from refine.data.corpus.sources import read_source\n"
         "from refine.settings.data import HubSource\n"
