@@ -85,18 +85,19 @@ def main(output: Path, model: str, seeds: str, part: str, params: Path, override
 
 def _prepared(values: Settings, folder: Path) -> Prepared:
     """Sequences and prompts of data/, made where they are not there: with the settings' own seed, the same for all."""
-    from refine.data import raw_documents, token_sequences
-    from refine.data import tokenizer as tokenizers
     from refine.data.prompts.needles import write_needles
     from refine.data.prompts.questions import write_questions
+    from refine.data.raw_documents import read_texts
+    from refine.data.token_sequences import prepare_token_sequences
+    from refine.data.tokenizer import prepare_tokenizer
 
     if not folder.is_dir():
         text, of = Path("data"), values.needles
         with folder_beside(folder) as beside:
-            tokenizer = tokenizers.prepare(values.tokenizer, text / "train.parquet", beside / "tokenizer")
-            token_sequences.prepare(values.documents, text, tokenizer, beside / "documents")
+            tokenizer = prepare_tokenizer(values.tokenizer, text / "train.parquet", beside / "tokenizer")
+            prepare_token_sequences(values.documents, text, tokenizer, beside / "documents")
             (beside / "needles").mkdir()
-            essay = list(raw_documents.texts(text / "validation.parquet"))
+            essay = list(read_texts(text / "validation.parquet"))
             write_needles(
                 of.tasks, of.lengths, of.samples, tokenizer, essay, values.seed, beside / "needles", of.answer_tokens
             )
@@ -152,13 +153,13 @@ def step_costs(model: str, data: Prepared, values: dict[str, Settings], rounds: 
 
 
 def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -> None:
-    from refine.data import tokenizer as tokenizers
+    from refine.data.tokenizer import load_tokenizer
     from refine.evaluation import Sources, evaluate_model, load_inputs
     from refine.phases.mid import mid_training
 
     kind = arm if arm == "none" else "sft" if arm.startswith("sft") else "refine"
     record = mid_training(values, kind, model, data, folder / "run")
-    tokenizer = tokenizers.load(model)
+    tokenizer = load_tokenizer(model)
     inputs = load_inputs(data.folder, sources=Sources(tokenizer))
     found = evaluate_model(folder / "run" / "model", inputs, tokenizer, name=arm)
     (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

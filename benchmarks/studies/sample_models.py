@@ -14,12 +14,12 @@ import click
 
 from benchmarks.studies.ngram import KneserNey
 from refine import paths
-from refine.data import raw_documents
-from refine.data import tokenizer as tokenizers
 from refine.data.prompts.invented_people import invented_facts
 from refine.data.prompts.multi_document_qa import make_questions
 from refine.data.prompts.needles import make_needles
-from refine.data.token_sequences import load as load_documents
+from refine.data.raw_documents import read_documents, read_texts
+from refine.data.token_sequences import load_token_sequences
+from refine.data.tokenizer import load_tokenizer
 
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_multikey_1")
 LENGTHS = (256, 512, 1024)
@@ -65,8 +65,8 @@ def main(name: str, folder: Path, samples: int) -> None:
     from refine.evaluation import Inputs, evaluate_model
 
     quiet()
-    tokenizer = tokenizers.load(folder / "model")
-    documents = load_documents(folder / "prepared" / "documents" / "validation.parquet")
+    tokenizer = load_tokenizer(folder / "model")
+    documents = load_token_sequences(folder / "prepared" / "documents" / "validation.parquet")
     inputs = Inputs({"val": documents}, _prompts(folder, tokenizer, samples))
     found = evaluate_model(folder / "model", inputs, tokenizer, name=f"sample/{name}")
     told = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def main(name: str, folder: Path, samples: int) -> None:
 
 
 def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int], Any]:
-    held_out = list(raw_documents.texts(folder / "data" / "validation.parquet"))
+    held_out = list(read_texts(folder / "data" / "validation.parquet"))
     made = {
         (task, length): make_needles(task, length, samples, tokenizer, held_out, SEED, ANSWER_TOKENS)
         for task in NEEDLES
@@ -99,9 +99,7 @@ def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int]
 
 def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:
     """Loss of n-grams of the training plays on the validation sequences [nats per token]."""
-    plays = [
-        text for name, text in raw_documents.documents(folder / "data" / "train.parquet") if name.startswith("plays/")
-    ]
+    plays = [text for name, text in read_documents(folder / "data" / "train.parquet") if name.startswith("plays/")]
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(plays, add_special_tokens=False)
     training = [[tokenizer.bos_token_id, *one.ids] for one in encoded]
     held_out = documents["tokens"]

@@ -101,11 +101,11 @@ def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluati
 
 def _scored(values: Settings, model: str | Path, adapter: Any = None) -> Evaluation:
     """On validation text (not where an adapter changes the model for each prompt) and validation prompts."""
-    from refine.data import tokenizer as tokenizers
-    from refine.data.token_sequences import load as load_documents
+    from refine.data.token_sequences import load_token_sequences
+    from refine.data.tokenizer import load_tokenizer
 
-    data, tokenizer = Prepared(paths.prepared()), tokenizers.load(MODEL)
-    text = {} if adapter else {"val": load_documents(data.documents("validation"))}
+    data, tokenizer = Prepared(paths.prepared()), load_tokenizer(MODEL)
+    text = {} if adapter else {"val": load_token_sequences(data.documents("validation"))}
     return evaluate_model(model, Inputs(text, _prompts(values, data, tokenizer)), tokenizer, adapter=adapter)
 
 
@@ -126,11 +126,11 @@ def _prompts(values: Settings, data: Prepared, tokenizer: Any) -> dict[tuple[str
 
 
 def _made(values: Settings, data: Prepared, tokenizer: Any) -> Iterator[tuple[tuple[str, int], Any]]:
-    from refine.data import raw_documents
     from refine.data.prompts.needles import make_needles
     from refine.data.prompts.prompt import load_prompts
+    from refine.data.raw_documents import read_texts
 
-    of, essay = values.needles, list(raw_documents.texts(Path("data") / "validation.parquet"))
+    of, essay = values.needles, list(read_texts(Path("data") / "validation.parquet"))
     for task in of.tasks:
         for length in of.lengths:
             yield (

@@ -23,18 +23,18 @@ def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool)
     """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
     from refine import settings
     from refine.cli.progress_line import moving_line
-    from refine.data.corpus import dvc
-    from refine.data.corpus.fetch import fetch as fetch_data
+    from refine.data.corpus.dvc import allow_without_git
+    from refine.data.corpus.fetch import fetch_data
 
     chosen = settings.load(params, overrides).data
     with moving_line() as (going_on, said):
-        done = fetch_data(chosen, update=update, replace=replace, said=said, going_on=going_on)
+        done = fetch_data(chosen, update=update, replace=replace, report=said, report_progress=going_on)
     if done.recorded:
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:
         click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
-    if told := dvc.tell_dvc():
-        click.echo(told)
+    if line := allow_without_git():
+        click.echo(line)
 
 
 @data.command()
@@ -53,7 +53,7 @@ def check() -> None:
 @data.command()
 def accept() -> None:
     """Keep data/ as it is now, altered or brought from elsewhere, as a new version in data.dvc."""
-    from refine.data.corpus.fetch import accept as accept_data
+    from refine.data.corpus.fetch import accept_data
 
     click.echo(f"data/ is {accept_data()}, recorded in data.dvc: commit that file")
 
@@ -61,14 +61,14 @@ def accept() -> None:
 @data.command()
 def push() -> None:
     """Send data/ to DVC's remote, for machines that cannot fetch it from the sources."""
-    from refine.data.corpus import dvc
+    from refine.data.corpus.dvc import push_data
 
-    click.echo(f"pushed to {dvc.push(click.echo)}")
+    click.echo(f"pushed to {push_data(click.echo)}")
 
 
 @data.command()
 def pull() -> None:
     """Bring data/ from DVC's remote, as data.dvc records it."""
-    from refine.data.corpus import dvc
+    from refine.data.corpus.dvc import pull_data
 
-    click.echo(f"pulled from {dvc.pull(click.echo)}")
+    click.echo(f"pulled from {pull_data(click.echo)}")

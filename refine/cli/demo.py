@@ -63,12 +63,12 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     """Hide a needle in a held-out scene; a model recalls it as it is, after REFINE, and after test-time training."""
     import torch
 
-    from refine.data import tokenizer as tokenizers
+    from refine.data.tokenizer import load_tokenizer
     from refine.models import from_pretrained
     from refine.system.quiet import quiet_libraries
 
     quiet_libraries()
-    tokenizer = tokenizers.load(model)
+    tokenizer = load_tokenizer(model)
     shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)
     _print(shown)
     click.echo(f"wrote {_draw(shown, output or paths.results() / 'demo.png')}")

@@ -27,24 +27,24 @@ def _stage(function: Callable[..., None]) -> Any:
 
 def _prepared_tokenizer() -> Any:
     from refine import paths
-    from refine.data import tokenizer as tokenizers
+    from refine.data.tokenizer import load_tokenizer
     from refine.errors import DataError
 
     folder = paths.prepared() / "tokenizer"
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: run `dvc repro tokenizer`, or `refine prepare tokenizer`")
-    return tokenizers.load(folder)
+    return load_tokenizer(folder)
 
 
 @_stage
 def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Train a BPE on the training text, or take a model's own tokenizer."""
     from refine import paths, settings
-    from refine.data import tokenizer as tokenizers
-    from refine.data.corpus import version
+    from refine.data.corpus.version import require_recorded
+    from refine.data.tokenizer import prepare_tokenizer
 
-    version.require(data, ["train.parquet"])
-    made = tokenizers.prepare(
+    require_recorded(data, ["train.parquet"])
+    made = prepare_tokenizer(
         settings.load(params, overrides).tokenizer, data / "train.parquet", paths.prepared() / "tokenizer"
     )
     click.echo(f"tokenizer: {len(made)} pieces")
@@ -55,29 +55,29 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Cut the documents of each split into token sequences of one length."""
     from refine import paths, settings
     from refine.cli.progress_line import moving_line
-    from refine.data import token_sequences as sequences
-    from refine.data.corpus import version
+    from refine.data.corpus.version import require_recorded
+    from refine.data.token_sequences import SPLITS, prepare_token_sequences
 
     chosen = settings.load(params, overrides).documents
-    version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
+    require_recorded(data, [f"{split}.parquet" for split in SPLITS])
     made = _prepared_tokenizer()
     with moving_line() as (going_on, said):
-        sequences.prepare(chosen, data, made, paths.prepared() / "documents", said, going_on)
+        prepare_token_sequences(chosen, data, made, paths.prepared() / "documents", said, going_on)
 
 
 @_stage
 def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make RULER's needle prompts; the essays are the validation text."""
     from refine import paths, settings
-    from refine.data import raw_documents
-    from refine.data.corpus import version
+    from refine.data.corpus.version import require_recorded
     from refine.data.prompts.needles import write_needles
+    from refine.data.raw_documents import read_texts
     from refine.system.files import folder_beside
 
     chosen = settings.load(params, overrides)
-    version.require(data, ["validation.parquet"])
+    require_recorded(data, ["validation.parquet"])
     made = _prepared_tokenizer()
-    essay = list(raw_documents.texts(data / "validation.parquet"))
+    essay = list(read_texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
         of = chosen.needles
         files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
@@ -88,12 +88,12 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make multi-document questions: to train on, to choose settings by, and to test with."""
     from refine import paths, settings
-    from refine.data.corpus import version
+    from refine.data.corpus.version import require_recorded
     from refine.data.prompts.questions import write_questions
     from refine.system.files import folder_beside
 
     chosen = settings.load(params, overrides)
-    version.require(data, ["train.parquet", "validation.parquet"])
+    require_recorded(data, ["train.parquet", "validation.parquet"])
     made = _prepared_tokenizer()
     with folder_beside(paths.prepared() / "questions") as beside:
         files = write_questions(chosen.questions, data, made, chosen.seed, beside)

@@ -1,30 +1,29 @@
-"""The Hugging Face hub: one short question before its own clients, which retry for minutes, and errors as one line."""
+"""The Hugging Face hub: one short request before its own clients, which retry for minutes; errors in one line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from refine.data import hub
 from refine.errors import DataError, RefineError, ServiceError, reason
 
-ANSWER = 10.0  # longest wait for the hub's answer [s]
+ANSWER = 10.0  # longest wait for the answer to the first request [s]
 
 
-def obstacle(what: str, name: str, revision: str | None = None) -> RefineError | None:
-    """What keeps the hub from giving `what` ("data set" or "tokenizer") `name`; None if it answers that it will."""
+def access_error(what: str, name: str, revision: str | None = None) -> RefineError | None:
+    """The error that a download of `what` ("data set" or "tokenizer") `name` would end in, or None."""
     from huggingface_hub import HfApi
 
     ask = HfApi().dataset_info if what == "data set" else HfApi().model_info
     try:
         ask(name, revision=revision, timeout=ANSWER)
     except Exception as error:
-        return in_words(error, what, name, revision)
+        return one_line_error(error, what, name, revision)
     return None
 
 
-def in_words(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
-    """What `datasets`, transformers or the hub's client raised, as one line. Raises `error` again if it is a defect."""
+def one_line_error(error: Exception, what: str, name: str, revision: str | None = None) -> RefineError:
+    """An error of `datasets`, transformers or the hub's client in one line. Raises an unknown `error` again."""
     from huggingface_hub import errors
 
     if isinstance(error, RefineError):
@@ -36,7 +35,7 @@ def in_words(error: Exception, what: str, name: str, revision: str | None = None
         )
     if isinstance(error, errors.HFValidationError | errors.OfflineModeIsEnabled):
         return DataError(f"{what} {name!r}: no such folder, and not from the hub ({reason(error)})")
-    if _of_transport(error):
+    if _is_of_transport(error):
         return ServiceError(
             f"{what} {name!r}: no such folder here, and the hub cannot be reached ({reason(error)}); "
             "check the network, or give a local folder"
@@ -46,22 +45,22 @@ def in_words(error: Exception, what: str, name: str, revision: str | None = None
     raise error
 
 
-def _of_transport(error: Exception) -> bool:
-    """Told by name: the hub's client has changed its HTTP library twice."""
+def _is_of_transport(error: Exception) -> bool:
+    """Whether the connection failed. Compares class names: the hub's client has changed its HTTP library twice."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"ConnectionError", "TimeoutError", "TransportError"})
 
 
-def data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
-    """The rows of one split, as `datasets.Dataset`.
+def load_data_set(name: str, config: str | None, split: str, revision: str | None = None) -> Any:
+    """The rows of one split, as `datasets.Dataset`. If the hub does not answer, they come from its cache.
 
-    Raises DataError: no such data set, configuration, split or revision; ServiceError: the hub cannot be reached.
+    Raises DataError: no such data set, configuration, split or revision; ServiceError: no answer and not in the cache.
     """
     import datasets
 
-    refused = None if Path(name).is_dir() else hub.obstacle("data set", name, revision)
+    refused = None if Path(name).is_dir() else access_error("data set", name, revision)
     download = datasets.DownloadConfig(local_files_only=refused is not None)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=download)
     except Exception as error:  # the hub, its cache and the data set's form fail in many ways
-        raise refused or hub.in_words(error, "data set", name, revision) from None
+        raise refused or one_line_error(error, "data set", name, revision) from None

@@ -1,13 +1,12 @@
-"""Parquet on disk or in S3, streamed past a server that fails, is slow or goes away for a minute.
+"""Parquet on disk or in S3, streamed even if the server fails, is slow or does not answer for a minute.
 
-A server that does not answer the first question is reported at once (CONNECT, ANSWER); one that stops answering
-later is asked again, ever less often, for PATIENCE. Rows come once and in their order, whatever happened in between.
+A server that does not answer the first request is an error at once (after CONNECT or ANSWER). One that stops answering
+later is asked again, with growing pauses, for `retries.PATIENCE`. Each row comes once, in order, after any failure.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,27 +15,25 @@ from refine.errors import DataError, ServiceError, reason
 from refine.system.retries import Waiting, patiently
 
 CONNECT = 4.0  # to open a connection [s]
-ANSWER = 9.0  # of silence on an open connection [s]; with CONNECT, below the 15 s a user waits for bad news
+ANSWER = 9.0  # of silence on an open connection [s]; with CONNECT below 15 s, so that a user soon sees the error
 ROWS = 16  # rows decoded at a time: documents are long
-BLOCK = 8 * 2**20  # asked of S3 at a time [bytes]
+BLOCK = 8 * 2**20  # in one request to S3 [bytes]
 
-# what s3fs makes of the answers 500, 502, 503, 504
+# s3fs turns the answers 500, 502, 503 and 504 into these
 BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
 
-log = logging.getLogger(__name__)
 
+def find_parquet_files(path: str) -> tuple[Any, dict[str, str]]:
+    """The file system of `path` (a file, a folder or a pattern) and its parquet files, sorted, as {name: place}.
 
-def parquet_files(path: str) -> tuple[Any, dict[str, str]]:
-    """The file system of `path` and the parquet files that it names, sorted: a file, a folder or a pattern.
-
-    The files come as {name: place}; names begin as `path` does, so that they are the same on every machine.
+    Names begin as `path` does, so that they are the same on every machine.
     Raises DataError if there are none, ServiceError if S3 does not answer or refuses.
     """
     file_system, inside = _file_system(path)
-    with plain_words(path):
+    with one_line_errors_of(path):
         if any(sign in inside for sign in "*?["):
             found = file_system.glob(inside)
-        else:  # of a file, `find` gives the file itself
+        else:  # for a file, `find` returns the file itself
             found = [name for name in file_system.find(inside) if name.endswith((".parquet", inside))]
     if not found:
         raise DataError(f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet")
@@ -44,7 +41,7 @@ def parquet_files(path: str) -> tuple[Any, dict[str, str]]:
 
 
 def _below(path: str) -> str:
-    """`path` up to its first wildcard's folder; all of it if it has none."""
+    """`path` up to the folder of its first wildcard; all of `path` if it has none."""
     fixed = min((path.find(sign) for sign in "*?[" if sign in path), default=None)
     return path.rstrip("/") if fixed is None else path[: path.rfind("/", 0, fixed) + 1]
 
@@ -58,9 +55,9 @@ def _file_system(path: str) -> tuple[Any, str]:
 
 
 def s3_file_system(endpoint_url: str | None = None) -> Any:
-    """S3 with short limits and no retries of its own: this module does the retrying, and says so.
+    """S3 with short time limits and without botocore's retries: this module retries, and logs it.
 
-    endpoint_url: None leaves it to AWS_ENDPOINT_URL_S3, as botocore does.
+    endpoint_url: None means AWS_ENDPOINT_URL_S3, as for botocore.
     """
     import s3fs
 
@@ -76,25 +73,25 @@ def s3_file_system(endpoint_url: str | None = None) -> Any:
 
 
 def columns_of(file_system: Any, file: str) -> dict[str, str]:
-    """The columns of a parquet file with their type. Raises DataError if it is no parquet file."""
+    """The columns of a parquet file, as {name: type}. Raises DataError if it is no parquet file."""
     import pyarrow.parquet as pq
 
     def read() -> dict[str, str]:
         with file_system.open(file, "rb") as opened:
             return {field.name: str(field.type) for field in pq.ParquetFile(opened).schema_arrow}
 
-    with plain_words(file):
+    with one_line_errors_of(file):
         return patiently(read, _may_pass, file)
 
 
-def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, `columns` only, in order. Raises as `plain_words` does, after PATIENCE."""
+def read_rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, `columns` only, in order. Raises as `one_line_errors_of`, after PATIENCE."""
     done = 0
     waiting = Waiting(file)
     state = _state(file_system, file)
     while True:
         try:
-            with plain_words(file, but=_may_pass):
+            with one_line_errors_of(file, unless=_may_pass):
                 for row in _rows_from(file_system, file, columns, done):
                     yield row
                     done += 1
@@ -103,14 +100,14 @@ def rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[str, 
         except Exception as error:
             if not _may_pass(error):
                 raise
-            with plain_words(file):
+            with one_line_errors_of(file):
                 waiting.pause(error)
         if _state(file_system, file) != state:
-            raise DataError(f"{file}: was replaced while it was read; start again")
+            raise DataError(f"{file}: was replaced while it was read; run the command again")
 
 
 def _rows_from(file_system: Any, file: str, columns: list[str], start: int) -> Iterator[dict[str, Any]]:
-    """Rows from number `start` on; row groups before it are not read."""
+    """Rows from number `start` on. Earlier row groups are not read."""
     import pyarrow.parquet as pq
 
     with file_system.open(file, "rb") as opened:
@@ -127,43 +124,45 @@ def _rows_from(file_system: Any, file: str, columns: list[str], start: int) -> I
 
 
 def _state(file_system: Any, file: str) -> Any:
-    """What tells a remote file from its successor: its ETag. Local files are not read twice."""
+    """The ETag of a file in S3, which changes when the file is replaced. None for a local file, which is read once."""
     if "s3" not in file_system.protocol:
         return None
-    with plain_words(file):
+    with one_line_errors_of(file):
         return patiently(lambda: file_system.info(file, refresh=True).get("ETag"), _may_pass, file)
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later: the server is away, slow or overloaded."""
+    """Whether the same request may succeed later: the server does not answer, is slow or is overloaded."""
     from aiohttp import ClientError as TransportError
     from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.exceptions import HTTPClientError
 
     if isinstance(error, OSError) and error.filename is not None:
         return False  # a local file
-    away = isinstance(error, HTTPClientError | BotoConnectionError | TransportError | ConnectionError | TimeoutError)
-    return away or (isinstance(error, OSError) and error.errno in BUSY)
+    no_answer = isinstance(
+        error, HTTPClientError | BotoConnectionError | TransportError | ConnectionError | TimeoutError
+    )
+    return no_answer or (isinstance(error, OSError) and error.errno in BUSY)
 
 
 @contextmanager
-def plain_words(path: str, but: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
-    """What reading `path` raises as one line: DataError or ServiceError. Errors that `but` picks pass as they are."""
+def one_line_errors_of(path: str, unless: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
+    """Turns the errors of reading `path` into a DataError or ServiceError of one line, but not those `unless` picks."""
     try:
         yield
     except (DataError, ServiceError, GeneratorExit):
         raise
     except Exception as error:
-        if but(error):
+        if unless(error):
             raise
-        raise _said(path, error) from None
+        raise _one_line_error(path, error) from None
 
 
-def _said(path: str, error: Exception) -> DataError | ServiceError:
+def _one_line_error(path: str, error: Exception) -> DataError | ServiceError:
     import pyarrow as pa
 
     if isinstance(error, pa.ArrowInvalid):
-        return DataError(f"{path}: not a parquet file ({_told(error)})")
+        return DataError(f"{path}: not a parquet file ({_with_class(error)})")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file, folder or bucket")
     name = type(error).__name__
@@ -175,12 +174,12 @@ def _said(path: str, error: Exception) -> DataError | ServiceError:
         return ServiceError(f"{path}: access refused; check the credentials' rights and the path")
     if _may_pass(error):
         return ServiceError(
-            f"{path}: the server does not answer ({_told(error)}); check AWS_ENDPOINT_URL_S3 and network"
+            f"{path}: the server does not answer ({_with_class(error)}); check AWS_ENDPOINT_URL_S3 and network"
         )
     if isinstance(error, OSError):
-        return DataError(f"{path}: cannot be read ({_told(error)})")
+        return DataError(f"{path}: cannot be read ({_with_class(error)})")
     raise error
 
 
-def _told(error: Exception) -> str:
+def _with_class(error: Exception) -> str:
     return f"{type(error).__name__}: {reason(error)}"

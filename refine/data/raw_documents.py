@@ -1,15 +1,15 @@
-"""The raw documents of a split, as `refine data fetch` writes them, one after the other."""
+"""Read the raw documents of a split, as `refine data fetch` writes them, one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from refine.errors import DataError
+from refine.errors import DataError, reason
 
 
-def documents(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of each document of a split. Raises DataError if the file is missing or not of that form."""
+def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
+    """(id, text) of each document of a split. Raises DataError: no file, not parquet, no column id or text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -18,7 +18,7 @@ def documents(path: str | Path) -> Iterator[tuple[str, str]]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run `refine data fetch` first") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({' '.join(str(error).split())[:160]})") from None
+        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
     with file:
         for name in ("id", "text"):
             if name not in file.schema_arrow.names:
@@ -28,6 +28,6 @@ def documents(path: str | Path) -> Iterator[tuple[str, str]]:
             yield from zip(columns["id"], columns["text"], strict=True)
 
 
-def texts(path: str | Path) -> Iterator[str]:
-    """The texts of a split. Raises as `documents`."""
-    return (text for _, text in documents(path))
+def read_texts(path: str | Path) -> Iterator[str]:
+    """The text of each document of a split. Raises as `read_documents`."""
+    return (text for _, text in read_documents(path))

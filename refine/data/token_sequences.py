@@ -1,9 +1,9 @@
 """Documents as token sequences of one length, for training and for next-token scores.
 
-A document is cut into consecutive pieces of L - 1 tokens that share nothing, and each piece is read as prompts are:
-the bos first, then the piece. So a sequence is exactly L tokens of one document. The end of a document that does not
-fill a piece is dropped; a document that fills none is skipped and counted. With packing, training text loses nothing:
-those ends and short documents are laid whole, each with its bos, one after another into rows of at most L tokens.
+A document is cut into consecutive pieces of L - 1 tokens, and the bos is put before each piece, as before a prompt. So
+a sequence is exactly L tokens, all of one document. The rest of a document that does not fill a piece is dropped; a
+document that fills no piece is skipped and counted. With packing, training text loses no token: those rests and short
+documents, each with its bos, are put one after another into rows of at most L tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data import raw_documents
-from refine.errors import DataError
+from refine.data.raw_documents import read_documents
+from refine.errors import DataError, reason
 from refine.settings.data import DocumentsSettings
 from refine.system.files import folder_beside
 from refine.system.quiet import quiet_datasets
@@ -26,16 +26,17 @@ from refine.system.quiet import quiet_datasets
 SPLITS = ("train", "validation", "second_domain")
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])
 PACKED = SCHEMA.append(pa.field("lengths", pa.list_(pa.int32())))
-OPEN_ROWS = 16  # filled at the same time, so that most pieces find a place that they fit
+OPEN_ROWS = 16  # rows filled at the same time, so that most pieces find one with little room to spare
 AT_ONCE = 16  # documents tokenised together
 ROW_GROUP = 1024  # sequences written at a time
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """`tokens` [L] of document `document`; the piece begins `offset` tokens into the document.
+    """`tokens` [L] of document `document`, whose piece begins `offset` tokens into the document.
 
-    lengths: of a row in which several are packed (at most L tokens), the tokens of each; it goes by the first's name.
+    lengths: only of a packed row (at most L tokens): the number of tokens of each piece in it. `document` and `offset`
+    are then those of the first piece.
     """
 
     tokens: list[int]
@@ -46,7 +47,7 @@ class Sequence:
 
 @dataclass
 class Counts:
-    """What became of a split's documents."""
+    """Counts of a split's documents and sequences."""
 
     documents: int = 0
     skipped: int = 0  # documents shorter than a sequence
@@ -55,17 +56,17 @@ class Counts:
     tokens: int = 0  # tokens written
 
 
-def prepare(
+def prepare_token_sequences(
     settings: DocumentsSettings,
     data: Path,
     tokenizer: Any,
     folder: Path,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counts]:
-    """`folder`/<split>.parquet from `data`/<split>.parquet for each split, all of them or none.
+    """Write `folder`/<split>.parquet from `data`/<split>.parquet for each split, all of them or none.
 
-    said: told each split when it is done. going_on: told how far a split is, often.
+    report: called with a line when a split is done. report_progress: called often, with how far a split is.
     Raises DataError: a split is missing, or none of its documents is long enough.
     """
     counts = {}
@@ -74,8 +75,8 @@ def prepare(
             cap = None if split == "train" else settings.validation_sequences
             packing = settings.packing and split == "train"
             raw_file = data / f"{split}.parquet"
-            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, going_on)
-            said(f"{split}: {describe(counts[split])}")
+            counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, report_progress)
+            report(f"{split}: {_described(counts[split])}")
     return counts
 
 
@@ -86,16 +87,16 @@ def _split(
     cap: int | None,
     packing: bool,
     folder: Path,
-    going_on: Callable[[str], None],
+    report_progress: Callable[[str], None],
 ) -> Counts:
     counts = Counts()
-    found = sequences(
-        _watched(raw_documents.documents(path), path.stem, counts, going_on), tokenizer, length, counts, packing
-    )
-    found = _packed(found, length) if packing else found
-    _write(
-        found if cap is None else _evenly(list(found), cap), folder / path.name, counts, PACKED if packing else SCHEMA
-    )
+    documents = _reporting(read_documents(path), path.stem, counts, report_progress)
+    found: Iterable[Sequence] = cut_into_sequences(documents, tokenizer, length, counts, short=packing)
+    if packing:
+        found = _packed(found, length)
+    if cap is not None:
+        found = _evenly(list(found), cap)
+    _write(found, folder / path.name, counts, PACKED if packing else SCHEMA)
     if not counts.sequences:
         raise DataError(
             f"{path}: none of its {counts.documents} documents has the {length} tokens of a sequence; "
@@ -104,34 +105,34 @@ def _split(
     return counts
 
 
-def _watched(
-    found: Iterator[tuple[str, str]], split: str, counts: Counts, going_on: Callable[[str], None]
+def _reporting(
+    found: Iterator[tuple[str, str]], split: str, counts: Counts, report_progress: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     for document in found:
-        going_on(f"{split}: {counts.documents} documents, {counts.available} sequences")
+        report_progress(f"{split}: {counts.documents} documents, {counts.available} sequences")
         yield document
 
 
-def describe(counts: Counts) -> str:
-    """The counts as a phrase."""
+def _described(counts: Counts) -> str:
+    """The counts in one line."""
     of = f" of {counts.available}" if counts.available > counts.sequences else ""
     skipped = f", {counts.skipped} shorter than a sequence skipped" if counts.skipped else ""
     return f"{counts.sequences}{of} sequences, {counts.tokens:,} tokens, from {counts.documents} documents{skipped}"
 
 
-def sequences(
+def cut_into_sequences(
     documents: Iterable[tuple[str, str]],
     tokenizer: Any,
     length: int,
     counts: Counts | None = None,
     short: bool = False,
 ) -> Iterator[Sequence]:
-    """Sequences of `length` tokens out of (id, text) pairs, in order, and, with `short`, the shorter rest of each
-    document; `counts` is kept up to date."""
+    """Sequences of `length` tokens out of (id, text) pairs, in order; with `short`, also the shorter rest of each
+    document. Adds to `counts`."""
     counts = Counts() if counts is None else counts
     documents = iter(documents)
     while group := list(islice(documents, AT_ONCE)):
-        # the backend's fast way leaves out character offsets, which take longer than the tokens
+        # encode_batch_fast leaves out the character offsets, which take longer than the tokens
         encoded = tokenizer.backend_tokenizer.encode_batch_fast([text for _, text in group], add_special_tokens=False)
         for (name, _), encoding in zip(group, encoded, strict=True):
             pieces = list(_pieces(name, encoding.ids, tokenizer.bos_token_id, length, short))
@@ -148,7 +149,7 @@ def _pieces(document: str, tokens: list[int], bos: int, length: int, short: bool
 
 
 def _packed(found: Iterable[Sequence], length: int) -> Iterator[Sequence]:
-    """Rows of at most `length` tokens: each piece goes where it leaves the least room."""
+    """Rows of at most `length` tokens. Each piece goes into the fullest open row that has room for it."""
     rows: list[list[Sequence]] = []
     for piece in found:
         fitting = [row for row in rows if _filled(row) + len(piece.tokens) <= length]
@@ -172,9 +173,9 @@ def _row(pieces: list[Sequence]) -> Sequence:
 
 
 def _evenly(found: list[Sequence], cap: int) -> list[Sequence]:
-    """At most `cap` sequences, as many of each document as of any other (or all it has), spread over the document.
+    """At most `cap` sequences, equally many of each document (or all of a short one), spread evenly over it.
 
-    With fewer places than documents, the documents are spread as well.
+    If `cap` is below the number of documents, evenly spread documents give one sequence each.
     """
     by_document: dict[str, list[Sequence]] = {}
     for sequence in found:
@@ -195,7 +196,7 @@ def _evenly(found: list[Sequence], cap: int) -> list[Sequence]:
 
 
 def _spread(items: list[Any], count: int) -> list[Any]:
-    """`count` of `items`, the middle one of each of as many equal parts."""
+    """`count` of `items`: the middle one of each of `count` equal parts."""
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
@@ -209,8 +210,8 @@ def _write(found: Iterable[Sequence], path: Path, counts: Counts, schema: pa.Sch
             counts.tokens += sum(len(sequence.tokens) for sequence in group)
 
 
-def load(path: str | Path) -> Any:
-    """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset.
+def load_token_sequences(path: str | Path) -> Any:
+    """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset, and lengths if packed.
 
     Raises DataError if the file is missing or has other columns.
     """
@@ -223,7 +224,7 @@ def load(path: str | Path) -> Any:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({' '.join(str(error).split())[:160]})") from None
+        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
         raise DataError(
             f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}: "

@@ -1,8 +1,8 @@
 """Text into token ids: a BPE trained on the training text, a model's own tokenizer, or the published models' one.
 
-Every tokenizer here is a `transformers` fast tokenizer. What all share: a text is read as ``<s>`` and its tokens (the
-bos stands first, whoever asks with special tokens, as is the default); ``</s>`` ends an answer and is never added by
-itself; any text can be encoded and decodes to itself.
+Every tokenizer here is a `transformers` fast tokenizer. Each puts the bos ``<s>`` before a text, unless the caller sets
+add_special_tokens=False. ``</s>`` ends an answer and is never added automatically. Any text can be encoded, and decodes
+to itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from refine import paths
-from refine.data import hub, raw_documents
+from refine.data import hub
+from refine.data.raw_documents import read_texts
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
 from refine.system.files import folder_beside
@@ -23,13 +24,13 @@ BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 MISTRAL_V1 = "mistral_v1"
 
 
-def train(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
-    """A byte-level BPE with `vocabulary` pieces: <s> is 0, </s> is 1, the 256 bytes follow, then the merges.
+def train_tokenizer(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
+    """Train a byte-level BPE with `vocabulary` pieces: <s> is 0, </s> is 1, the 256 bytes follow, then the merges.
 
-    single_digits: each digit is a piece, so that numbers are read, and recalled, digit by digit.
+    single_digits: each digit is a piece, so that a model reads and recalls numbers digit by digit.
 
-    The same texts in the same order give the same tokenizer. Bytes are the base, so there is no unknown piece. Raises
-    DataError if the texts do not have as many pieces.
+    The same texts in the same order give the same tokenizer. Its base is bytes, so no piece is unknown. Raises
+    DataError if the texts have too few pieces.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -54,7 +55,7 @@ def train(texts: Iterable[str], vocabulary: int, single_digits: bool = False) ->
 
 
 def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
-    """`tokenizer` with the bos before each text, as a transformers tokenizer."""
+    """A transformers tokenizer that puts the bos before each text."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -74,8 +75,8 @@ def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
 def mistral_v1() -> Any:
     """The 32000-piece tokenizer of the published DeltaNet-1.3B and LaCT-760M, from the file in mistral-common.
 
-    transformers builds it wrongly from that SentencePiece file (three tokens, or other merges and no bos), so it is
-    built here: for each piece its splits into two known pieces are the merges, ranked by the piece's score.
+    transformers builds it wrongly from that SentencePiece file (three tokens, or other merges and no bos), so this
+    function builds it: the merges are each piece's splits into two known pieces, ranked by the piece's score.
     """
     import mistral_common
     from sentencepiece import SentencePieceProcessor
@@ -106,11 +107,11 @@ def _merges(names: list[str], ids: dict[str, int], scores: list[float]) -> list[
     return [(names[left], names[right]) for _, (left, right) in ranked]
 
 
-def load(place: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of a folder, of a model that comes with the package, of a hub model (from the hub's cache if the
-    hub does not answer), or "mistral_v1".
+def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a folder, of a model that comes with the package, of a hub model, or "mistral_v1".
 
-    Raises DataError: no tokenizer there, or not a fast one; ServiceError: the hub cannot be reached.
+    If the hub does not answer, the tokenizer comes from its cache. Raises DataError: no tokenizer there, or not a fast
+    one with a bos; ServiceError: the hub does not answer and the cache does not have it.
     """
     if str(place) == MISTRAL_V1:
         return mistral_v1()
@@ -118,22 +119,22 @@ def load(place: str | Path, revision: str | None = None) -> Any:
 
     place = paths.model(place)
     local = place.is_dir()
-    refused = None if local else hub.obstacle("tokenizer", str(place), revision)
+    refused = None if local else hub.access_error("tokenizer", str(place), revision)
     try:
-        with _silence("transformers.configuration_utils"):  # it warns of model types that are not its own
+        with _silence("transformers.configuration_utils"):  # it warns of model types that it does not know
             tokenizer = AutoTokenizer.from_pretrained(
                 str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
             )
     except Exception as error:
-        raise refused or hub.in_words(error, "tokenizer", str(place), revision) from None
+        raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
     if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
-        raise DataError(f"tokenizer {str(place)!r}: not usable here; a fast tokenizer with a bos token is needed")
+        raise DataError(f"tokenizer {str(place)!r}: expected a fast tokenizer with a bos token")
     return tokenizer
 
 
 @contextmanager
 def _silence(name: str) -> Iterator[None]:
-    """The logger `name` says errors alone."""
+    """Let the logger `name` log only errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -143,15 +144,16 @@ def _silence(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def prepare(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:
-    """The tokenizer that `settings` asks for, saved in `folder` (whole or not at all), where `load` finds it.
+def prepare_tokenizer(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:
+    """Train or load the tokenizer of `settings` and save it in `folder`, whole or not at all.
 
-    train_documents: parquet with a column text, read only where a tokenizer is trained. Raises as `load` and `train`.
+    train_documents: parquet with columns id and text, read only to train. Raises as `load_tokenizer` and
+    `train_tokenizer`.
     """
     if settings.path is not None:
-        tokenizer = load(settings.path, settings.revision)
+        tokenizer = load_tokenizer(settings.path, settings.revision)
     else:
-        tokenizer = train(raw_documents.texts(train_documents), settings.vocabulary, settings.single_digits)
+        tokenizer = train_tokenizer(read_texts(train_documents), settings.vocabulary, settings.single_digits)
     with folder_beside(folder) as beside:
         tokenizer.save_pretrained(beside)
     return tokenizer

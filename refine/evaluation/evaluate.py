@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from refine import paths
 from refine.data.prompts.prompt import Prompt
 from refine.data.prompts.tasks import known_task
-from refine.data.tokenizer import load as load_tokenizer
+from refine.data.tokenizer import load_tokenizer
 from refine.errors import ModelError, reason
 from refine.evaluation import next_token
 from refine.evaluation.answers import Adapter, Answer, answer, check_fit
@@ -75,7 +75,7 @@ def evaluate_model(
 
 
 def model_tokenizer(model: str | Path) -> Any:
-    """The tokenizer saved with a model, or any other that `refine.data.tokenizer.load` finds; raises as that does."""
+    """The tokenizer saved with a model, or any that `load_tokenizer` finds; raises as that does."""
     import refine.models  # noqa: F401 - transformers looks for the model's type, even for the tokenizer alone
 
     return load_tokenizer(model)

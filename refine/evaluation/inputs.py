@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data import token_sequences
 from refine.data.prompts.longbench import load_longbench
 from refine.data.prompts.needles import TASKS as NEEDLES
 from refine.data.prompts.needles import make_needles
 from refine.data.prompts.prompt import PUBLISHED_NAMES, Prompt, load_prompts
 from refine.data.prompts.tasks import TASKS, known_task
-from refine.data.tokenizer import load as load_tokenizer
+from refine.data.token_sequences import load_token_sequences
+from refine.data.tokenizer import load_tokenizer
 from refine.errors import DataError, SettingError, nearest
 
 NEXT_TOKEN = "next_token"
@@ -185,7 +185,7 @@ def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
                 f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
                 f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
             )
-    return {name: token_sequences.load(path) for name, path in paths.items()}
+    return {name: load_token_sequences(path) for name, path in paths.items()}
 
 
 def _prompts(

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refine.data import token_sequences, tokenizer
-from refine.data.corpus import fetch
+from refine.data.corpus.fetch import write_splits
+from refine.data.token_sequences import prepare_token_sequences
+from refine.data.tokenizer import prepare_tokenizer
 from refine.identity import hash_of
 from refine.phases import run_folder
 from refine.phases.prepared_data import Prepared
@@ -72,10 +73,10 @@ def _prepared(settings: PretrainingSettings, output: Path, said: Callable[[str],
     output.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     with folder_beside(output / "data") as beside:
-        fetch.write_splits(settings.data, beside, said)
-    made = tokenizer.prepare(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
+        write_splits(settings.data, beside, said)
+    made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     said(f"tokenizer: {len(made)} pieces")
-    token_sequences.prepare(settings.documents, output / "data", made, prepared.folder / "documents", said)
+    prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", said)
     file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     return prepared
 

@@ -73,8 +73,8 @@ def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> No
 
 def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: Callable[[str], None]) -> None:
     """Answer two prompts in each arm of test-time training."""
-    from refine.data import tokenizer
     from refine.data.prompts.prompt import load_prompts
+    from refine.data.tokenizer import load_tokenizer
     from refine.evaluation.answers import answer
     from refine.models import from_pretrained
     from refine.system.quiet import no_progress_bars
@@ -83,7 +83,7 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
     test_time = settings.training.test_time
     assert test_time is not None
     with no_progress_bars():
-        model, pieces = from_pretrained(name), tokenizer.load(data.tokenizer)
+        model, pieces = from_pretrained(name), load_tokenizer(data.tokenizer)
     for arm in test_time.arms:
         adapter = None if arm == "none" else TestTimeTrainer(test_time, arm, settings.seed)
         answers = answer(model, pieces, load_prompts(prompts)[:2], adapter=adapter)
@@ -95,13 +95,13 @@ def _stand_in(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from refine.data import tokenizer
     from refine.data.prompts.prompt import Prompt, write_prompts
+    from refine.data.tokenizer import load_tokenizer, train_tokenizer
 
     chance = random.Random(settings.seed)
     texts = [" ".join(chance.choices(WORDS, k=4 * LENGTH)) for _ in range(8)]
     named = settings.tokenizer.path
-    pieces = tokenizer.train(texts, 300) if named is None else tokenizer.load(named, settings.tokenizer.revision)
+    pieces = train_tokenizer(texts, 300) if named is None else load_tokenizer(named, settings.tokenizer.revision)
     pieces.save_pretrained(folder / "tokenizer")
     (folder / "documents").mkdir(parents=True, exist_ok=True)
     for split, part in (("train", texts[:6]), ("validation", texts[6:])):

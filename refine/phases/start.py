@@ -101,12 +101,12 @@ def data_inputs(data: Prepared, model: Any) -> Any:
     """Sequences and tokenizer of `data`, and how to build the model, for `phase.run`."""
     from transformers import AutoTokenizer
 
-    from refine.data import token_sequences
+    from refine.data.token_sequences import load_token_sequences
     from refine.phases.run import Inputs
 
     return Inputs(
         model=model,
-        train=token_sequences.load(data.documents("train")),
-        validation=token_sequences.load(data.documents("validation")),
+        train=load_token_sequences(data.documents("train")),
+        validation=load_token_sequences(data.documents("validation")),
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
     )

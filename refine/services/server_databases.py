@@ -62,6 +62,6 @@ def check_artifacts(address: str) -> None:
     from refine.data import parquet
 
     if address.startswith("s3://"):
-        with parquet.plain_words(f"--artifacts {address}"):
+        with parquet.one_line_errors_of(f"--artifacts {address}"):
             file_system = parquet.s3_file_system(endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
             file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from refine.cli.main import main
-from refine.data import token_sequences
 from refine.data.corpus import version
-from refine.data.prompts.prompt import prompt
+from refine.data.prompts.prompt import load_prompts
+from refine.data.token_sequences import load_token_sequences
 
 LINES = "KING JOHN:\nNow, say, Chatillon, what would France with us? {}\n\n"
 
@@ -123,9 +123,9 @@ def test_the_stages_make_what_the_contract_says(fetched, capsys):
         and "validation: 8 of" in said
         and "needles: 2 prompts in each of 1 files" in said
     )
-    rows = token_sequences.load("prepared/documents/validation.parquet")
+    rows = load_token_sequences("prepared/documents/validation.parquet")
     assert len(rows) == 8 and len(rows[0]["tokens"]) == 64
-    assert [prompt.task for prompt in prompt.load_prompts("prepared/needles/niah_single_1_512.parquet")] == [
+    assert [prompt.task for prompt in load_prompts("prepared/needles/niah_single_1_512.parquet")] == [
         "niah_single_1"
     ] * 2
 
@@ -133,7 +133,7 @@ def test_the_stages_make_what_the_contract_says(fetched, capsys):
 def test_a_stage_can_be_run_again_with_another_setting(fetched, capsys):
     main_ends("prepare", "tokenizer")
     main_ends("prepare", "documents", "-S", "documents.sequence_length=32")
-    assert len(token_sequences.load("prepared/documents/train.parquet")[0]["tokens"]) == 32
+    assert len(load_token_sequences("prepared/documents/train.parquet")[0]["tokens"]) == 32
 
 
 def test_documents_that_are_all_too_short_leave_what_was_there(fetched, capsys):

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import refine.models
 from refine.cli.demo import demo, demonstrate
-from refine.data import tokenizer as tokenizers
+from refine.data.tokenizer import load_tokenizer
 
 
 def test_it_prints_three_answers_and_draws(tmp_path):
@@ -22,7 +22,7 @@ def test_it_prints_three_answers_and_draws(tmp_path):
 def test_the_needle_is_in_the_prompt_and_the_model_does_not_change():
     model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    shown = demonstrate(model, tokenizers.load("sample/delta_net"), 256, seed=3)
+    shown = demonstrate(model, load_tokenizer("sample/delta_net"), 256, seed=3)
     assert shown.prompt.answers[0] in shown.needle and shown.needle in shown.prompt.prompt
     first, last = shown.needle_at
     assert shown.prompt.answers[0] == "".join(shown.tokens[first : last + 1])[-7:]

@@ -15,7 +15,7 @@ import refine.models
 from refine.cli.evaluate import evaluate
 from refine.cli.report import report
 from refine.data.prompts.prompt import Prompt, write_prompts
-from refine.data.tokenizer import train
+from refine.data.tokenizer import train_tokenizer
 from refine.errors import RefineError
 from refine.evaluation import Evaluation
 
@@ -26,7 +26,7 @@ TEXT = "The grass is green. The sky is blue. It rained on the harbour, and the m
 def checkpoint(tmp_path_factory):
     """A tiny random model with its tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = train([TEXT], 280)
+    tokenizer = train_tokenizer([TEXT], 280)
     torch.manual_seed(0)
     fields = {"model_type": "delta_net", "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 2, "vocab_size": 280}
     refine.models.from_config(fields).save_pretrained(folder)

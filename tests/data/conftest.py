@@ -59,6 +59,6 @@ def write_record(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def small_tokenizer() -> Any:
     """A trained BPE of 320 pieces."""
-    from refine.data import tokenizer
+    from refine.data.tokenizer import train_tokenizer
 
-    return tokenizer.train([VERSE * 30, "In the beginning God created the heaven and the earth.\n" * 30], 320)
+    return train_tokenizer([VERSE * 30, "In the beginning God created the heaven and the earth.\n" * 30], 320)

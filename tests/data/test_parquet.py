@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from refine.data import parquet as reading
-from refine.data.corpus.fetch import fetch
-from refine.data.corpus.sources import documents
+from refine.data.corpus.fetch import fetch_data
+from refine.data.corpus.sources import read_source
 from refine.errors import DataError, ServiceError
 from refine.settings.data import DataSettings, ParquetSource
 from refine.system import retries
@@ -117,7 +117,7 @@ def _credentials(monkeypatch, url: str) -> None:
 
 
 def _texts(path: str, **options) -> list[str]:
-    return [document.text for document in documents(ParquetSource(path=path, **options))]
+    return [document.text for document in read_source(ParquetSource(path=path, **options))]
 
 
 def _mishaps(*what, of=lambda request: request.command == "GET" and "Range" in request.headers):
@@ -132,7 +132,7 @@ def test_all_rows_come_in_order(s3, path):
 
 
 def test_a_single_object_and_a_title_free_id(s3):
-    (document,) = documents(ParquetSource(path="s3://texts/folder/b.parquet", documents=1))
+    (document,) = read_source(ParquetSource(path="s3://texts/folder/b.parquet", documents=1))
     assert document.id == "s3://texts/folder/b.parquet#0" and document.text == TEXTS[ROWS // 2]
 
 
@@ -185,7 +185,7 @@ def test_a_server_that_stays_away_ends_in_one_line_and_nothing_is_taken_for_whol
     )
     s3.plan = _mishaps(*["cut"] * 1000)
     with pytest.raises(ServiceError, match=r"texts/folder/.*the server does not answer") as refused:
-        fetch(chosen, folder=tmp_path / "data", record=tmp_path / "data.dvc")
+        fetch_data(chosen, folder=tmp_path / "data", record=tmp_path / "data.dvc")
     assert "\n" not in str(refused.value) and "not-to-be-printed" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".parquet"] == []
 

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data import token_sequences
-from refine.data.token_sequences import Counts
+from refine.data.token_sequences import Counts, cut_into_sequences, load_token_sequences, prepare_token_sequences
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
 
@@ -30,7 +29,7 @@ def raw(tmp_path):
 
 def _sequences(texts, tokenizer, length):
     counts = Counts()
-    return list(token_sequences.sequences(texts.items(), tokenizer, length, counts)), counts
+    return list(cut_into_sequences(texts.items(), tokenizer, length, counts)), counts
 
 
 def test_sequences_put_together_are_the_document(small_tokenizer):
@@ -67,12 +66,12 @@ def test_short_documents_are_skipped_counted_and_told(raw, small_tokenizer, tmp_
         train={"a": TEXT * 9, "short": "God"}, validation={"v": TEXT * 9}, second_domain={"s": TEXT * 9, "t": "t"}
     )
     told = []
-    counts = token_sequences.prepare(
+    counts = prepare_token_sequences(
         DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "out", told.append
     )
     assert (counts["train"].skipped, counts["validation"].skipped, counts["second_domain"].skipped) == (1, 0, 1)
     assert told[0].startswith("train: ") and told[0].endswith("from 2 documents, 1 shorter than a sequence skipped")
-    assert set(token_sequences.load(tmp_path / "out" / "train.parquet")["document"]) == {"a"}
+    assert set(load_token_sequences(tmp_path / "out" / "train.parquet")["document"]) == {"a"}
 
 
 def test_a_split_of_short_documents_alone_is_an_error_and_nothing_is_written(raw, small_tokenizer, tmp_path):
@@ -80,7 +79,7 @@ def test_a_split_of_short_documents_alone_is_an_error_and_nothing_is_written(raw
     with pytest.raises(
         DataError, match=r"validation\.parquet: none of its 1 documents has the 256 tokens of a sequence"
     ):
-        token_sequences.prepare(DocumentsSettings(sequence_length=256), data, small_tokenizer, tmp_path / "out")
+        prepare_token_sequences(DocumentsSettings(sequence_length=256), data, small_tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -92,14 +91,14 @@ def test_validation_is_capped_evenly_over_documents_and_training_is_not(raw, sma
         second_domain={f"s{i}": long for i in range(9)},
     )
     chosen = DocumentsSettings(sequence_length=16, validation_sequences=12)
-    counts = token_sequences.prepare(chosen, data, small_tokenizer, tmp_path / "out")
+    counts = prepare_token_sequences(chosen, data, small_tokenizer, tmp_path / "out")
     assert counts["train"].sequences == counts["train"].available > 12
-    found = token_sequences.load(tmp_path / "out" / "validation.parquet")
+    found = load_token_sequences(tmp_path / "out" / "validation.parquet")
     of = {name: [row["offset"] for row in found if row["document"] == name] for name in ("v1", "v2", "v3")}
     whole = counts["validation"].available
     assert len(found) == 12 and abs(len(of["v1"]) - len(of["v2"])) <= 1 and len(of["v3"]) <= len(of["v1"])
     assert max(of["v1"]) > 15 * (whole // 2 - 3) * 3 // 4 and len(set(of["v1"])) == len(of["v1"])
-    assert len(set(token_sequences.load(tmp_path / "out" / "second_domain.parquet")["document"])) == 9
+    assert len(set(load_token_sequences(tmp_path / "out" / "second_domain.parquet")["document"])) == 9
 
 
 def test_fewer_places_than_documents_are_spread_over_the_documents(raw, small_tokenizer, tmp_path):
@@ -108,45 +107,45 @@ def test_fewer_places_than_documents_are_spread_over_the_documents(raw, small_to
         validation={"v": TEXT * 9},
         second_domain={f"s{i:02}": TEXT * 9 for i in range(20)},
     )
-    token_sequences.prepare(
+    prepare_token_sequences(
         DocumentsSettings(sequence_length=16, validation_sequences=4), data, small_tokenizer, tmp_path / "out"
     )
-    taken = token_sequences.load(tmp_path / "out" / "second_domain.parquet")["document"]
+    taken = load_token_sequences(tmp_path / "out" / "second_domain.parquet")["document"]
     assert list(taken) == ["s02", "s07", "s12", "s17"]
 
 
 def test_a_cap_above_what_there_is_keeps_all(raw, small_tokenizer, tmp_path):
     data = raw(train={"a": TEXT * 9}, validation={"v": TEXT * 9, "w": TEXT * 4}, second_domain={"s": TEXT * 9})
     chosen = DocumentsSettings(sequence_length=16, validation_sequences=1000)
-    counts = token_sequences.prepare(chosen, data, small_tokenizer, tmp_path / "out")["validation"]
+    counts = prepare_token_sequences(chosen, data, small_tokenizer, tmp_path / "out")["validation"]
     assert counts.sequences == counts.available
 
 
 def test_the_same_input_gives_the_same_bytes_and_the_contract_s_columns(raw, small_tokenizer, tmp_path):
     data = raw(train={"a": TEXT * 9}, validation={"v": TEXT * 9}, second_domain={"s": TEXT * 9})
     for name in ("one", "two"):
-        token_sequences.prepare(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / name)
+        prepare_token_sequences(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / name)
     assert (tmp_path / "one" / "train.parquet").read_bytes() == (tmp_path / "two" / "train.parquet").read_bytes()
-    loaded = token_sequences.load(tmp_path / "one" / "train.parquet")
+    loaded = load_token_sequences(tmp_path / "one" / "train.parquet")
     assert loaded.column_names == ["tokens", "document", "offset"]
     assert len(loaded[0]["tokens"]) == 16 and isinstance(loaded[0]["offset"], int)
 
 
 def test_prepared_sequences_that_are_missing_or_of_another_form_are_named(tmp_path, parquet):
     with pytest.raises(DataError, match=r"train\.parquet is missing: run `dvc repro documents`"):
-        token_sequences.load(tmp_path / "train.parquet")
+        load_token_sequences(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="no column 'document'; it has tokens"):
-        token_sequences.load(parquet("other", tokens=[[1, 2]]))
+        load_token_sequences(parquet("other", tokens=[[1, 2]]))
     (tmp_path / "broken.parquet").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"broken\.parquet: not a parquet file"):
-        token_sequences.load(tmp_path / "broken.parquet")
+        load_token_sequences(tmp_path / "broken.parquet")
 
 
 def test_an_unwritable_place_is_one_line(raw, small_tokenizer, tmp_path):
     data = raw(train={"a": TEXT * 9}, validation={"v": TEXT * 9}, second_domain={"s": TEXT * 9})
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be written"):
-        token_sequences.prepare(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "file" / "out")
+        prepare_token_sequences(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "file" / "out")
 
 
 def test_packing_keeps_every_token_of_the_training_text_in_rows_that_name_their_documents_lengths(
@@ -155,7 +154,7 @@ def test_packing_keeps_every_token_of_the_training_text_in_rows_that_name_their_
     texts = {f"d{n}": TEXT * (1 + n % 4) for n in range(30)} | {"long": TEXT * 20}
     data = raw(train=texts, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
     settings = DocumentsSettings(sequence_length=100, packing=True)
-    counts = token_sequences.prepare(settings, data, small_tokenizer, tmp_path / "prepared")
+    counts = prepare_token_sequences(settings, data, small_tokenizer, tmp_path / "prepared")
     rows = pq.read_table(tmp_path / "prepared" / "train.parquet").to_pylist()
     assert all(sum(row["lengths"]) == len(row["tokens"]) <= 100 for row in rows)
     pieces = []
@@ -176,8 +175,8 @@ def test_the_trainer_reads_packed_rows_as_separate_documents(raw, small_tokenize
 
     data = raw(train={f"d{n}": TEXT for n in range(9)}, validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
     settings = DocumentsSettings(sequence_length=100, packing=True)
-    token_sequences.prepare(settings, data, small_tokenizer, tmp_path / "prepared")
-    rows = token_rows(token_sequences.load(tmp_path / "prepared" / "train.parquet"))
+    prepare_token_sequences(settings, data, small_tokenizer, tmp_path / "prepared")
+    rows = token_rows(load_token_sequences(tmp_path / "prepared" / "train.parquet"))
     size = len(small_tokenizer(TEXT)["input_ids"])
     assert sum(len(rows[n].lengths) for n in range(len(rows))) == 9
     assert {length for n in range(len(rows)) for length in rows[n].lengths} == {size}

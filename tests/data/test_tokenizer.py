@@ -10,7 +10,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data import tokenizer
+from refine.data.tokenizer import load_tokenizer, mistral_v1, prepare_tokenizer, train_tokenizer
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
 
@@ -19,7 +19,7 @@ ODD = ["", " ", "  two  spaces ", "line\n\n  indented\tend\n", "é 漢字 🙂 \
 
 @pytest.fixture(scope="module")
 def mistral():
-    return tokenizer.mistral_v1()
+    return mistral_v1()
 
 
 def _digest(folder):
@@ -50,9 +50,9 @@ def test_the_same_text_gives_the_same_tokenizer_in_another_process(parquet, tmp_
     text = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 20
     data = parquet("train", id=["a", "b"], text=[text, text.upper()])
     code = (
-        "import sys\nfrom pathlib import Path\nfrom refine.data import tokenizer\n"
+        "import sys\nfrom pathlib import Path\nfrom refine.data.tokenizer import prepare_tokenizer\n"
         "from refine.settings.data import TokenizerSettings\n"
-        "tokenizer.prepare(TokenizerSettings(vocabulary=330), Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "prepare_tokenizer(TokenizerSettings(vocabulary=330), Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     for name, seed in (("one", "1"), ("two", "2")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": "true"}
@@ -63,23 +63,23 @@ def test_the_same_text_gives_the_same_tokenizer_in_another_process(parquet, tmp_
 def test_too_little_text_for_the_vocabulary_is_an_error(parquet, tmp_path):
     data = parquet("train", id=["a"], text=["to be or not to be"])
     with pytest.raises(DataError, match=r"gives a vocabulary of \d+, less than tokenizer.vocabulary \(4096\)"):
-        tokenizer.prepare(TokenizerSettings(), data, tmp_path / "out")
+        prepare_tokenizer(TokenizerSettings(), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_s_own_tokenizer_is_taken_as_it_is(small_tokenizer, tmp_path):
     small_tokenizer.save_pretrained(tmp_path / "model")
     chosen = TokenizerSettings(path=str(tmp_path / "model"))
-    tokenizer.prepare(chosen, tmp_path / "not needed", tmp_path / "out")
+    prepare_tokenizer(chosen, tmp_path / "not needed", tmp_path / "out")
     text = "In the beginning God created"
-    assert tokenizer.load(tmp_path / "out")(text)["input_ids"] == small_tokenizer(text)["input_ids"]
+    assert load_tokenizer(tmp_path / "out")(text)["input_ids"] == small_tokenizer(text)["input_ids"]
 
 
 def test_mistral_v1_survives_saving_and_loading(mistral, tmp_path):
     assert len(mistral) == 32000
     assert (mistral.bos_token_id, mistral.eos_token_id, mistral.unk_token_id) == (1, 2, 0)
-    tokenizer.prepare(TokenizerSettings(path="mistral_v1"), tmp_path, tmp_path / "out")
-    loaded = tokenizer.load(tmp_path / "out")
+    prepare_tokenizer(TokenizerSettings(path="mistral_v1"), tmp_path, tmp_path / "out")
+    loaded = load_tokenizer(tmp_path / "out")
     for text in ODD:
         assert loaded(text)["input_ids"] == mistral(text)["input_ids"]
 
@@ -118,11 +118,11 @@ def test_mistral_v1_agrees_with_the_lengths_stored_in_the_published_files(mistra
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(DataError, match=f"tokenizer '{tmp_path}'"):
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line():
-    code = "from refine.data import tokenizer\ntokenizer.load('owner/model')\n"
+    code = "from refine.data.tokenizer import load_tokenizer\nload_tokenizer('owner/model')\n"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     last = done.stderr.strip().splitlines()[-1]
@@ -131,13 +131,13 @@ def test_a_hub_name_that_cannot_be_reached_is_one_line():
 
 def test_training_text_that_is_missing_or_has_no_text_column_is_named(parquet, tmp_path):
     with pytest.raises(DataError, match="is missing: run `refine data fetch` first"):
-        tokenizer.prepare(TokenizerSettings(), tmp_path / "train.parquet", tmp_path / "out")
+        prepare_tokenizer(TokenizerSettings(), tmp_path / "train.parquet", tmp_path / "out")
     with pytest.raises(DataError, match="no column 'text'; it has id, body"):
-        tokenizer.prepare(TokenizerSettings(), parquet("train", id=["a"], body=["b"]), tmp_path / "out")
+        prepare_tokenizer(TokenizerSettings(), parquet("train", id=["a"], body=["b"]), tmp_path / "out")
 
 
 def test_single_digits_are_never_joined_and_nothing_is_lost():
-    made = tokenizer.train(["The year 1600 and 1601, 1602, 1600 again. " * 50], 270, single_digits=True)
+    made = train_tokenizer(["The year 1600 and 1601, 1602, 1600 again. " * 50], 270, single_digits=True)
     pieces = made.tokenize("in 1600.")
     assert [piece for piece in pieces if any(map(str.isdigit, piece))] == ["1", "6", "0", "0"]
     for text in ODD:
@@ -145,6 +145,6 @@ def test_single_digits_are_never_joined_and_nothing_is_lost():
 
 
 def test_the_tokenizer_beside_a_model_that_transformers_does_not_know_loads_without_a_word():
-    code = "from refine.data import tokenizer\nassert len(tokenizer.load('sample/delta_net')) == 2048"
+    code = "from refine.data.tokenizer import load_tokenizer\nassert len(load_tokenizer('sample/delta_net')) == 2048"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stderr == "" and told.stdout == ""

@@ -9,9 +9,9 @@ import torch
 
 import refine.models
 from refine import paths
-from refine.data import tokenizer as tokenizers
 from refine.data.prompts.needles import make_needles
 from refine.data.prompts.tasks import known_task
+from refine.data.tokenizer import load_tokenizer
 from refine.errors import ModelError
 from refine.evaluation.answers import answer
 from refine.evaluation.scorers import scorer_of
@@ -36,7 +36,7 @@ def test_each_is_small_and_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_loads_by_name_with_its_tokenizer(name):
-    model, tokenizer = refine.models.from_pretrained(f"sample/{name}"), tokenizers.load(f"sample/{name}")
+    model, tokenizer = refine.models.from_pretrained(f"sample/{name}"), load_tokenizer(f"sample/{name}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert 1_000_000 <= parameters <= 5_000_000
     assert len(tokenizer) == model.config.vocab_size
@@ -45,7 +45,7 @@ def test_each_loads_by_name_with_its_tokenizer(name):
 
 def test_the_deltanet_recalls_needles_that_no_training_text_had():
     model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
-    tokenizer = tokenizers.load("sample/delta_net")
+    tokenizer = load_tokenizer("sample/delta_net")
     prompts = make_needles("niah_single_1", 256, 16, tokenizer, seed=77, answer_tokens=12)
     scorer = scorer_of(known_task("niah_single_1"))
     found = [

@@ -11,7 +11,7 @@ import yaml
 
 import refine.models
 from refine import settings
-from refine.data import tokenizer as tokenizers
+from refine.data.tokenizer import load_tokenizer
 from refine.errors import TrainingError
 from refine.phases.pretraining import pretrain
 
@@ -47,7 +47,7 @@ def test_the_model_folder_holds_short_weights_a_tokenizer_and_how_it_was_trained
     folder, record = made
     model = refine.models.from_pretrained(folder / "out" / "model")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert len(tokenizers.load(folder / "out" / "model")) == model.config.vocab_size == 400
+    assert len(load_tokenizer(folder / "out" / "model")) == model.config.vocab_size == 400
     told = json.loads((folder / "out" / "model" / "training.json").read_text())
     assert told == record
     assert told["steps"] == 6 and told["tokens"] == sum(

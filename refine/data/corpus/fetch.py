@@ -1,6 +1,6 @@
-"""Raw text into data/: a parquet file for each split, the same bytes from the same sources under the pinned pyarrow.
+"""Write the raw text to data/: a parquet file for each split, the same bytes from the same sources and pinned pyarrow.
 
-No work and no text is in two splits. What comes out is held against data.dvc before it takes data/'s place.
+No work and no text is in two splits. The new files are compared with data.dvc before they replace data/.
 """
 
 from __future__ import annotations
@@ -16,59 +16,59 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refine.data.corpus import version
-from refine.data.corpus.sources import Document, documents
+from refine.data.corpus.sources import RawDocument, read_source
 from refine.errors import DataError
 from refine.settings.data import DataSettings, ExercisesSource, PackageSource
 from refine.system.files import folder_beside
 
-# Held-out splits come first: a text that they have is left out of the training text, not the other way round.
+# Held-out splits come first, so that a text in both is left out of the training text, not of the held-out text.
 SPLITS = ("validation", "second_domain", "train")
 COLUMNS = ("id", "source", "work", "title", "text")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
-ROW_GROUP = 64  # documents written at a time: they are long
+ROW_GROUP = 64  # documents written at a time; documents are long
 
 
 @dataclass
 class Split:
-    """What was written of a split."""
+    """Counts of what was written of a split."""
 
     documents: int = 0
     characters: int = 0
-    left_out: int = 0  # documents whose text came before, in this split or an earlier one
+    left_out: int = 0  # documents whose text is in an earlier split, or earlier in this one
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `fetch` did. `splits` is empty where data/ was up to date; `recorded` says whether data.dvc was written."""
+    """What `fetch_data` did. splits: empty if data/ was up to date. recorded: whether it wrote data.dvc."""
 
     md5: str
     splits: dict[str, Split] = field(default_factory=dict)
     recorded: bool = False
 
 
-def fetch(
+def fetch_data(
     settings: DataSettings,
     *,
     update: bool = False,
     replace: bool = False,
     folder: Path = version.DATA,
     record: Path = version.RECORD,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> Fetched:
     """Bring data/ to the version that data.dvc records; without data.dvc, or with `update`, make it that version.
 
-    said: told each split when it is done. going_on: told how far a split is, often.
-    Does nothing where data/ is that version already. Raises DataError, and leaves data/ as it was: what the sources
-    give is not what data.dvc records, data/ was altered by hand (unless `replace`), or a source fails.
+    report: called with a line when a split is done. report_progress: called often, with how far a split is.
+    Does nothing if data/ is already that version. Raises DataError and leaves data/ as it was: the text of the sources
+    differs from data.dvc, data/ was altered by hand (unless `replace`), or a source fails.
     """
     expected = version.recorded(record)
     made = {"settings": _hash(settings), "pyarrow": pa.__version__}
     found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
     if expected is None and found is not None and not (update or replace):
         raise DataError(
-            f"{folder}/ is there and {record} is not: `refine data accept` versions what is there, "
-            "`refine data fetch --replace` puts the text of the settings' sources in its place"
+            f"{folder}/ exists but {record} does not: `refine data accept` versions the files as they are, "
+            "`refine data fetch --replace` replaces them by the text of the settings' sources"
         )
     if expected is not None and found is not None and not update:
         differs = version.differences(found, expected, folder.name)
@@ -78,22 +78,22 @@ def fetch(
         if differs and not replace:
             raise DataError(f"{folder}/ is not what {record} records: {', '.join(differs)}; {version.REMEDY}")
     with folder_beside(folder) as beside:
-        splits = write_splits(settings, beside, said, going_on)
+        splits = write_splits(settings, beside, report, report_progress)
         if expected is not None and not update:
-            _as_recorded(version.of(beside), expected, made, folder.name, record)
+            _require_same(version.of(beside), expected, made, folder.name, record)
     if expected is None or update or expected.listed != expected.md5:
         return Fetched(version.record(made, folder, record).md5, splits, recorded=True)
     return Fetched(expected.md5, splits)
 
 
-def accept(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
+def accept_data(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
     """Record data/ as it is now as a new version. Returns its md5. Raises DataError if there is no data/."""
     version.of(folder)
     expected = version.recorded(record)
     return version.record(expected.made if expected else {}, folder, record).md5
 
 
-def _as_recorded(
+def _require_same(
     built: version.Version, expected: version.Version, made: dict[str, str], name: str, record: Path
 ) -> None:
     differs = version.differences(built, expected, name)
@@ -101,12 +101,12 @@ def _as_recorded(
         return
     changed = [what for what in made if expected.made.get(what, made[what]) != made[what]]
     reason = {
-        "settings": "the section `data` of the settings is not the one it was made from",
-        "pyarrow": f"pyarrow is {made['pyarrow']}, not {expected.made.get('pyarrow')}: `make install` brings it",
+        "settings": "the section `data` of the settings has changed since",
+        "pyarrow": f"pyarrow is {made['pyarrow']}, not {expected.made.get('pyarrow')}: `make install` installs that",
     }
     why = "; ".join(reason[what] for what in changed) or "a source has changed"
     raise DataError(
-        f"what the sources give is not what {record} records: {', '.join(differs)} ({why}); nothing was changed; "
+        f"the text of the sources differs from {record}: {', '.join(differs)} ({why}); nothing was changed; "
         "`refine data fetch --update` makes it the new version"
     )
 
@@ -119,46 +119,48 @@ def _hash(settings: DataSettings) -> str:
 def write_splits(
     settings: DataSettings,
     folder: Path,
-    said: Callable[[str], None] = lambda line: None,
-    going_on: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Split]:
-    """`folder`/<split>.parquet for each split. Raises DataError: a work in two splits, a split without documents."""
+    """Write `folder`/<split>.parquet for each split. Raises DataError: a work in two splits, an empty split."""
     works: dict[str, str] = {}  # work -> split
     texts: set[bytes] = set()  # fingerprints
     written = {}
     for split in SPLITS:
         counts = Split()
-        chosen = _apart(_documents(settings, split), split, works, texts, counts)
-        _write(_watched(chosen, split, counts, going_on), folder / f"{split}.parquet")
+        chosen = _without_repeats(_documents(settings, split), split, works, texts, counts)
+        _write(_reporting(chosen, split, counts, report_progress), folder / f"{split}.parquet")
         if not counts.documents:
-            raise DataError(f"data.{split}: no document is left: the text of all {counts.left_out} came before")
+            raise DataError(
+                f"data.{split}: no document is left: the text of all {counts.left_out} is in an earlier split"
+            )
         written[split] = counts
-        said(_described(split, counts))
+        report(_described(split, counts))
     return written
 
 
-def _watched(
-    found: Iterator[Document], split: str, counts: Split, going_on: Callable[[str], None]
-) -> Iterator[Document]:
+def _reporting(
+    found: Iterator[RawDocument], split: str, counts: Split, report_progress: Callable[[str], None]
+) -> Iterator[RawDocument]:
     for document in found:
-        going_on(_described(split, counts))
+        report_progress(_described(split, counts))
         yield document
 
 
 def _described(split: str, counts: Split) -> str:
-    left_out = f"; {counts.left_out} left out, their text came before" if counts.left_out else ""
+    left_out = f"; {counts.left_out} left out, their text is in an earlier split" if counts.left_out else ""
     return f"{split}: {counts.documents} documents, {counts.characters:,} characters{left_out}"
 
 
-def _documents(settings: DataSettings, split: str) -> Iterator[Document]:
+def _documents(settings: DataSettings, split: str) -> Iterator[RawDocument]:
     for source in getattr(settings, split):
         of_package = isinstance(source, PackageSource | ExercisesSource)
         held = _named_elsewhere(settings, split, source.texts) if of_package else ()
-        yield from documents(source, held)
+        yield from read_source(source, held)
 
 
 def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]:
-    """Works of a package's texts that other splits name."""
+    """The works of a package that other splits name."""
     others = [source for other in SPLITS if other != split for source in getattr(settings, other)]
     return {
         work
@@ -168,10 +170,10 @@ def _named_elsewhere(settings: DataSettings, split: str, texts: str) -> set[str]
     }
 
 
-def _apart(
-    found: Iterator[Document], split: str, works: dict[str, str], texts: set[bytes], counts: Split
-) -> Iterator[Document]:
-    """The documents of `found` whose text has not come before. A work that an earlier split has is an error."""
+def _without_repeats(
+    found: Iterator[RawDocument], split: str, works: dict[str, str], texts: set[bytes], counts: Split
+) -> Iterator[RawDocument]:
+    """The documents of `found` whose text is new. Raises DataError if an earlier split has the same work."""
     for document in found:
         other = works.setdefault(document.work.casefold(), split)
         if other != split:
@@ -190,12 +192,11 @@ def _apart(
         yield document
 
 
-def _write(found: Iterator[Document], path: Path) -> None:
-    """A parquet file with nothing in it but the rows: no index, no statistics, no times."""
-    with pq.ParquetWriter(
-        path, SCHEMA, compression="zstd", compression_level=9, use_dictionary=False, write_statistics=False,
-        store_schema=False, version="2.6",
-    ) as writer:  # fmt: skip
+def _write(found: Iterator[RawDocument], path: Path) -> None:
+    """Write a parquet file that holds only the rows: no index, no statistics, no times."""
+    compressed = {"compression": "zstd", "compression_level": 9, "use_dictionary": False}
+    bare = {"write_statistics": False, "store_schema": False, "version": "2.6"}
+    with pq.ParquetWriter(path, SCHEMA, **compressed, **bare) as writer:
         while group := list(islice(found, ROW_GROUP)):
             columns = [[getattr(document, name) for document in group] for name in COLUMNS]
             writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema=SCHEMA))

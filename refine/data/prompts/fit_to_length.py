@@ -1,10 +1,10 @@
-"""Filling a prompt to a length without exceeding it."""
+"""Fill a prompt up to a length without exceeding it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-NEAR = 0.004  # of the budget: as near as this is near enough; measuring a long prompt takes its time
+NEAR = 0.004  # of the budget may stay free: each measurement of a long prompt takes time
 
 
 def largest_that_fits(
@@ -12,8 +12,8 @@ def largest_that_fits(
 ) -> tuple[int, int]:
     """(n, tokens(n)) with the largest n found, from `smallest` to `largest`, for which tokens(n) is at most `budget`.
 
-    tokens(n) grows with n, almost evenly: doubling finds a bound, straight lines the place between. If even `smallest`
-    is too much, that is returned, and its tokens say so.
+    tokens(n) must grow with n, almost linearly: the search doubles n up to a bound, then interpolates. If `smallest`
+    is already too much, it returns that; the caller sees it by the tokens.
     """
     low, low_tokens = smallest, tokens(smallest)
     if low_tokens > budget or smallest == largest:
@@ -24,7 +24,7 @@ def largest_that_fits(
             return high, high_tokens
         low, low_tokens, high = high, high_tokens, _at_most(2 * high, largest)
     while high - low > 1:
-        # where a straight line through both ends meets the budget, kept inside and off the ends
+        # where a straight line through both ends meets the budget, but never an end itself
         guess = low + (high - low) * (budget - low_tokens) // max(high_tokens - low_tokens, 1)
         middle = min(max(guess, low + 1), high - 1)
         measured = tokens(middle)
@@ -33,7 +33,7 @@ def largest_that_fits(
             continue
         low, low_tokens = middle, measured
         if budget - low_tokens <= max((high_tokens - low_tokens) / (high - low), budget * NEAR):
-            break  # less room left than one more takes on average, or hardly any
+            break  # the room left is less than the mean size of one more, or within NEAR
     return low, low_tokens
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.data.hub import data_set
+from refine.data.hub import load_data_set
 from refine.data.prompts.prompt import Prompt, load_prompts
 from refine.errors import DataError, SettingError, nearest
 
-HUB = "Xnhyacinth/LongBench"  # LongBench as parquet (the original needs a loading script); lm-eval reads it too
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
     "The following are given passages.\n{context}\n\n"
@@ -33,7 +32,7 @@ _UNANSWERABLE = (
 
 @dataclass(frozen=True)
 class LongBenchTask:
-    """template: with {context} and {input}. answer_tokens: tokens to generate."""
+    """template: the prompt, with {context} and {input}. answer_tokens: tokens to generate."""
 
     template: str
     answer_tokens: int
@@ -102,21 +101,21 @@ def load_longbench(
 ) -> list[Prompt]:
     """The prompts of one task, in the file's order.
 
-    source: a folder with `<task>_<length>.parquet` (published form) or `<task>.jsonl` (LongBench's own); or a data set
+    source: a folder with `<task>_<length>.parquet` (published form) or `<task>.jsonl` (LongBench's form); or a data set
     on the hub, or a copy of its folder, with a configuration for each task and columns context, input (or question),
     answers.
-    length: what prompt and answer may take together [tokens]; longer prompts are cut in the middle when they are read.
-    Raises SettingError for an unknown task, DataError for files that are missing or lack a column, a hub name that
-    cannot be reached, a row without answer.
+    length: limit for prompt and answer together [tokens]. The evaluation cuts longer prompts in the middle.
+    Raises SettingError for an unknown task; DataError for a missing file or column, a hub that does not answer, a row
+    without an answer.
     """
     kind = _known(task)
     folder = Path(source)
-    if not folder.is_dir() or (folder / "README.md").is_file():  # a data set's folder has its configurations there
-        rows = data_set(str(source), task, "test", revision)
+    if not folder.is_dir() or (folder / "README.md").is_file():  # README.md lists a data set's configurations
+        rows = load_data_set(str(source), task, "test", revision)
         return list(_prompts(rows, task, kind, length, f"{source} ({task})", samples))
     published, own = folder / f"{task}_{length}.parquet", folder / f"{task}.jsonl"
     if published.is_file():
-        # the task's own length to generate: a published row's could be cut short
+        # answer_tokens of the task: those of a published row may be smaller
         return load_prompts(published, task=task, length=length, answer_tokens=kind.answer_tokens)[:samples]
     if own.is_file():
         return list(_prompts(_json_rows(own), task, kind, length, str(own), samples))

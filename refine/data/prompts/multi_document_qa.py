@@ -1,11 +1,11 @@
 """Questions whose answers stand in one of many passages, in RULER's form (arXiv 2404.06654, qa.py).
 
-A prompt holds the question's own passages, then distractors from the same article, then any others, as many as fit.
-Wording is that of the files published with arXiv 2602.16704. What differs from RULER, and why:
+A prompt holds the question's own passages, then distractors from the same article, then other passages, until it is
+full. The wording is that of the files published with arXiv 2602.16704. Differences from RULER, with the reason:
 - the prompt is filled passage by passage (RULER: ten at a time), so that it comes near its length;
-- passages are shuffled anew for each sample (RULER: with one fixed seed, which puts the answer in the same place);
-- of HotpotQA's ten passages the two that hold the answer are always kept and the other eight come first among the
-  distractors, so that lengths exist which ten passages do not fit.
+- each sample shuffles its passages anew (RULER: with one fixed seed, which puts the answer in the same place);
+- of HotpotQA's ten passages, the two with the answer are always kept and the other eight are the first distractors, so
+  that lengths too short for ten passages exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine.data.hub import data_set
+from refine.data.hub import load_data_set
 from refine.data.prompts.fit_to_length import largest_that_fits
 from refine.data.prompts.prompt import Prompt
 from refine.errors import DataError
@@ -25,12 +25,11 @@ from refine.errors import DataError
 ANSWER_TOKENS = 32  # RULER's tokens to generate
 ASK = "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
 TEMPLATE = ASK + "The following are given passages.\n{context}\n\n" + ASK + "Question: {query}\nAnswer:"
-TASKS = ("ruler_squadqa", "ruler_hotpotqa", "factsqa")
 
 
 @dataclass(frozen=True)
 class Question:
-    """own: the passages that hold the answer. related: passages of the same article, the first distractors."""
+    """own: numbers of the passages with the answer. related: those of the same article, the first distractors."""
 
     query: str
     answers: tuple[str, ...]
@@ -40,13 +39,13 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionPool:
-    """Questions over numbered passages."""
+    """Passages, numbered by their place, and questions about them."""
 
     passages: tuple[str, ...]
     questions: tuple[Question, ...]
 
     def keep(self, wanted: Iterable[int], questions: Iterable[Question]) -> QuestionPool:
-        """The pool of the passages `wanted` and those of `questions` whose own passages are among them."""
+        """The pool of the passages `wanted` and of those `questions` whose own passages are all among them."""
         numbers = {old: new for new, old in enumerate(sorted(set(wanted)))}
         kept = [
             Question(
@@ -64,7 +63,7 @@ class QuestionPool:
 def read_squad(source: str | Path, split: str = "validation", revision: str | None = None) -> QuestionPool:
     """SQuAD v2 (or v1): its JSON file, or a data set on the hub (or its folder) such as rajpurkar/squad_v2.
 
-    Questions without an answer are left out. Raises DataError: no such file, not SQuAD's form, no question left.
+    Leaves out questions without an answer. Raises DataError: no such file, not SQuAD's form, no question left.
     """
     pool = _Builder()
     for article, paragraphs in _squad_articles(source, split, revision):
@@ -96,16 +95,16 @@ def read_hotpotqa(source: str | Path, split: str = "validation", revision: str |
 
 
 def without_shared_passages(train: QuestionPool, test: QuestionPool) -> QuestionPool:
-    """`train` without the passages that `test` has too (but for case and spaces), and without questions about them."""
+    """`train` without the passages that are also in `test` (case and spaces aside), and without their questions."""
     held_out = {_plain(passage) for passage in test.passages}
     wanted = [number for number, passage in enumerate(train.passages) if _plain(passage) not in held_out]
     return train.keep(wanted, train.questions)
 
 
 def split(pool: QuestionPool, test_questions: int, seed: int) -> tuple[QuestionPool, QuestionPool]:
-    """(train, test) that share no passage: `test_questions` are drawn, and keep their own and related passages.
+    """(train, test) that share no passage: `test_questions` are drawn and take their own and related passages along.
 
-    Raises DataError where fewer questions than that exist, or none is left to train on.
+    Raises DataError if there are not enough questions, or if none is left to train on.
     """
     if test_questions >= len(pool.questions):
         raise DataError(f"{test_questions} test questions asked for, but there are {len(pool.questions)} in all")
@@ -128,8 +127,8 @@ def make_questions(
 ) -> list[Prompt]:
     """`samples` prompts with prompt + `answer_tokens` <= `length` [tokens]; questions that do not fit are skipped.
 
-    depths: where each of the question's own passages lies [% of the passages]. Raises DataError where fewer than
-    `samples` questions exist or fit, saying which.
+    depths: the place of each own passage of the question [% of the passages]. Raises DataError if fewer than `samples`
+    questions exist or fit.
     """
     order = random.Random(f"{seed}/{task}/questions").sample(range(len(pool.questions)), len(pool.questions))
     made: list[Prompt] = []
@@ -141,7 +140,7 @@ def make_questions(
             made.append(prompt)
     if len(made) < samples:
         raise DataError(
-            f"{task}: {samples} questions asked for; of {len(pool.questions)} there are, {len(made)} fit with their "
+            f"{task}: {samples} questions asked for; of {len(pool.questions)}, {len(made)} fit with their "
             f"passages in {length} tokens: ask for fewer, or a greater length"
         )
     return made
@@ -190,7 +189,7 @@ class _Builder:
         if not accepted:
             return  # SQuAD v2's questions without an answer
         if not own:
-            raise DataError(f"{where}: the passages of question {query!r} are not there")
+            raise DataError(f"{where}: the passages of question {query!r} are missing")
         self.questions.append(Question(query, accepted, own, related))
 
     def done(self, where: str) -> QuestionPool:
@@ -226,7 +225,7 @@ def _squad_articles(source: str | Path, split: str, revision: str | None) -> Ite
 
 
 def _squad_file(content: Any) -> list[dict[str, Any]]:
-    """SQuAD's nested file as the rows that the hub has."""
+    """The rows of SQuAD's nested file, as the hub has them."""
     return [
         {
             "id": qa.get("id"),
@@ -261,7 +260,7 @@ def _rows(
                 return of_file(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise DataError(f"{source}: no such file") from None
-    return data_set(str(source), config, split, revision)
+    return load_data_set(str(source), config, split, revision)
 
 
 def _plain(passage: str) -> str:

@@ -1,13 +1,13 @@
 """RULER's needle-in-a-haystack prompts (arXiv 2404.06654; scripts/data/synthetic/niah.py), for any tokenizer and essay.
 
-Form and wording are RULER's. What differs, and why:
-- the haystack is filled to within one sentence, line or word of the length (RULER: 500 words, 25 lines), so that
-  short lengths exist; like RULER's, a prompt never exceeds it;
-- a sample's draws depend on seed, task, length and its own number only, so that 50 samples begin the set of 500;
-- a distractor line never carries an asked key (RULER leaves that to chance);
-- sentences end where a regular expression says (RULER: nltk's punkt, which has to be downloaded);
-- the tokens to generate (RULER: 128) can be fewer, for lengths of a few hundred tokens;
-- half of all keys and values are for exercises alone (refine.data.prompts.kept_apart): a test has the other half.
+Form and wording are RULER's. Differences from RULER, with the reason:
+- the haystack is filled to within one sentence, line or word of the length (RULER: in steps of 500 words or 25 lines),
+  so that short lengths exist; like RULER's, a prompt never exceeds the length;
+- a sample's draws depend only on seed, task, length and its number, so that 50 samples are the first 50 of 500;
+- a distractor line never has a key that is asked for (RULER leaves that to chance);
+- a regular expression ends sentences (RULER: nltk's punkt, which has to be downloaded);
+- an answer can have fewer than RULER's 128 tokens, for lengths of a few hundred tokens;
+- half of all keys and values are kept for exercises (`kept_for_exercises`); a test draws from the other half.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.data.prompts.fit_to_length import largest_that_fits
-from refine.data.prompts.kept_apart import for_exercises
-from refine.data.prompts.prompt import Prompt, write_prompts
+from refine.data.prompts.prompt import Prompt, kept_for_exercises, write_prompts
 from refine.errors import SettingError, nearest
 
 TEMPLATE = (
@@ -41,7 +40,7 @@ DEPTHS = [round(100 * i / 39) for i in range(40)]  # [% of the sentences]
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """A row of RULER's table: what the haystack is made of, what keys and values are, how many there are."""
+    """A row of RULER's table of tasks: the kind of haystack, the kinds of keys and values, and their numbers."""
 
     haystack: str  # noise | essay | needles
     key: str = "words"
@@ -52,7 +51,7 @@ class NeedleTask:
 
     @property
     def singular(self) -> bool:
-        """Whether one value is asked for, which turns the wording singular."""
+        """Whether the prompt asks for one value; its wording is then in the singular."""
         return self.queries * self.values == 1
 
 
@@ -80,9 +79,9 @@ def write_needles(
 ) -> list[Path]:
     """`folder`/<task>_<length>.parquet for each task and length; same input, same bytes.
 
-    tokenizer: called on text, gives input_ids (special tokens counted). essay: prose for the essay haystacks, repeated
-    if it is too short. Raises SettingError, before anything is written, for a task that does not exist or a length
-    that is below what a task needs.
+    tokenizer: a call on a text returns input_ids, special tokens included. essay: prose for the essay haystacks,
+    repeated if it is too short. Raises SettingError before it writes anything: an unknown task, or a length too short
+    for a task.
     """
     for task in tasks:
         _known(task)
@@ -113,7 +112,7 @@ def make_needles(
     words = _words(essay)
     if kind.haystack == "essay" and not words:
         raise SettingError(
-            f"task {task!r} hides its needles in essays, and none was given: name a text, folder or data set"
+            f"task {task!r} hides its needles in essays, and there is none: name a text, folder or data set"
         )
     made = []
     for number in range(samples):
@@ -136,9 +135,9 @@ def make_needles(
 
 @dataclass
 class Sample:
-    """One sample's draws; `prompt(n)` is the sample with a haystack of n words (essay) or lines (noise, needles).
+    """The draws of one sample. `prompt(n)` is its prompt with a haystack of n words (essay) or lines (noise, needles).
 
-    exercise: draw the keys and values that are kept for exercises, not those of the tests.
+    exercise: draw keys and values from the half that is kept for exercises, not from the half for tests.
     """
 
     kind: NeedleTask
@@ -163,7 +162,7 @@ class Sample:
 
     @property
     def smallest(self) -> int:
-        """The smallest haystack that has a place for each needle."""
+        """The smallest haystack [words or lines] that has a place for each needle."""
         return 1 if self.kind.haystack == "essay" else len(self.needles)
 
     @cached_property
@@ -182,7 +181,7 @@ class Sample:
         return template.format(type=kind, context=context, query=query)
 
     def depths(self, n: int) -> tuple[float, ...]:
-        """Where the needle of each answer lies in a haystack of n [% of its sentences or lines]."""
+        """The place of each answer's needle in a haystack of n [% of its sentences or lines]."""
         if self.kind.haystack == "essay":
             points = [float(point) for point in self._depth_points]
         else:
@@ -190,7 +189,7 @@ class Sample:
         depth = dict(zip(self.needles, points, strict=True))
         return tuple(depth[key, value] for key in self.queries for value in self.values[key])
 
-    def told(self, n: int) -> list[tuple[str, str]]:
+    def hidden(self, n: int) -> list[tuple[str, str]]:
         """(key, value) of every needle in a haystack of n, distractors included."""
         lines = self._distractors(n) if self.kind.haystack == "needles" else []
         return [*self.needles, *self._pairs[: len(lines)]]
@@ -215,11 +214,11 @@ class Sample:
         return "\n".join(lines)
 
     def _places(self, n: int) -> list[int]:
-        """Lines before which the needles stand, drawn without replacement, rising."""
+        """Line numbers to put the needles before: drawn without replacement, ascending."""
         return sorted(random.Random(f"{self.seed}/places").sample(range(n), len(self.needles)))
 
     def _draw(self, kind: str, chance: random.Random) -> str:
-        while for_exercises(drawn := _draw(kind, chance)) is not self.exercise:
+        while kept_for_exercises(drawn := _draw(kind, chance)) is not self.exercise:
             continue
         return drawn
 
@@ -243,7 +242,7 @@ def _draw(kind: str, chance: random.Random) -> str:
 
 @cache
 def _vocabulary() -> tuple[list[str], list[str]]:
-    """Adjectives and nouns of package wonderwords, whose pairs are RULER's keys."""
+    """Adjectives and nouns of the package wonderwords. RULER's keys are pairs of them."""
     from wonderwords import RandomWord
 
     words = RandomWord()
@@ -261,7 +260,7 @@ def _sentence_end() -> re.Pattern[str]:
 
 
 def _sentences(words: Sequence[str]) -> list[str]:
-    """The sentences of a text: they end at . ! or ? before a capital or a number."""
+    """The sentences of a text. One ends at . ! or ? before a capital or a number."""
     return [sentence for sentence in _sentence_end().sub(r"\1\n", " ".join(words)).split("\n") if sentence]
 
 

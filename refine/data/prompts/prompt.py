@@ -1,7 +1,7 @@
-"""One schema for every evaluation prompt: needles, questions over documents, LongBench.
+"""One schema for all prompts (needles, questions over documents, LongBench), and what test prompts must not draw.
 
 Columns: `prompt` (str), `answers` (list[str], all accepted; training uses answers[0]), `task` (str), `length` (int,
-tokens aimed at, prompt and answer together), `answer_tokens` (int, tokens to generate). A file may carry more columns.
+target for prompt and answer together in tokens), `answer_tokens` (int, tokens to generate). More columns are allowed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.errors import DataError
+from refine.errors import DataError, reason
 from refine.system.files import file_beside
 
-# A published column's name -> ours.
+# Column name in published files -> column name here.
 PUBLISHED_NAMES = {"answer": "answers", "max_gen_tokens": "answer_tokens", "max_seq_length": "length"}
 SCHEMA = pa.schema(
     [
@@ -35,10 +36,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question put to a model.
+    """A text for a model to continue with an answer.
 
-    length: tokens aimed at, prompt and answer together. answer_tokens: tokens to generate. prompt_tokens: what the
-    prompt measured with the tokenizer it was made for (None: not known). depths: where the needle of each answer lies
+    length: target for prompt and answer together [tokens]. answer_tokens: tokens to generate. prompt_tokens: length of
+    the prompt in tokens of the tokenizer it was made for (None: unknown). depths: the place of each answer's needle
     [% of the context].
     """
 
@@ -52,9 +53,9 @@ class Prompt:
 
 
 def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
-    """`prompts` as one parquet file, whole or not at all; the same prompts give the same bytes.
+    """Write `prompts` to one parquet file, whole or not at all. The same prompts give the same bytes.
 
-    Raises DataError if there are none.
+    Raises DataError if there are no prompts.
     """
     if not prompts:
         raise DataError(f"{path}: no prompts to write")
@@ -68,11 +69,11 @@ def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
 def load_prompts(
     path: str | Path, *, task: str | None = None, length: int | None = None, answer_tokens: int | None = None
 ) -> list[Prompt]:
-    """The prompts of a parquet file of this project, or of one published with arXiv 2602.16704.
+    """The prompts of a parquet file, in this project's columns or in those published with arXiv 2602.16704.
 
-    `task`, `length` and `answer_tokens` stand in where the file does not say; a length may also end the file's name
-    (``lcc_16384.parquet``). Raises DataError naming file and row: no such file, not parquet, a missing column, an
-    empty prompt, an empty list of answers, an answer that is empty text.
+    `task`, `length` and `answer_tokens` are used where the file has none; a length at the end of the file's name
+    (``lcc_16384.parquet``) too. Raises DataError that names file and row: no such file, not parquet, a missing column,
+    an empty prompt, no answers, an empty answer.
     """
     path = Path(path)
     table = _read(path)
@@ -88,18 +89,13 @@ def load_prompts(
     return [_prompt(row, given, path, number) for number, row in enumerate(table.to_pylist())]
 
 
-def take(prompts: list[Prompt], samples: int | None) -> list[Prompt]:
-    """The first `samples` prompts; all of them if None or if there are fewer."""
-    return prompts if samples is None else prompts[:samples]
-
-
 def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes the sample's") from None
+        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes those of the sample") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
     if not table.num_rows:
         raise DataError(f"{path}: holds no prompts")
     return table.rename_columns([_own_name(name, table.column_names) for name in table.column_names])
@@ -139,3 +135,12 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def kept_for_exercises(text: str) -> bool:
+    """Whether `text` (a needle's key or value, or an invented name) may only be used in recall exercises.
+
+    A checksum of the text decides, half against half. The shipped models are trained on the exercises, so no test
+    prompt draws from that half, whatever its seed: a model cannot have seen in training what a test asks for.
+    """
+    return crc32(text.encode()) % 2 == 0

@@ -1,4 +1,4 @@
-"""The experiment's questions: sets to train on, to choose settings by and to test with, that share no passage."""
+"""The experiment's questions: sets for training, for validation and for the test, which share no passage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refine.data import raw_documents
 from refine.data.prompts.invented_people import cut_passages, invented_facts
 from refine.data.prompts.multi_document_qa import (
     QuestionPool,
@@ -17,18 +16,19 @@ from refine.data.prompts.multi_document_qa import (
     without_shared_passages,
 )
 from refine.data.prompts.prompt import write_prompts
+from refine.data.raw_documents import read_texts
 from refine.settings.prompts import QuestionsSettings
 
 TASKS = {"facts": "factsqa", "squad": "ruler_squadqa", "hotpotqa": "ruler_hotpotqa"}
 READERS: dict[str, Callable[..., QuestionPool]] = {"squad": read_squad, "hotpotqa": read_hotpotqa}
-FILES = {"train": "_train", "validation": "_validation", "test": ""}  # what a file's name ends with
+FILES = {"train": "_train", "validation": "_validation", "test": ""}  # ending of the file's name
 
 
 def write_questions(settings: QuestionsSettings, data: Path, tokenizer: Any, seed: int, folder: Path) -> list[Path]:
-    """`folder`/<task>_<length>.parquet to test with, and the same with _train and _validation, for each length.
+    """Write `folder`/<task>_<length>.parquet for the test, and the same with _train and _validation, for each length.
 
-    data: folder of the raw documents, which invented facts are hidden in. Raises DataError: sources that are missing,
-    or hold fewer questions than asked for, or whose questions do not fit a length.
+    data: folder of the raw documents, among which facts about people are hidden. Raises DataError: a source is missing,
+    holds too few questions, or its questions do not fit a length.
     """
     task = TASKS[settings.source]
     pools = _facts(settings, data, seed) if settings.source == "facts" else _published(settings, seed)
@@ -44,11 +44,11 @@ def write_questions(settings: QuestionsSettings, data: Path, tokenizer: Any, see
 
 
 def _facts(settings: QuestionsSettings, data: Path, seed: int) -> dict[str, QuestionPool]:
-    """People apart, and passages apart: those to validate and to test with take turns in the held-out text."""
-    held_out = cut_passages(raw_documents.texts(data / "validation.parquet"))
+    """Sets that share no person and no passage: validation and test take turns in the held-out passages."""
+    held_out = cut_passages(read_texts(data / "validation.parquet"))
     train, validation = settings.train_samples, settings.validation_samples
     return {
-        "train": invented_facts(raw_documents.texts(data / "train.parquet"), train, seed),
+        "train": invented_facts(read_texts(data / "train.parquet"), train, seed),
         "validation": invented_facts(held_out[::2], validation, seed, first=train),
         "test": invented_facts(held_out[1::2], settings.test_samples, seed, first=train + validation),
     }

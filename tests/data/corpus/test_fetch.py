@@ -12,14 +12,14 @@ import yaml
 
 from refine import settings
 from refine.data.corpus import version
-from refine.data.corpus.fetch import COLUMNS, accept, fetch, write_splits
+from refine.data.corpus.fetch import COLUMNS, accept_data, fetch_data, write_splits
 from refine.errors import DataError
 from refine.settings.data import DataSettings, PackageSource, ParquetSource
 
 
 @pytest.fixture
 def built(small_settings, tmp_path, write_record):
-    """A data/ and its data.dvc; gives (settings, arguments of fetch)."""
+    """A data/ and its data.dvc: (settings, arguments of fetch_data)."""
     folder = tmp_path / "data"
     folder.mkdir()
     write_splits(small_settings, folder)
@@ -51,17 +51,17 @@ def test_each_split_is_a_parquet_file_in_one_schema(built):
         assert table["title"].to_pylist() == [f"{split} {number}" for number in range(3)]
 
 
-def test_what_is_up_to_date_is_left_alone(built):
+def test_a_data_that_is_up_to_date_is_left_alone(built):
     before = {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()}
-    assert fetch(built[0], **built[1]).splits == {}
+    assert fetch_data(built[0], **built[1]).splits == {}
     assert {path: path.stat().st_mtime_ns for path in built[1]["folder"].iterdir()} == before
 
 
-def test_a_lost_data_is_brought_back_as_recorded(built):
+def test_a_lost_data_is_restored_as_recorded(built):
     chosen, places = built
     expected = version.of(places["folder"])
     shutil.rmtree(places["folder"])
-    done = fetch(chosen, **places)
+    done = fetch_data(chosen, **places)
     assert version.of(places["folder"]) == expected and done.md5 == expected.md5 and not done.recorded
 
 
@@ -70,9 +70,9 @@ def test_an_altered_file_is_named_and_left_until_replace_is_asked_for(built):
     original = _state(places["folder"])
     (places["folder"] / "train.parquet").write_bytes(b"mine")
     with pytest.raises(DataError, match=r"data/train\.parquet differs; `refine data fetch --replace`"):
-        fetch(chosen, **places)
+        fetch_data(chosen, **places)
     assert (places["folder"] / "train.parquet").read_bytes() == b"mine"
-    fetch(chosen, replace=True, **places)
+    fetch_data(chosen, replace=True, **places)
     assert _state(places["folder"]) == original
 
 
@@ -84,7 +84,7 @@ def test_sources_that_give_something_else_than_recorded_are_refused_with_the_rea
     places["record"].write_text(yaml.safe_dump(content))
     other = chosen.model_copy(update={"train": (ParquetSource(path=parquet("new", text=["Sing, heav'nly Muse"])),)})
     with pytest.raises(DataError) as refused:
-        fetch(other, **places)
+        fetch_data(other, **places)
     said = str(refused.value)
     assert "data/train.parquet differs" in said and "validation" not in said
     assert "the section `data` of the settings" in said and "pyarrow is" in said and "--update" in said
@@ -95,8 +95,8 @@ def test_sources_that_give_something_else_than_recorded_are_refused_with_the_rea
 def test_a_data_that_nobody_versioned_is_not_overwritten(small_settings, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.parquet").write_text("mine")
-    with pytest.raises(DataError, match="`refine data accept` versions what is there"):
-        fetch(small_settings, folder=tmp_path / "data", record=tmp_path / "data.dvc")
+    with pytest.raises(DataError, match="`refine data accept` versions the files as they are"):
+        fetch_data(small_settings, folder=tmp_path / "data", record=tmp_path / "data.dvc")
     assert (tmp_path / "data" / "mine.parquet").read_text() == "mine"
 
 
@@ -105,7 +105,7 @@ def test_a_source_that_fails_leaves_nothing_half_written(built, tmp_path):
     shutil.rmtree(places["folder"])
     other = chosen.model_copy(update={"train": (ParquetSource(path=str(tmp_path / "nothing")),)})
     with pytest.raises(DataError, match="no parquet file there"):
-        fetch(other, **places)
+        fetch_data(other, **places)
     assert not places["folder"].exists()
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -113,14 +113,14 @@ def test_a_source_that_fails_leaves_nothing_half_written(built, tmp_path):
 def test_a_first_fetch_and_an_accepted_change_are_recorded_in_dvc(small_settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True, capture_output=True)
-    done = fetch(small_settings)
+    done = fetch_data(small_settings)
     content = yaml.safe_load((tmp_path / "data.dvc").read_text())
     assert done.recorded and content["outs"][0]["md5"] == content["meta"]["md5"] == done.md5
-    assert fetch(small_settings).splits == {}
+    assert fetch_data(small_settings).splits == {}
     (tmp_path / "data" / "train.parquet").write_bytes(b"mine")
-    assert accept() == version.recorded().md5 == version.recorded().listed != done.md5
-    assert fetch(small_settings).splits == {}
-    assert fetch(small_settings, update=True).md5 == done.md5
+    assert accept_data() == version.recorded().md5 == version.recorded().listed != done.md5
+    assert fetch_data(small_settings).splits == {}
+    assert fetch_data(small_settings, update=True).md5 == done.md5
 
 
 def test_a_work_in_two_splits_is_an_error_that_names_it(tmp_path):
@@ -165,11 +165,11 @@ def test_training_text_that_is_held_out_under_another_name_is_left_out_and_count
     assert pq.read_table(tmp_path / "train.parquet")["text"].to_pylist() == ["Of its own."]
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error(parquet, tmp_path):
+def test_a_split_without_a_new_document_is_an_error(parquet, tmp_path):
     same = [ParquetSource(path=parquet(name, text=["The same."])) for name in ("a", "b")]
     other = ParquetSource(path=parquet("c", text=["Other."]))
     chosen = DataSettings(train=(same[0],), validation=(same[1],), second_domain=(other,))
-    with pytest.raises(DataError, match=r"data\.train: no document is left: the text of all 1 came"):
+    with pytest.raises(DataError, match=r"data\.train: no document is left: the text of all 1 is in an earlier split"):
         write_splits(chosen, tmp_path)
 
 

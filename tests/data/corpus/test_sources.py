@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from refine.data.corpus.sources import documents
+from refine.data.corpus.sources import read_source
 from refine.errors import DataError, SettingError
 from refine.settings.data import HubSource, PackageSource, ParquetSource
 
@@ -18,7 +18,7 @@ LONG = "long enough " * 10
 
 @pytest.fixture
 def hub_folder(parquet, tmp_path):
-    """A local data-set folder, as `datasets` reads it: two files of split train, one of split test."""
+    """A local data set for `datasets`: two files of split train, one of split test."""
     folder = tmp_path / "set"
     folder.mkdir()
     for name, count in (("train-0", 3), ("train-1", 2), ("test-0", 1)):
@@ -29,7 +29,7 @@ def hub_folder(parquet, tmp_path):
 
 
 def test_a_package_gives_its_works_by_id(checkout):
-    found = list(documents(PackageSource(texts="plays", works=("macbeth", "hamlet"))))
+    found = list(read_source(PackageSource(texts="plays", works=("macbeth", "hamlet"))))
     assert [(d.id, d.work, d.title) for d in found] == [
         ("plays/macbeth", "macbeth", "Macbeth"),
         ("plays/hamlet", "hamlet", "Hamlet"),
@@ -38,44 +38,44 @@ def test_a_package_gives_its_works_by_id(checkout):
 
 
 def test_a_package_source_without_works_leaves_those_that_other_splits_name():
-    found = [d.work for d in documents(PackageSource(texts="plays"), held={"macbeth"})]
+    found = [d.work for d in read_source(PackageSource(texts="plays"), held={"macbeth"})]
     assert len(found) == 37 and "macbeth" not in found
 
 
 def test_a_work_that_the_package_does_not_have_is_named_with_the_nearest():
     with pytest.raises(SettingError, match=r"no work 'macbet' \(did you mean 'macbeth'\?\)"):
-        list(documents(PackageSource(texts="plays", works=("macbet",))))
+        list(read_source(PackageSource(texts="plays", works=("macbet",))))
 
 
 def test_a_data_set_s_split_is_streamed_up_to_the_documents_asked_for(hub_folder):
-    found = list(documents(HubSource(name=hub_folder, documents=4, title_column="book")))
+    found = list(read_source(HubSource(name=hub_folder, documents=4, title_column="book")))
     assert [d.title for d in found] == ["train-0 0", "train-0 1", "train-0 2", "train-1 0"]
     assert len({d.id for d in found}) == 4 and found[0].work == "train-0 0"
-    assert [d.text.split()[0] for d in documents(HubSource(name=hub_folder, documents=9, split="test"))] == ["test-0"]
+    assert [d.text.split()[0] for d in read_source(HubSource(name=hub_folder, documents=9, split="test"))] == ["test-0"]
 
 
-def test_any_data_set_and_column_will_do_json_lines_too(tmp_path):
+def test_any_format_and_column_is_read_json_lines_too(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"body": "one", "n": 1}\n{"body": "two", "n": 2}\n')
-    found = list(documents(HubSource(name=str(tmp_path), documents=5, text_column="body")))
+    found = list(read_source(HubSource(name=str(tmp_path), documents=5, text_column="body")))
     assert [d.text for d in found] == ["one", "two"]
 
 
-def test_short_documents_are_passed_over_before_skipping_and_counting(parquet):
+def test_short_documents_do_not_count_for_skip_and_documents(parquet):
     path = parquet("mixed", text=["short", LONG + "a", None, "  ", LONG + "b", LONG + "c", LONG + "d"])
-    found = list(documents(ParquetSource(path=path, min_characters=50, skip=1, documents=2)))
+    found = list(read_source(ParquetSource(path=path, min_characters=50, skip=1, documents=2)))
     assert [d.text[-1] for d in found] == ["b", "c"]
 
 
 def test_without_a_title_each_document_is_a_work_of_its_own(parquet):
-    found = list(documents(ParquetSource(path=parquet("plain", text=["one", "two"]))))
+    found = list(read_source(ParquetSource(path=parquet("plain", text=["one", "two"]))))
     assert len({d.work for d in found}) == 2 and all(d.id == d.work == d.title for d in found)
 
 
-def test_ids_do_not_depend_on_where_the_checkout_lies(parquet, tmp_path, monkeypatch):
+def test_ids_do_not_depend_on_the_place_of_the_checkout(parquet, tmp_path, monkeypatch):
     parquet("part-0", text=["one"])
     monkeypatch.chdir(tmp_path)
     for path in (".", "part-0.parquet", "*.parquet", "part*"):
-        (document,) = documents(ParquetSource(path=path))
+        (document,) = read_source(ParquetSource(path=path))
         assert document.id == ("./part-0.parquet#0" if path == "." else "part-0.parquet#0")
 
 
@@ -83,7 +83,7 @@ def test_files_of_a_folder_are_read_in_the_order_of_their_names(parquet, tmp_pat
     (tmp_path / "many").mkdir()
     for name in ("b", "a", "c"):
         parquet(f"many/{name}", text=[name])
-    assert [d.text for d in documents(ParquetSource(path=str(tmp_path / "many")))] == ["a", "b", "c"]
+    assert [d.text for d in read_source(ParquetSource(path=str(tmp_path / "many")))] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "hub"])
@@ -96,44 +96,44 @@ def test_a_missing_text_column_names_the_columns_there_are(kind, hub_folder):
     with pytest.raises(
         DataError, match=r"no column 'txt' \(did you mean 'text'\?\); it has text, book: .* text_column"
     ):
-        list(documents(source))
+        list(read_source(source))
 
 
 def test_a_column_of_numbers_is_no_text(parquet):
     with pytest.raises(DataError, match="column 'text' holds int, not text"):
-        list(documents(ParquetSource(path=parquet("numbers", text=[1, 2]))))
+        list(read_source(ParquetSource(path=parquet("numbers", text=[1, 2]))))
 
 
-def test_a_source_without_a_document_that_is_long_enough_says_what_it_looked_for(parquet):
-    with pytest.raises(DataError, match="no document left of 2: min_characters is 1000, skip is 0"):
-        list(documents(ParquetSource(path=parquet("short", text=["one", "two"]), min_characters=1000)))
+def test_a_source_without_a_long_enough_document_names_the_settings_that_left_it_empty(parquet):
+    with pytest.raises(DataError, match="none of 2 rows is taken: min_characters is 1000, skip is 0"):
+        list(read_source(ParquetSource(path=parquet("short", text=["one", "two"]), min_characters=1000)))
 
 
 def test_an_unknown_split_or_configuration_is_named(hub_folder):
     with pytest.raises(DataError, match=r"Bad split: valid\. Available splits: \['train', 'test'\]"):
-        list(documents(HubSource(name=hub_folder, documents=1, split="valid")))
+        list(read_source(HubSource(name=hub_folder, documents=1, split="valid")))
     with pytest.raises(DataError, match="'books' not found"):
-        list(documents(HubSource(name=hub_folder, documents=1, config="books")))
+        list(read_source(HubSource(name=hub_folder, documents=1, config="books")))
 
 
 def test_a_folder_without_data_files_is_refused(tmp_path):
     with pytest.raises(DataError, match="doesn't contain any data files"):
-        list(documents(HubSource(name=str(tmp_path), documents=1)))
+        list(read_source(HubSource(name=str(tmp_path), documents=1)))
 
 
-def test_no_parquet_and_not_parquet_are_told_apart(tmp_path):
+def test_no_file_and_no_parquet_file_are_different_errors(tmp_path):
     with pytest.raises(DataError, match="no parquet file there"):
-        list(documents(ParquetSource(path=str(tmp_path / "nothing"))))
+        list(read_source(ParquetSource(path=str(tmp_path / "nothing"))))
     (tmp_path / "text.txt").write_text("plain text")
     with pytest.raises(DataError, match=r"text\.txt: not a parquet file"):
-        list(documents(ParquetSource(path=str(tmp_path / "text.txt"))))
+        list(read_source(ParquetSource(path=str(tmp_path / "text.txt"))))
 
 
-def test_a_hub_that_cannot_be_reached_is_reported_at_once_in_one_line():
+def test_a_hub_that_does_not_answer_is_an_early_error_in_one_line():
     code = (
-        "from refine.data.corpus.sources import documents\n"
+        "from refine.data.corpus.sources import read_source\n"
         "from refine.settings.data import HubSource\n"
-        "list(documents(HubSource(name='owner/books', documents=1)))\n"
+        "list(read_source(HubSource(name='owner/books', documents=1)))\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     start = time.monotonic()
@@ -145,4 +145,4 @@ def test_a_hub_that_cannot_be_reached_is_reported_at_once_in_one_line():
 
 def test_a_name_that_is_neither_folder_nor_hub_name_is_refused():
     with pytest.raises(DataError, match=r"'\./no/such/folder': no such folder, and not from the hub"):
-        list(documents(HubSource(name="./no/such/folder", documents=1)))
+        list(read_source(HubSource(name="./no/such/folder", documents=1)))

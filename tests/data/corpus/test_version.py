@@ -1,4 +1,4 @@
-"""What data.dvc records, and what differs from it."""
+"""The version in data.dvc, and how data/ differs from it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_the_md5_of_a_folder_is_the_one_that_dvc_computes(folder, tmp_path):
     assert version.recorded(tmp_path / "data.dvc") == version.Version(listed, listed=listed)
 
 
-def test_what_differs_is_named_file_by_file(folder, write_record):
+def test_differences_are_named_file_by_file(folder, write_record):
     recorded = version.recorded(write_record(folder))
     assert version.differences(version.of(folder), recorded) == []
     (folder / "train.parquet").write_text("altered")
     (folder / "validation.parquet").unlink()
     (folder / "own.parquet").write_text("new")
     assert version.differences(version.of(folder), recorded) == [
-        "data/own.parquet is not part of it",
+        "data/own.parquet is not part of that version",
         "data/train.parquet differs",
         "data/validation.parquet is missing",
     ]
@@ -49,7 +49,7 @@ def test_a_folder_versioned_by_dvc_alone_is_compared_as_a_whole(folder, write_re
     assert "data.dvc says" in version.differences(version.of(folder), recorded)[0]
 
 
-def test_what_dvc_took_for_a_new_version_by_itself_is_still_a_difference(folder, write_record, tmp_path):
+def test_a_new_version_that_dvc_recorded_by_itself_is_still_a_difference(folder, write_record, tmp_path):
     """`dvc repro` rewrites the md5 in data.dvc when data/ was altered."""
     record = write_record(folder)
     (folder / "train.parquet").write_text("altered")
@@ -59,7 +59,7 @@ def test_what_dvc_took_for_a_new_version_by_itself_is_still_a_difference(folder,
     assert version.differences(version.of(folder), version.recorded(record)) == ["data/train.parquet differs"]
 
 
-def test_a_missing_folder_says_what_brings_it(tmp_path):
+def test_a_missing_folder_names_the_commands_that_bring_it(tmp_path):
     with pytest.raises(DataError, match="is missing: run `refine data fetch`, or `dvc pull`"):
         version.of(tmp_path / "data")
 
@@ -77,20 +77,20 @@ def test_without_a_record_there_is_none(tmp_path):
 
 def test_a_stage_refuses_a_missing_or_altered_file_of_data(folder, write_record):
     record = write_record(folder)
-    version.require(folder, ["train.parquet", "validation.parquet"], record)
+    version.require_recorded(folder, ["train.parquet", "validation.parquet"], record)
     (folder / "train.parquet").write_text("altered")
-    version.require(folder, ["validation.parquet"], record)
+    version.require_recorded(folder, ["validation.parquet"], record)
     with pytest.raises(
         DataError, match=r"train\.parquet is not what .*data\.dvc records; `refine data fetch --replace`"
     ):
-        version.require(folder, ["train.parquet"], record)
+        version.require_recorded(folder, ["train.parquet"], record)
     (folder / "train.parquet").unlink()
     with pytest.raises(DataError, match=r"train\.parquet is missing: run `refine data fetch`"):
-        version.require(folder, ["train.parquet"], record)
+        version.require_recorded(folder, ["train.parquet"], record)
 
 
-def test_another_folder_than_the_recorded_one_is_only_looked_for(folder, write_record, tmp_path):
+def test_in_another_folder_the_files_only_have_to_exist(folder, write_record, tmp_path):
     record = write_record(folder)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.parquet").write_text("the user's own")
-    version.require(tmp_path / "other", ["train.parquet"], record)
+    version.require_recorded(tmp_path / "other", ["train.parquet"], record)

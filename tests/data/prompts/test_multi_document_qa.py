@@ -1,4 +1,4 @@
-"""Multi-document questions: SQuAD's and HotpotQA's files, RULER's form, disjoint splits, invented facts."""
+"""Multi-document questions: SQuAD's and HotpotQA's files, RULER's form, disjoint splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data.prompts.invented_people import cut_passages, invented_facts
 from refine.data.prompts.multi_document_qa import (
     ASK,
     QuestionPool,
@@ -187,33 +186,6 @@ def test_a_training_pool_loses_what_the_test_pool_has_but_for_case_and_spaces():
     assert without_shared_passages(train, test).passages == ("A dog.",)
 
 
-def test_invented_people_answer_one_question_and_share_nothing_between_splits():
-    real = ["The king came in. The ship was lost at sea. " * 40, "Nobody spoke for a while. The rain went on. " * 40]
-    train, test = invented_facts(real[:1], 300, seed=1), invented_facts(real[1:], 100, seed=1, first=300)
-    assert not set(train.passages) & set(test.passages)
-    answers = [question.answers[0] for pool in (train, test) for question in pool.questions]
-    assert len(set(answers)) == 400
-    for pool in (train, test):
-        for question in pool.questions:
-            holding = [
-                n for n, passage in enumerate(pool.passages) if re.search(rf"\b{question.answers[0]}\b", passage)
-            ]
-            assert tuple(holding) == question.own
-
-
-def test_invented_facts_become_prompts_with_people_before_real_passages_as_distractors():
-    pool = invented_facts(["The king came in. The ship was lost at sea. " * 40], 12, seed=1)
-    for prompt in make_questions(pool, "factsqa", 400, 12, Words()):
-        people = [p for p in passages_in(prompt.prompt) if " was a" in p and "who" in p]
-        assert len(people) >= 4
-        assert sum(prompt.answers[0] in p for p in people) == 1
-
-
-def test_passages_are_cut_at_sentences():
-    passages = cut_passages(["One two three four. Five six! Seven eight nine. Ten."], words=5)
-    assert passages == ["One two three four. Five six!"]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -243,9 +215,9 @@ def test_missing_files_unreachable_names_and_too_many_samples_are_refused(squad_
     with pytest.raises(DataError, match="data set 'no/such': no such folder"):
         read_squad("no/such")
     pool = read_squad(squad_file)
-    with pytest.raises(DataError, match="31 questions asked for; of 30 there are, 30 fit"):
+    with pytest.raises(DataError, match="31 questions asked for; of 30, 30 fit"):
         make_questions(pool, "ruler_squadqa", 300, 31, Words())
-    with pytest.raises(DataError, match="of 30 there are, 0 fit with their passages in 70 tokens"):
+    with pytest.raises(DataError, match="of 30, 0 fit with their passages in 70 tokens"):
         make_questions(pool, "ruler_squadqa", 70, 1, Words())
     with pytest.raises(DataError, match="30 test questions asked for, but there are 30 in all"):
         split(pool, 30, seed=1)

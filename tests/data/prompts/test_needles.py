@@ -21,7 +21,7 @@ ESSAY = (
 
 
 class Words:
-    """A tokenizer that counts the pieces of words, and one token for the beginning."""
+    """A tokenizer that counts pieces of words, and one token for the beginning."""
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [0, *range(len(re.findall(r"\w{1,4}|[^\w\s]|\n", text)))]}
@@ -35,7 +35,7 @@ def test_settings_and_generator_know_the_same_tasks():
     assert tuple(TASKS) == NEEDLE_TASKS
 
 
-def test_one_value_is_asked_for_in_the_singular_and_several_in_the_plural():
+def test_a_prompt_asks_for_one_value_in_the_singular_and_for_several_in_the_plural():
     [one] = make_needles("niah_single_1", 400, 1, Words())
     key = re.search(r"numbers for (\S+ ?\S*) is: \d{7}\.", one.prompt)[1]
     assert one.prompt.startswith(
@@ -138,6 +138,6 @@ def test_nothing_is_written_when_one_task_cannot_be_made(tmp_path):
         write_needles(["niah_single_1", "niah_singel_1"], [400], 1, Words(), "", 1, tmp_path)
     with pytest.raises(SettingError, match="does not fit in 150 tokens"):
         write_needles(["niah_single_1"], [400, 150], 1, Words(), "", 1, tmp_path)
-    with pytest.raises(SettingError, match="hides its needles in essays, and none was given"):
+    with pytest.raises(SettingError, match="hides its needles in essays, and there is none"):
         write_needles(["niah_single_2"], [400], 1, Words(), " ", 1, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from refine.data.prompts import invented_people, kept_apart, needles
+from refine.data.prompts import invented_people, needles
 from refine.data.prompts.multi_document_qa import ASK
+from refine.data.prompts.prompt import kept_for_exercises
 from refine.data.prompts.recall_exercises import NEEDLES, exercises
 from refine.settings.base import validated
 from refine.settings.data import ExercisesSource
@@ -30,20 +31,20 @@ def test_all_kinds_come_and_the_same_arguments_give_the_same(made):
 def test_no_key_and_no_value_is_one_that_a_test_can_have(made):
     pairs = [pair for text in made.values() for pair in NEEDLE.findall(text)]
     assert len(pairs) > 300
-    assert all(kept_apart.for_exercises(key) and kept_apart.for_exercises(value) for key, value in pairs)
+    assert all(kept_for_exercises(key) and kept_for_exercises(value) for key, value in pairs)
     for seed in range(3):
         for prompt in needles.make_needles("niah_multikey_2", 600, 5, _Words(), seed=seed):
             tested = NEEDLE.findall(prompt.prompt)
-            assert tested and not any(kept_apart.for_exercises(part) for pair in tested for part in pair)
+            assert tested and not any(kept_for_exercises(part) for pair in tested for part in pair)
 
 
 def test_no_name_is_one_that_a_test_can_have(made):
     invented = re.compile(r"\b(?:born in the town of|learned the trade from|workshop in|the ship) (\w+)\b")
     names = {name for text in made.values() for name in invented.findall(text)}
-    assert len(names) > 200 and all(map(kept_apart.for_exercises, names))
+    assert len(names) > 200 and all(map(kept_for_exercises, names))
     pool = invented_people.invented_facts(TEXTS, 100, seed=1)
     tested = {answer for question in pool.questions for answer in question.answers}
-    assert not any(map(kept_apart.for_exercises, tested))
+    assert not any(map(kept_for_exercises, tested))
 
 
 def test_a_needle_exercise_ends_its_prompt_with_the_values_asked_for_and_tells_all_again(made):
