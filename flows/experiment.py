@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine import paths
-from refine import settings as settings_module
 from refine.identity import Identity, identify
 from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
@@ -64,11 +63,6 @@ def open_experiment(settings: Settings, name: str | None, client: MlflowClient, 
     name = name or settings.registry.model_name
     stages = Stages(settings, Prepared(paths.prepared()))
     return Experiment(name, stages, identify(settings), client, experiment_id(client, name), parent)
-
-
-def load(params: str, overrides: tuple[str, ...]) -> Settings:
-    """Validated settings. Raises SettingError."""
-    return settings_module.load(params, overrides)
 
 
 def told_apart(name: str, overrides: Sequence[str] | None) -> str:

@@ -15,15 +15,11 @@ from refine import paths
 from refine.errors import SettingError, nearest
 from refine.phases.stages import Stage, Trained
 from refine.services.flow_heartbeat import end_with_worker
+from refine.settings import load
+from refine.settings.training import ARMS
 from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.run import open_run
-
-ARMS = {
-    "start": ("",),
-    "mid": ("none", "sft", "refine"),
-    "post": ("sft", "nested_sft", "nested_refine"),
-}
 
 
 def _run_name() -> str:
@@ -52,7 +48,7 @@ def refine_phase(
         experiment: MLflow experiment; default: registry.model_name
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     arm = check_arm(phase, arm, model)
     preflight.check(settings)
     client = connect()
@@ -82,7 +78,7 @@ def refine_evaluation(
         experiment: MLflow experiment; default: registry.model_name
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)

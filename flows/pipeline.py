@@ -16,11 +16,13 @@ from prefect.runtime import flow_run
 from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
+from flows.log import say
 from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import end_with_worker
+from refine.settings import load
 from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
@@ -49,9 +51,9 @@ def refine_experiment(
         prepare: bring the data stages up to date first (dvc repro)
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     if prepare:
-        dvc_stages.prepare(params, settings)
+        dvc_stages.prepare(params, settings, say)
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
@@ -145,7 +147,7 @@ def _flow_run_key() -> str | None:
 @click.option("--experiment", default=None, help="MLflow experiment (default: registry.model_name).")
 def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> None:
     """Run the experiment here, with Prefect's server if one runs and without it if not."""
-    preflight.check(opened.load(params, overrides))
+    preflight.check(load(params, overrides))
     with prefect_api.prefect_api() as url:
         connect()  # while the server starts
         prefect_api.wait_until_ready(url)

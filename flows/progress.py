@@ -11,7 +11,7 @@ from uuid import UUID
 EVERY = 5.0  # seconds between updates
 
 
-class Progress:
+class ProgressArtifact:
     """A progress artifact of the task that opens this context. Outside of a task it does nothing.
 
     A server that does not take an update costs that update, never the training.
@@ -24,7 +24,7 @@ class Progress:
         self.first: int | None = None
         self.values: dict[str, Any] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressArtifact:
         from prefect.artifacts import create_progress_artifact
         from prefect.context import TaskRunContext
 

@@ -9,10 +9,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import experiment as opened
 from flows.log import say
 from refine.errors import ServiceError, SettingError
-from refine.settings import Settings
+from refine.settings import Settings, load
 
 DEPLOYMENT = "refine-experiment/experiment"
 EVERY = 5.0  # seconds between looks at the experiments
@@ -60,17 +59,17 @@ def refine_sweep(
         seeds: every combination runs in each of these seeds; default: the settings file's
         params: settings file, relative to the checkout
     """
-    seeds = [opened.load(params, ()).seed] if seeds is None else seeds
+    seeds = [load(params).seed] if seeds is None else seeds
     wanted = combinations(settings, seeds)
     for overrides in wanted:
-        opened.load(params, tuple(overrides))
+        load(params, overrides)
     started = [_start(name, params, overrides) for overrides in wanted]
     say(f"{name}: {len(started)} experiments wait in the pool")
     finished = _wait(started)
     failed = [f"{label} ({state.lower()})" for label, state in finished.items() if state != "COMPLETED"]
     if failed:
         raise ServiceError(f"{name}: {len(failed)} of {len(finished)} experiments did not finish: {'; '.join(failed)}")
-    return {"experiment": name, "runs": len(finished), "versions": _compare(name, opened.load(params, ()))}
+    return {"experiment": name, "runs": len(finished), "versions": _compare(name, load(params))}
 
 
 def _compare(name: str, settings: Settings) -> list[int]:

@@ -131,11 +131,11 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
     monkeypatch.delenv("DVC_STAGE", raising=False)
     other = load("params.yaml", ("documents.sequence_length=512",))
     with pytest.raises(SettingError, match=r"section 'documents' is overridden.*dvc exp run"):
-        dvc_stages.prepare("params.yaml", other)
+        dvc_stages.prepare("params.yaml", other, print)
     with pytest.raises(DataError, match=r"no dvc\.yaml"):
-        dvc_stages.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
+        dvc_stages.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)), print)
     monkeypatch.setenv("DVC_STAGE", "experiment")
-    dvc_stages.prepare("params.yaml", other)  # DVC has prepared what it says
+    dvc_stages.prepare("params.yaml", other, print)  # DVC has prepared what it says
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (workplace / "dvc.yaml").write_text("stages:\n  tokenizer: {cmd: 'false'}\n  experiment: {cmd: 'false'}\n")
     with pytest.raises(DataError, match="the data stages failed: ") as error:
-        dvc_stages.prepare("params.yaml", load("params.yaml"))
+        dvc_stages.prepare("params.yaml", load("params.yaml"), print)
     assert "\n" not in str(error.value)
 
 
@@ -200,4 +200,4 @@ def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workpl
     first, second = (Stages(one, Prepared(workplace / "prepared")) for one in (by_prefect, by_dvc))
     start = first.start()
     assert start == second.start() and first.frozen() == second.frozen()
-    assert first.mid("refine", "sample/delta_net") == second.mid("refine", "sample/delta_net")
+    assert first.mid("refine", "hub/model") == second.mid("refine", "hub/model")
