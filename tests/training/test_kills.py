@@ -32,11 +32,11 @@ def killing(monkeypatch):
 @pytest.fixture
 def phases(killing, params, prepared_folder, tmp_path):
     """A function and its arguments that run each phase; the output folder is the last argument, added by the test."""
-    post = (
+    short = (
         "training.post={steps: 3, prompt_steps: 2, sequences_per_step: 4, sequences_per_pass: 4, learning_rate: 0.01, "
     )
-    post += "checkpoint_every: 1, evaluate_every: 4, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
-    values, data = settings_module.load(params, (*EVERY_STEP, post)), Prepared(prepared_folder)
+    short += "checkpoint_every: 1, evaluate_every: 4, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
+    values, data = settings_module.load(params, (*EVERY_STEP, short)), Prepared(prepared_folder)
     prompts = write_prompts([Prompt("w1", ("w2",), "factsqa", 48, 4)] * 6, tmp_path / "prompts.parquet")
     model = str(tmp_path / "start" / "model")
     return {
