@@ -1,4 +1,4 @@
-"""The experiment as a Prefect flow. The environment is set here, before anything imports prefect or mlflow."""
+"""The experiment as a Prefect flow. This file sets the environment before anything imports prefect or mlflow."""
 
 from refine.services import environment
 

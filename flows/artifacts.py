@@ -1,5 +1,5 @@
-"""What a flow's page in Prefect shows: the way to MLflow from the beginning, and at its end the result as a table and a
-picture, and the champion."""
+"""Prefect's page of a flow: a link to MLflow from the start, and at the end the result as a table and a picture, with
+the champion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def link(this: Experiment) -> None:
-    """A link to the MLflow run of this flow run, where a server shows it."""
+    """Link to the MLflow run of this flow run, if a server shows it."""
     from prefect.artifacts import create_link_artifact
 
     page = run_page(this.experiment_id, this.parent)
@@ -30,7 +30,7 @@ def link(this: Experiment) -> None:
 
 
 def publish(this: Experiment, comparison: Comparison, best: Version, picture: Path) -> None:
-    """The comparison as a table and as a picture, with the ways to MLflow."""
+    """Show the comparison as a table and as a picture, with links to MLflow."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
     page = run_page(this.experiment_id, this.parent)
@@ -51,7 +51,7 @@ def publish(this: Experiment, comparison: Comparison, best: Version, picture: Pa
 
 
 def publish_sweep(name: str, client: MlflowClient, comparison: Comparison) -> None:
-    """The versions of a sweep, and the settings in which they differ, as a table."""
+    """Show the versions of a sweep as a table, with the settings that differ."""
     from prefect.artifacts import create_markdown_artifact
 
     curves = comparison_page(client, comparison.versions)

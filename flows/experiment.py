@@ -1,4 +1,4 @@
-"""One experiment while it runs: its settings and stages, and where its records go."""
+"""A running experiment: its settings and stages, and its place in MLflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine import paths
-from refine import settings as settings_module
 from refine.identity import Identity, identify
 from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """name: MLflow's experiment. parent: id of the run that all others are nested in."""
+    """name: of MLflow's experiment. parent: id of the MLflow run that holds all other runs."""
 
     name: str
     stages: Stages
@@ -38,12 +37,12 @@ class Experiment:
         return self.stages.settings
 
     def tags(self, phase: str, arm: str = "") -> dict[str, str]:
-        """Tags of a run or version: identity, phase and arm, and the Prefect run it belongs to."""
+        """Tags of a run or version: identity, phase, arm, and its Prefect run."""
         tags = {**self.identity.tags(), "experiment": self.name, "phase": phase, **prefect_tags()}
         return {**tags, "arm": arm} if arm else tags
 
     def settings_of(self, stage: Stage) -> dict[str, Any]:
-        """The settings that count in a stage, flat, as MLflow's parameters."""
+        """The settings that a stage uses, with dotted names, as MLflow's parameters."""
         values = self.settings.model_dump(mode="json")
         if stage.phase == "start":
             chosen = {"model": values["model"], "training": values["training"]["start"]}
@@ -66,28 +65,23 @@ def open_experiment(settings: Settings, name: str | None, client: MlflowClient, 
     return Experiment(name, stages, identify(settings), client, experiment_id(client, name), parent)
 
 
-def load(params: str, overrides: tuple[str, ...]) -> Settings:
-    """Validated settings. Raises SettingError."""
-    return settings_module.load(params, overrides)
-
-
-def told_apart(name: str, overrides: Sequence[str] | None) -> str:
-    """`name`, with what tells this run from others of that name: `sweep: reward="hybrid", seed=3`."""
+def name_with_overrides(name: str, overrides: Sequence[str] | None) -> str:
+    """`name` followed by the overridden settings, as in `sweep: reward="hybrid", seed=3`."""
     pairs = [one.partition("=") for one in overrides or ()]
-    told = ", ".join(f"{setting.rpartition('.')[2]}={value}" for setting, _, value in pairs)
-    return f"{name}: {told}"[:200] if told else name
+    shown = ", ".join(f"{setting.rpartition('.')[2]}={value}" for setting, _, value in pairs)
+    return f"{name}: {shown}"[:200] if shown else name
 
 
 def results_folder(run_id: str) -> Path:
-    """Where the results of the experiment with this MLflow run go: results/ for the one who runs it here; a folder of
-    its own for a deployed run, beside which others may go on in the same checkout."""
+    """The folder for the results of the experiment with this MLflow run: results/, or a separate folder for a deployed
+    run, because several deployed runs can share a checkout."""
     from prefect.runtime import deployment
 
     return paths.runs() / "results" / run_id if deployment.id else paths.results()
 
 
 def prefect_tags() -> dict[str, str]:
-    """The Prefect run that this is called in, and its page where there is a server with pages."""
+    """Tags with the current Prefect run, and with its page if a lasting server shows it."""
     from prefect.runtime import flow_run
 
     run_id = flow_run.id

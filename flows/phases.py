@@ -1,4 +1,4 @@
-"""Single phases as flows of their own: train one arm of one phase, or evaluate one model."""
+"""Flows for a single step: train one arm of one phase, or evaluate one model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,17 @@ from refine import paths
 from refine.errors import SettingError, nearest
 from refine.phases.stages import Stage, Trained
 from refine.services.flow_heartbeat import end_with_worker
+from refine.settings import load
+from refine.settings.training import ARMS
 from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.run import open_run
 
-ARMS = {
-    "start": ("",),
-    "mid": ("none", "sft", "refine"),
-    "post": ("sft", "nested_sft", "nested_refine"),
-}
-
 
 def _run_name() -> str:
     given = flow_run.parameters
-    what = f"{given['phase']} {given.get('arm') or ''}".strip() if "phase" in given else f"evaluation {given['model']}"
-    return f"{what} {time.strftime('%Y-%m-%d %H:%M')}"
+    name = f"{given['phase']} {given.get('arm') or ''}".strip() if "phase" in given else f"evaluation {given['model']}"
+    return f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
 
 
 @flow(name="refine-phase", flow_run_name=_run_name, persist_result=False)
@@ -41,18 +37,18 @@ def refine_phase(
     overrides: list[str] | None = None,
     experiment: str | None = None,
 ) -> dict[str, Any]:
-    """Train one arm of one phase, evaluate it and register it as a version.
+    """Train one arm of one phase, evaluate the model and register it as a version.
 
     Args:
-        phase: which phase is trained
-        arm: none, sft or refine; in phase post sft, nested_sft or nested_refine; none in phase start
-        model: what it starts from, a folder, a hub name or models:/NAME@ALIAS; none in phase start
+        phase: phase to train
+        arm: none, sft or refine in phase mid; sft, nested_sft or nested_refine in phase post; no arm in phase start
+        model: starting model, a folder, a hub name or models:/NAME@ALIAS; no model in phase start
         params: settings file, relative to the checkout
-        overrides: settings laid over the file, as in training.mid.steps=100
+        overrides: settings that replace those of the file, as in training.mid.steps=100
         experiment: MLflow experiment; default: registry.model_name
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     arm = check_arm(phase, arm, model)
     preflight.check(settings)
     client = connect()
@@ -73,16 +69,16 @@ def refine_phase(
 def refine_evaluation(
     model: str, params: str = "params.yaml", overrides: list[str] | None = None, experiment: str | None = None
 ) -> dict[str, Any]:
-    """Score a model on everything that is prepared; the scores join those of a registered version.
+    """Score a model on all prepared documents and prompts. A registered version gets the scores.
 
     Args:
         model: a folder, a hub name or models:/NAME@ALIAS
         params: settings file, relative to the checkout
-        overrides: settings laid over the file, as in evaluation.batch_size=4
+        overrides: settings that replace those of the file, as in evaluation.batch_size=4
         experiment: MLflow experiment; default: registry.model_name
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
@@ -100,10 +96,13 @@ def refine_evaluation(
 
 
 def check_arm(phase: str, arm: str | None, model: str | None) -> str:
-    """The arm of a phase. Raises SettingError: another phase's arm, or a model where none belongs or none is given."""
+    """The arm of a phase, "" in phase start.
+
+    Raises SettingError: the phase has no such arm, needs a model, or takes none.
+    """
     if phase == "start":
         if model is not None:
-            raise SettingError("phase start trains a new model: give no model, or choose phase mid")
+            raise SettingError("phase start trains a new model: leave model out, or choose phase mid")
         return ""
     if arm not in ARMS[phase]:
         raise SettingError(
@@ -115,7 +114,7 @@ def check_arm(phase: str, arm: str | None, model: str | None) -> str:
 
 
 def local_model(this: Experiment, model: str) -> str:
-    """`model` itself, or the folder that a registered version was copied to."""
+    """The folder with a copy of `model`, if it is a registered version; else `model` itself."""
     if not model.startswith("models:/"):
         return model
     version = registry.version_of(this.client, *registry.parse_reference(model))

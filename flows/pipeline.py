@@ -1,7 +1,7 @@
-"""The experiment as one Prefect flow: `python -m flows.pipeline` runs it here, a deployment runs it on a worker.
+"""The experiment as one Prefect flow. `python -m flows.pipeline` runs it here; a deployment runs it on a worker.
 
-starting model -> mid-training -> post-training, an arm at a time -> evaluation of all models, and of the last one
-adapted to each question (test-time training) -> registry -> champion and comparison
+starting model -> mid-training -> post-training, one arm after another -> evaluation of all models, and of the last one
+with test-time training -> registry -> champion and comparison
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from prefect.runtime import flow_run
 from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
+from flows.log import say
 from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import end_with_worker
+from refine.settings import load
 from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
@@ -29,7 +31,7 @@ from refine.tracking.run import end_dead_runs, open_run
 
 def _run_name() -> str:
     given = flow_run.parameters
-    name = opened.told_apart(given.get("experiment") or "experiment", given.get("overrides"))
+    name = opened.name_with_overrides(given.get("experiment") or "experiment", given.get("overrides"))
     return f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
 
 
@@ -40,26 +42,30 @@ def refine_experiment(
     experiment: str | None = None,
     prepare: bool = False,
 ) -> dict[str, Any]:
-    """Every phase in its arms, evaluation, registration, champion and comparison.
+    """Train every phase in its arms, evaluate, register, choose the champion, and compare.
 
     Args:
         params: settings file, relative to the checkout
-        overrides: settings laid over the file, as in training.mid.steps=100
+        overrides: settings that replace those of the file, as in training.mid.steps=100
         experiment: MLflow experiment; default: registry.model_name
-        prepare: bring the data stages up to date first (dvc repro)
+        prepare: run the data stages first (dvc repro)
     """
     end_with_worker()
-    settings = opened.load(params, tuple(overrides or ()))
+    settings = load(params, overrides or ())
     if prepare:
-        dvc_stages.prepare(params, settings)
+        dvc_stages.prepare(params, settings, say)
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     end_dead_runs(client, [this.experiment_id])
     with open_run(
-        client, this.experiment_id, opened.told_apart(_title(this), overrides), key=_flow_run_key(),
-        tags=this.tags("experiment"), params=settings.model_dump(mode="json"),
-    ) as run:  # fmt: skip
+        client,
+        this.experiment_id,
+        opened.name_with_overrides(_title(this), overrides),
+        key=_flow_run_key(),
+        tags=this.tags("experiment"),
+        params=settings.model_dump(mode="json"),
+    ) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
         models = _trained(this)
@@ -69,7 +75,7 @@ def refine_experiment(
 
 
 def _trained(this: Experiment) -> list[Trained]:
-    """Every arm of mid-training, and of post-training from the mid-trained model, where the settings have it."""
+    """Train every arm of mid-training, then every arm of post-training if the settings have it."""
     training = this.settings.training
     start = this.settings.model.checkpoint
     if start is None:
@@ -82,12 +88,12 @@ def _trained(this: Experiment) -> list[Trained]:
 
 
 def chosen(models: list[Trained], arm: str) -> Trained:
-    """The model that the next phase starts from: that of REFINE's own arm, or else the last one."""
+    """The model that the next phase starts from: the one of this arm, or else the last one."""
     return next((model for model in reversed(models) if model.stage.arm == arm), models[-1])
 
 
 def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
-    """Every model as it is; and the last phase's, adapted to each question by the arms of test-time training."""
+    """Every model as it is, and the last phase's model with each arm of test-time training."""
     stages, training = this.stages, this.settings.training
     targets = [stages.evaluation(model) for model in models]
     if training.test_time is not None:
@@ -106,7 +112,7 @@ def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], li
 def _finish(
     this: Experiment, run_id: str, scores: list[Scored], versions: list[Version], best: Version
 ) -> dict[str, Any]:
-    """Write and show the comparison; the flow's result is a small record of where everything is."""
+    """Write and show the comparison. Returns the flow's result, a small record of where everything lies."""
     settings = this.settings.registry
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
     comparison, files = experiment_files.write(
@@ -126,7 +132,7 @@ def _finish(
 
 
 def _reused(models: list[Trained]) -> dict[str, str]:
-    """Stages that were finished before, and the MLflow runs of them."""
+    """Tags that name the MLflow runs of stages that were finished before."""
     return {f"reused.{model.stage.title}": model.run_id for model in models if model.reused}
 
 
@@ -135,7 +141,7 @@ def _title(this: Experiment) -> str:
 
 
 def _flow_run_key() -> str | None:
-    """A Prefect run that is tried again goes on with its MLflow run."""
+    """The key by which a retried Prefect run finds its MLflow run again."""
     return f"flow-run-{flow_run.id}" if flow_run.id else None
 
 
@@ -144,16 +150,16 @@ def _flow_run_key() -> str | None:
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
 @click.option("--experiment", default=None, help="MLflow experiment (default: registry.model_name).")
 def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> None:
-    """Run the experiment here, with Prefect's server if one runs and without it if not."""
-    preflight.check(opened.load(params, overrides))
+    """Run the experiment here. Uses Prefect's server if one runs, else a temporary one."""
+    preflight.check(load(params, overrides))
     with prefect_api.prefect_api() as url:
-        connect()  # while the server starts
+        connect()  # MLflow's database opens while the server starts
         prefect_api.wait_until_ready(url)
         refine_experiment(params, list(overrides), experiment)
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """`main`, with an error that the user can mend as one line and exit code 1."""
+    """`main`; an error that the user can correct ends it with one line and exit code 1."""
     with one_line_errors():
         main.main(args=arguments, prog_name="python -m flows.pipeline")
 

@@ -1,4 +1,4 @@
-"""What would stop an experiment, found before anything is started."""
+"""Checks before an experiment starts anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import get_args
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
 from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
-from refine.phases.prepared_data import Prepared
+from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import ObjectiveSettings, Settings
 from refine.settings.training import TrainingSettings
 
@@ -16,9 +16,9 @@ REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].ann
 
 
 def check(settings: Settings) -> None:
-    """Find what would stop the experiment, before anything is started: data, folders, MLflow's server.
+    """Check MLflow's server, the folders, the data, the starting model and the registry's metrics.
 
-    Raises RefineError: one line on what is wrong.
+    Raises RefineError: the first fault, in one line.
     """
     from refine.tracking.connection import check_answers, tracking_uri, writable
 
@@ -33,31 +33,28 @@ def check(settings: Settings) -> None:
             "training.post to null"
         )
     if settings.model.checkpoint is not None:
-        from refine.phases.prepared_data import check_model
-
         check_model(settings.model.checkpoint, data)
     check_metrics(settings, data)
 
 
 def check_metrics(settings: Settings, data: Prepared) -> None:
-    """Raises SettingError where `registry` goes by a metric that no version of this experiment will have."""
-
+    """Raises SettingError: `registry` names a metric that no version of this experiment will have."""
     known = evaluated(data.folder) | validated(settings.training, bool(data.questions("validation")))
     rule = settings.registry
     for setting, name in (("metric", rule.metric), *((f"guards.{name}", name) for name in rule.guards)):
         if name not in known:
-            told = [one for one in known if one.endswith(HEADLINES)]
-            told.sort(key=lambda one: (one.startswith("eval/"), one))
+            headlines = [one for one in known if one.endswith(HEADLINES)]
+            headlines.sort(key=lambda one: (one.startswith("eval/"), one))
             raise SettingError(
                 f"registry.{setting}: no version will have a metric {name!r}{nearest(name, known)}; with this data and "
-                f"these settings there will be {', '.join(told)}"
+                f"these settings there will be {', '.join(headlines)}"
             )
 
 
 def validated(training: TrainingSettings, answers: bool) -> set[str]:
-    """Names of the metrics that the validations of mid- and post-training log, as `val/reward/cosine/mean`.
+    """Names of the metrics that mid- and post-training log in validation, such as `val/reward/cosine/mean`.
 
-    answers: whether there are held-out prompts with answers for post-training.
+    answers: whether post-training has held-out prompts with answers.
     """
     phases = [phase for phase in (training.mid, training.post) if phase is not None]
     names = {"loss", "accuracy", "entropy", "rollouts"}
@@ -69,9 +66,9 @@ def validated(training: TrainingSettings, answers: bool) -> set[str]:
 
 
 def evaluated(folder: str | Path) -> set[str]:
-    """Names of the metrics of a model that is scored on all the documents and prompts under `folder`.
+    """Names of the metrics that evaluation on all documents and prompts under `folder` gives.
 
-    Raises DataError: a parquet file that is none, or two that hold the same prompts.
+    Raises DataError: a broken parquet file, or two files with the same prompts.
     """
     from refine.evaluation.inputs import document_sets, find_prompts
 

@@ -1,4 +1,4 @@
-"""Training's progress on its page in Prefect: step, loss, reward, tokens/s and the time that is left."""
+"""A training's progress on its page in Prefect: step, loss, reward, tokens/s and remaining time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from uuid import UUID
 EVERY = 5.0  # seconds between updates
 
 
-class Progress:
-    """A progress artifact of the task that opens this context. Outside of a task it does nothing.
+class ProgressArtifact:
+    """A progress artifact of the Prefect task that opens this context. Outside a task it does nothing.
 
-    A server that does not take an update costs that update, never the training.
+    If the server does not accept an update, that update is lost; the training goes on.
     """
 
     def __init__(self, title: str, steps: int) -> None:
@@ -24,7 +24,7 @@ class Progress:
         self.first: int | None = None
         self.values: dict[str, Any] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressArtifact:
         from prefect.artifacts import create_progress_artifact
         from prefect.context import TaskRunContext
 
@@ -39,7 +39,7 @@ class Progress:
             self._update(100.0)
 
     def show(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Take up new (step, metrics) rows; called from the thread that relays them."""
+        """Show new (step, metrics) rows. The thread that relays them calls this."""
         for _, values in rows:
             self.values.update(values)
         step = rows[-1][0]
@@ -68,6 +68,6 @@ class Progress:
         if "train/tokens_per_second" in self.values:
             parts.append(f"{self.values['train/tokens_per_second']:,.0f} tokens/s")
         if self.first is not None and self.first < step < self.steps:
-            left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
-            parts.append(f"{timedelta(seconds=round(left))} left")
+            remaining = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
+            parts.append(f"{timedelta(seconds=round(remaining))} left")
         return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Settings × seeds, each an experiment of its own, fanned out over the work pool, and compared at the end."""
+"""A sweep: one experiment for each combination of settings and seeds, run by the work pool and compared at the end."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import experiment as opened
 from flows.log import say
 from refine.errors import ServiceError, SettingError
-from refine.settings import Settings
+from refine.settings import Settings, load
 
 DEPLOYMENT = "refine-experiment/experiment"
-EVERY = 5.0  # seconds between looks at the experiments
+EVERY = 5.0  # seconds between requests for the states of the experiments
 
 
 def combinations(settings: dict[str, list[Any]], seeds: list[int]) -> list[list[str]]:
-    """Overrides of each experiment: every combination of the settings' values, in every seed.
+    """The overrides of each experiment: every combination of the settings' values, with every seed.
 
-    Raises SettingError: a setting without values, or no seed.
+    Raises SettingError: a setting has no values, or there is no seed.
     """
     for name, values in settings.items():
         if not isinstance(values, list) or not values:
             raise SettingError(f"sweep: setting {name!r} needs a list of values, not {values!r}")
     if not seeds:
-        raise SettingError("sweep: no seed is given")
+        raise SettingError("sweep: name at least one seed")
     products = itertools.product(*settings.values())
     return [
         [*(f"{name}={_yaml(value)}" for name, value in zip(settings, values, strict=True)), f"seed={seed}"]
@@ -52,29 +51,29 @@ def refine_sweep(
 ) -> dict[str, Any]:
     """Run an experiment for every combination of settings and seeds, and wait for all of them.
 
-    Raises SettingError before any of them starts, if one has settings that do not hold.
+    Raises SettingError before any experiment starts, if one has invalid settings.
 
     Args:
-        name: of the sweep; its MLflow experiment is called so
+        name: name of the sweep and of its MLflow experiment
         settings: values of each setting, as in {"training.mid.learning_rate": [1e-4, 2e-4]}
-        seeds: every combination runs in each of these seeds; default: the settings file's
+        seeds: seeds that every combination runs with; default: the seed in the settings file
         params: settings file, relative to the checkout
     """
-    seeds = [opened.load(params, ()).seed] if seeds is None else seeds
+    seeds = [load(params).seed] if seeds is None else seeds
     wanted = combinations(settings, seeds)
     for overrides in wanted:
-        opened.load(params, tuple(overrides))
+        load(params, overrides)
     started = [_start(name, params, overrides) for overrides in wanted]
-    say(f"{name}: {len(started)} experiments wait in the pool")
+    say(f"{name}: {len(started)} experiments wait in the work pool")
     finished = _wait(started)
     failed = [f"{label} ({state.lower()})" for label, state in finished.items() if state != "COMPLETED"]
     if failed:
         raise ServiceError(f"{name}: {len(failed)} of {len(finished)} experiments did not finish: {'; '.join(failed)}")
-    return {"experiment": name, "runs": len(finished), "versions": _compare(name, opened.load(params, ()))}
+    return {"experiment": name, "runs": len(finished), "versions": _compare(name, load(params))}
 
 
 def _compare(name: str, settings: Settings) -> list[int]:
-    """Put the versions that came out of the sweep's experiment beside each other on the run's page."""
+    """Show the sweep's versions side by side on the run's page. Returns their numbers."""
     from flows.artifacts import publish_sweep
     from refine.reports.comparison import compare
     from refine.tracking.connection import connect
@@ -87,7 +86,7 @@ def _compare(name: str, settings: Settings) -> list[int]:
 
 
 def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
-    """(label, id) of a run that was put into the pool."""
+    """Put an experiment into the pool. Returns its label and the id of its flow run."""
     from prefect.deployments import run_deployment
 
     label = ", ".join(overrides)
@@ -101,7 +100,7 @@ def _start(name: str, params: str, overrides: list[str]) -> tuple[str, Any]:
 
 
 def _wait(started: list[tuple[str, Any]]) -> dict[str, str]:
-    """The final state of each, by label. A server that is away for a while is asked again."""
+    """The final state of each run, by label. If the server does not answer, the next request repeats the question."""
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound

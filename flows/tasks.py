@@ -1,14 +1,14 @@
-"""The tasks of the flow. Each validates, calls one function of `refine` (long ones in a process of their own), and
-records; each does nothing where its result lies finished. A failure that may pass is tried again; one that the user
-has to mend is not.
+"""The tasks of the flow. Each validates, calls one function of `refine` (a long one in its own process) and records the
+result. A task whose result exists does nothing. Prefect retries a failed task, unless the user must correct something.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.experiment import Experiment
 from flows.log import relay, say
-from flows.progress import Progress
+from flows.progress import ProgressArtifact
 from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.evaluation.record import EVALUATION_FILE
+from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.system.devices import device_slots
 from refine.system.locks import stage_lock
@@ -29,7 +30,7 @@ from refine.tracking import registry, tags
 from refine.tracking.champion import choose_champion
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.registry import Version
-from refine.tracking.run import find_run, open_run
+from refine.tracking.run import Run, find_run, open_run
 from refine.tracking.sender import Relay
 from refine.training import reward_histograms
 from refine.training.metrics_file import METRICS_FILE
@@ -43,7 +44,7 @@ EVALUATE = (sys.executable, "-m", "refine.phases.evaluation")
 
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a failed task is tried again: not where the user has to mend something first."""
+    """Whether Prefect retries a failed task: yes, unless the user must correct something first."""
     try:
         state.result()
     except (SettingError, DataError, ModelError):
@@ -56,7 +57,7 @@ def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def _task(name: str, run_name: str) -> Any:
-    """A task that is tried again, called `run_name` in the UI; its result is never stored by Prefect."""
+    """A task with retries, called `run_name` on Prefect's pages. Prefect does not store its result."""
     return task(
         name=name,
         task_run_name=run_name,
@@ -70,42 +71,79 @@ def _task(name: str, run_name: str) -> Any:
 
 @_task("train", "{stage.title}")
 def train(experiment: Experiment, stage: Stage, model: str | None = None) -> Trained:
-    """Train one stage in a process of its own, on a device of its own; started again, it goes on from its last whole
-    checkpoint. model: the folder or hub name to start from; a new model (phase start) has none."""
+    """Train one stage in its own process and record it. A second attempt resumes from the last complete checkpoint.
+
+    model: the folder or hub name to start from; None in phase start.
+    """
     with stage_lock(Path(stage.folder), stage.title, say):
         done = trained(stage, experiment.stages)
         known = find_run(experiment.client, experiment.experiment_id, stage.key)
         if done is not None and known is not None:
             say(f"{stage.title}: finished before, in {stage.folder}")
             return replace(done, run_id=known.info.run_id, reused=True)
-        return _train(experiment, stage, model, done)
+        with recorded(experiment, stage) as recording:
+            recording.result = done or train_in_own_process(experiment, stage, model)
+        return replace(recording.result, run_id=recording.run_id)
 
 
-def _train(experiment: Experiment, stage: Stage, model: str | None, done: Trained | None) -> Trained:
-    """Train, where it is not done, and record."""
-    run = open_run(
-        experiment.client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
-        tags=experiment.tags(stage.phase, stage.arm), params=experiment.settings_of(stage),
-    )  # fmt: skip
-    settings = experiment.settings.training
-    steps = getattr(settings, stage.phase).steps if stage.arm != "none" else 0
-    with run, Progress(stage.title, steps) as progress:
-        with Relay(Path(stage.folder) / METRICS_FILE, experiment.client, run.run_id, seen=progress.show):
-            if done is None:
-                command = train_command(experiment, stage, model)
-                with device_slots(settings.processes, stage.title, say) as selected:
-                    run_in_own_process(command, echo=relay, environment=selected, name=f"refine train {stage.title}")
-        done = trained(stage, experiment.stages)
-        if done is None:
-            raise TrainingError(f"{stage.title}: ended without a result in {stage.folder}")
-        run.metrics({"train/total_seconds": done.seconds, "train/total_tokens": done.tokens}, step=done.steps)
-        _keep_files(experiment.client, run.run_id, Path(stage.folder))
-        run.tag({tags.MODEL: done.model, tags.MODEL_HASH: done.model_hash})
-    return replace(done, run_id=run.run_id)
+@dataclass
+class Recording:
+    """What `recorded` yields. run_id: the MLflow run. result: the block sets it."""
+
+    run_id: str
+    result: Trained = field(init=False)
+
+
+@contextlib.contextmanager
+def recorded(experiment: Experiment, stage: Stage) -> Iterator[Recording]:
+    """Open the MLflow run of a training, and relay its metrics to MLflow and to Prefect's page during the block. At the
+    end of the block, log the result's totals, files and tags."""
+    client, folder = experiment.client, Path(stage.folder)
+    run = _open_run(experiment, stage, experiment.tags(stage.phase, stage.arm), experiment.settings_of(stage))
+    recording = Recording(run.run_id)
+    with run, ProgressArtifact(stage.title, _steps(experiment, stage)) as progress:
+        with Relay(folder / METRICS_FILE, client, run.run_id, seen=progress.show):
+            yield recording
+        result = recording.result
+        run.metrics({"train/total_seconds": result.seconds, "train/total_tokens": result.tokens}, step=result.steps)
+        _keep_files(client, run.run_id, folder)
+        run.tag({tags.MODEL: result.model, tags.MODEL_HASH: result.model_hash})
+
+
+def _open_run(experiment: Experiment, stage: Stage, tags: dict[str, str], params: dict[str, Any]) -> Run:
+    """The stage's run in MLflow, nested in the experiment's. A run that did not finish is opened again."""
+    return open_run(
+        experiment.client,
+        experiment.experiment_id,
+        stage.title,
+        key=stage.key,
+        parent=experiment.parent,
+        tags=tags,
+        params=params,
+    )
+
+
+def _steps(experiment: Experiment, stage: Stage) -> int:
+    """Optimizer steps of a stage. Arm `none` takes none."""
+    return 0 if stage.arm == "none" else getattr(experiment.settings.training, stage.phase).steps
+
+
+def train_in_own_process(experiment: Experiment, stage: Stage, model: str | None) -> Trained:
+    """Train a stage with `refine train`, on devices that no other task of this machine uses meanwhile.
+
+    Raises ProcessFailed: the training failed or was killed. TrainingError: it left no result.
+    """
+    command, title = train_command(experiment, stage, model), stage.title
+    with device_slots(experiment.settings.training.processes, title, say) as selected:
+        run_in_own_process(command, echo=relay, environment=selected, name=f"refine train {title}")
+    result = trained(stage, experiment.stages)
+    if result is None:
+        raise TrainingError(f"{title}: the training ended without a result in {stage.folder}")
+    return result
 
 
 def _keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """The reward histograms and the kept checkpoints of a stage, in its MLflow run."""
+    """Log the reward histograms and the kept checkpoints of a stage to its MLflow run."""
     for name in (reward_histograms.HISTOGRAM_TABLE, reward_histograms.HISTOGRAM_PICTURE):
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))
@@ -113,10 +151,10 @@ def _keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def train_command(experiment: Experiment, stage: Stage, model: str | None) -> list[str]:
-    """The command line that trains a stage, with the settings as they were when the experiment began."""
+    """The command line that trains a stage, with the settings of the experiment's start."""
     stages = experiment.stages
-    command = [*REFINE, "train", stage.phase, "--output", stage.folder, "--data", str(stages.data.folder),
-               "--params", str(stages.frozen())]  # fmt: skip
+    command = [*REFINE, "train", stage.phase, "--output", stage.folder]
+    command += ["--data", str(stages.data.folder), "--params", str(stages.frozen())]
     if model is not None:
         command += ["--arm", stage.arm, "--model", model]
         if revision := stages.revision(model):
@@ -126,42 +164,40 @@ def train_command(experiment: Experiment, stage: Stage, model: str | None) -> li
 
 @_task("evaluate", "evaluation of {names}")
 def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> list[Scored]:
-    """Score every target on the same documents and prompts, all in one process."""
+    """Score all targets on the same documents and prompts, in one process."""
     fresh = [not (Path(target.stage.folder) / EVALUATION_FILE).exists() for target in targets]
     if any(fresh):
-        request = experiment.stages.frozen().with_name(f"evaluate-{experiment.parent}.json")
-        request.write_text(json.dumps(_request(experiment, targets)), encoding="utf-8")
+        file = experiment.stages.frozen().with_name(f"evaluate-{experiment.parent}.json")
+        _request(experiment, targets).write(file)
         with device_slots(1, "evaluation", say) as selected:
-            run_in_own_process([*EVALUATE, str(request)], echo=say, environment=selected, name="evaluation")
-        request.unlink()
+            run_in_own_process([*EVALUATE, str(file)], echo=say, environment=selected, name="evaluation")
+        file.unlink()
     else:
         say("evaluation: finished before")
     return [_recorded(experiment, *each) for each in zip(targets, fresh, strict=True)]
 
 
-def _request(experiment: Experiment, targets: Sequence[Target]) -> dict[str, Any]:
-    """What refine.phases.evaluation is told."""
+def _request(experiment: Experiment, targets: Sequence[Target]) -> Request:
     settings = experiment.settings
-    test_time = settings.training.test_time
-    return {
-        "data": str(experiment.stages.data.folder),
-        "batch_size": settings.evaluation.batch_size,
-        "seed": settings.seed,
-        "test_time": test_time.model_dump(mode="json") if test_time else None,
-        "models": [
-            {
-                "name": f"{target.phase} {target.arm}".strip(),
-                "model": target.model.model,
-                "output": target.stage.folder,
-                "adapted_by": target.adapted_by,
-            }
+    return Request(
+        data=experiment.stages.data.folder,
+        batch_size=settings.evaluation.batch_size,
+        seed=settings.seed,
+        test_time=settings.training.test_time,
+        models=tuple(
+            ModelRequest(
+                name=f"{target.phase} {target.arm}".strip(),
+                model=target.model.model,
+                output=Path(target.stage.folder),
+                adapted_by=target.adapted_by,
+            )
             for target in targets
-        ],
-    }
+        ),
+    )
 
 
 def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
-    """The scores in a stage's folder, with an MLflow run that holds them."""
+    """The scores in a stage's folder. Opens an MLflow run with them, if there is none yet."""
     client, stage, model = experiment.client, target.stage, target.model
     found = json.loads((Path(stage.folder) / EVALUATION_FILE).read_text(encoding="utf-8"))
     known = find_run(client, experiment.experiment_id, stage.key)
@@ -169,10 +205,8 @@ def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     metrics = {**({} if target.adapted_by else _validation(model)), **found["metrics"]}
     if known is None:
         of_target = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
-        with open_run(
-            client, experiment.experiment_id, stage.title, key=stage.key, parent=experiment.parent,
-            tags={**of_target, tags.TRAINED_BY: model.run_id}, params=experiment.settings_of(model.stage),
-        ) as run:  # fmt: skip
+        marks = {**of_target, tags.TRAINED_BY: model.run_id}
+        with _open_run(experiment, stage, marks, experiment.settings_of(model.stage)) as run:
             run.metrics(metrics, step=model.steps)
             for file in (EVALUATION_FILE, "table.md", "answers.jsonl"):
                 if (Path(stage.folder) / file).exists():
@@ -183,13 +217,13 @@ def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
 
 
 def _validation(model: Trained) -> dict[str, float]:
-    """What training itself measured on the held-out sequences at its end, above all the rewards."""
+    """The last validation of the training, which has the rewards too."""
     return {name: value for name, value in model.metrics.items() if name.startswith("val/")}
 
 
 @_task("register", "registration of {scored.target.phase} {scored.target.arm}")
 def register(experiment: Experiment, scored: Scored) -> Version:
-    """Make a trained and scored model a version of the registered model."""
+    """Register a trained and scored model as a version of registry.model_name."""
     settings, model, target = experiment.settings.registry, scored.target.model, scored.target
     version = registry.register(
         experiment.client,
@@ -215,7 +249,7 @@ def register(experiment: Experiment, scored: Scored) -> Version:
 
 
 def _headline(scored: Scored, metric: str) -> list[str]:
-    """The metrics that MLflow's registry page shows as tags."""
+    """The metrics that MLflow's registry shows as tags."""
     return [metric, *(name for name in scored.metrics if name.endswith(metric_names.HEADLINES))]
 
 

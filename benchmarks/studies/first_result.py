@@ -155,10 +155,10 @@ def step_costs(model: str, data: Prepared, values: dict[str, Settings], rounds: 
 def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -> None:
     from refine.data.tokenizer import load_tokenizer
     from refine.evaluation import Sources, evaluate_model, load_inputs
-    from refine.phases.mid import mid_training
+    from refine.phases import mid
 
     kind = arm if arm == "none" else "sft" if arm.startswith("sft") else "refine"
-    record = mid_training(values, kind, model, data, folder / "run")
+    record = mid.plan(values, kind, model, data).run(folder / "run")
     tokenizer = load_tokenizer(model)
     inputs = load_inputs(data.folder, sources=Sources(tokenizer))
     found = evaluate_model(folder / "run" / "model", inputs, tokenizer, name=arm)

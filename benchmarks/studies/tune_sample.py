@@ -84,8 +84,7 @@ def _line(name: str, rate: str, told: dict[str, float], mark: str) -> str:
 
 def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluation:
     """The arm trained with these settings, and scored."""
-    from refine.phases.mid import mid_training
-    from refine.phases.post import post_training
+    from refine.phases import mid, post
     from refine.training.test_time import TestTimeTrainer
 
     data = Prepared(paths.prepared())
@@ -93,9 +92,9 @@ def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluati
         assert values.training.test_time is not None
         return _scored(values, MODEL, TestTimeTrainer(values.training.test_time, arm, values.seed))
     if phase == "mid":
-        mid_training(values, arm, MODEL, data, folder)
+        mid.plan(values, arm, MODEL, data).run(folder)
     else:
-        post_training(values, arm, MODEL, data, data.questions("train"), folder)
+        post.plan(values, arm, MODEL, data, data.questions("train")).run(folder)
     return _scored(values, folder / "model")
 
 

@@ -200,8 +200,9 @@ def _print(shown: Demonstration) -> None:
     for line in _entropy_lines(shown):
         console.print(line, highlight=False, markup=False)
     rollouts = Table("tokens read", "the model writes", "the text has", "reward")
-    for one in shown.rollouts:
-        rollouts.add_row(str(one.position), repr(one.written)[1:-1], repr(one.text)[1:-1], f"{one.reward:.2f}")
+    for rollout in shown.rollouts:
+        written, text = repr(rollout.written)[1:-1], repr(rollout.text)[1:-1]
+        rollouts.add_row(str(rollout.position), written, text, f"{rollout.reward:.2f}")
     console.print(rollouts)
 
 

@@ -10,6 +10,7 @@ import click
 
 from refine import paths
 from refine.errors import SettingError
+from refine.settings.training import ARMS
 
 PLACE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
@@ -61,7 +62,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (
         "--test-time",
         {
-            "type": click.Choice(["sft", "refine"]),
+            "type": click.Choice([arm for arm in ARMS["test_time"] if arm != "none"]),
             "help": "Adapt to each prompt before answering it (params: training.test_time); scored before and after.",
         },
     ),

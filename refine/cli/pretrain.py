@@ -15,13 +15,16 @@ def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
     """Text, tokenizer and next-token training of a new model; started again, it resumes. The model, in bf16, goes to
     OUTPUT/model."""
     from refine import settings
-    from refine.cli.train import launch
-    from refine.phases.pretraining import pretrain as train
+    from refine.cli.train import become_processes
+    from refine.phases import pretraining, run_folder
     from refine.system.processes import die_with_parent
 
     die_with_parent()
     values = settings.load_recipe(params, overrides)
-    record = train(values, output, launch(values), lambda line: click.echo(line, err=True))
+    plan = pretraining.plan(values, output, lambda line: click.echo(line, err=True))
+    run_folder.check(output / "training", plan.identity)
+    become_processes(values)
+    record = pretraining.pretrain(values, plan, output)
     click.echo(
         f"{output / 'model'}: {record['parameters']:,} parameters, {record['tokens']:,} tokens in "
         f"{record['seconds'] / 60:.1f} min, validation loss {record['metrics']['val/loss']:.3f}"

@@ -1,4 +1,4 @@
-"""`refine train`: one arm of one phase into one folder. Started again it resumes; finished, it does nothing."""
+"""`refine train`: one arm of one phase into one folder. Started again, it resumes; a finished run is left as it is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refine import paths
+from refine.settings.training import ARMS
 
 if TYPE_CHECKING:
+    from refine.phases.plan import Plan
     from refine.settings import CommonSettings
 
 FOLDER = click.Path(path_type=Path)
@@ -41,75 +43,82 @@ def train() -> None:
     die_with_parent()
 
 
+def arm_and_model(phase: str) -> Callable[[Any], Any]:
+    """The options of a phase that trains an existing model in one of several arms."""
+
+    def decorate(command: Any) -> Any:
+        command = click.option("--revision", help="Branch, tag or commit of a hub model.")(command)
+        command = click.option(
+            "--model", required=True, metavar="FOLDER|NAME", help="Starting model: a checkpoint folder or a hub name."
+        )(command)
+        return click.option("--arm", required=True, type=click.Choice(ARMS[phase]), help="Arm to train.")(command)
+
+    return decorate
+
+
 @train.command()
 @common
 def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:
     """Next-token training of a new model (params: model.config, training.start)."""
     from refine import settings
+    from refine.phases import start
     from refine.phases.prepared_data import Prepared
-    from refine.phases.start import start_training
 
     values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
-    record = _reported(lambda: start_training(values, prepared, output, once_checked=once_checked), output)
-    _say(record, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
+    plan = start.plan(values, Prepared(data or paths.prepared()))
+    _run(plan, values, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
 
 
 @train.command()
-@click.option("--arm", required=True, type=click.Choice(["none", "sft", "refine"]), help="What is trained by.")
-@click.option(
-    "--model", required=True, metavar="FOLDER|NAME", help="The starting model: a checkpoint folder or hub name."
-)
-@click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
+@arm_and_model("mid")
 @common
-def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | None, params: Path,
-        overrides: tuple[str, ...]) -> None:  # fmt: skip
+def mid(
+    arm: str,
+    model: str,
+    revision: str | None,
+    output: Path,
+    data: Path | None,
+    params: Path,
+    overrides: tuple[str, ...],
+) -> None:
     """Mid-training on long documents (params: training.mid)."""
     from refine import settings
-    from refine.phases.mid import mid_training
+    from refine.phases import mid
     from refine.phases.prepared_data import Prepared
 
     values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
-
-    def run() -> dict[str, Any]:
-        return mid_training(values, arm, model, prepared, output, revision, once_checked=once_checked)
-
-    record = _reported(run, output)
-    _say(record, output, f"refine evaluate {output / 'model'}")
+    plan = mid.plan(values, arm, model, Prepared(data or paths.prepared()), revision)
+    _run(plan, values, output, f"refine evaluate {output / 'model'}")
 
 
 @train.command()
-@click.option(
-    "--arm", required=True, type=click.Choice(["sft", "nested_sft", "nested_refine"]), help="What is trained by."
-)
-@click.option(
-    "--model", required=True, metavar="FOLDER|NAME", help="The starting model: a checkpoint folder or hub name."
-)
-@click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
+@arm_and_model("post")
 @click.option(
     "--prompts", multiple=True, type=FOLDER, help="File of prompts and answers; repeatable (default: DATA/questions)."
 )
 @click.option("--validation", multiple=True, type=FOLDER, help="File of held-out prompts and answers; repeatable.")
 @common
-def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], validation: tuple[Path, ...],
-         output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
+def post(
+    arm: str,
+    model: str,
+    revision: str | None,
+    prompts: tuple[Path, ...],
+    validation: tuple[Path, ...],
+    output: Path,
+    data: Path | None,
+    params: Path,
+    overrides: tuple[str, ...],
+) -> None:
     """Post-training on prompts with answers (params: training.post)."""
     from refine import settings
-    from refine.phases.post import post_training
+    from refine.phases import post
     from refine.phases.prepared_data import Prepared
 
-    values = settings.load(params, overrides)
-    prepared, once_checked = Prepared(data or paths.prepared()), launch(values)
+    values, prepared = settings.load(params, overrides), Prepared(data or paths.prepared())
     if not prompts:
         prompts, validation = tuple(prepared.questions("train")), validation or tuple(prepared.questions("validation"))
-
-    def run() -> dict[str, Any]:
-        return post_training(
-            values, arm, model, prepared, prompts, output, validation, revision, once_checked=once_checked
-        )
-
-    _say(_reported(run, output), output, f"refine evaluate {output / 'model'}")
+    plan = post.plan(values, arm, model, prepared, prompts, validation, revision)
+    _run(plan, values, output, f"refine evaluate {output / 'model'}")
 
 
 @train.command()
@@ -125,45 +134,46 @@ def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"wrote {output}: every phase of {params} runs")
 
 
-def launch(values: CommonSettings) -> Callable[[], None]:
-    """What to do once all is checked: go on as several processes, where training.processes asks for them."""
+def become_processes(values: CommonSettings) -> None:
+    """Replace this command by training.processes processes of itself, or return if it is one of them already."""
     from refine.training.torchrun import become
 
-    return lambda: become(values.training.processes, sys.argv[1:])
+    become(values.training.processes, sys.argv[1:])
 
 
-def _reported(run: Any, output: Path) -> dict[str, Any]:
-    """`run()`, quietly; says so where there is nothing left to do."""
+def _run(plan: Plan, values: CommonSettings, output: Path, following: str) -> None:
+    """Run `plan` into `output` and print what it wrote. `following`: the command that comes next."""
     import logging
 
-    from refine.phases.run_folder import finished
+    from refine.phases import run_folder
     from refine.training.torchrun import is_first
 
+    run_folder.check(output, plan.identity)
+    become_processes(values)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    before = finished(output)
-    record = run()
-    if before is not None and is_first():
-        click.echo(f"{output} is finished: nothing to do")
-    return record
-
-
-def _say(record: dict[str, Any], output: Path, following: str) -> None:
-    from refine.training.metrics_file import METRICS_FILE
-    from refine.training.reward_histograms import HISTOGRAM_PICTURE
-    from refine.training.torchrun import is_first
-
+    finished_before = run_folder.finished(output) is not None
+    record = plan.run(output)
     if not is_first():
         return
+    if finished_before:
+        click.echo(f"{output} is finished: nothing to do")
+    _print_result(record, output)
+    click.echo(f"next: {following}")
+
+
+def _print_result(record: dict[str, Any], output: Path) -> None:
+    from refine.training.metrics_file import METRICS_FILE
+    from refine.training.reward_histograms import HISTOGRAM_PICTURE
+
     metrics = record["metrics"]
-    told = [
+    scores = [
         f"validation {name} {metrics[key]:.4f}"
         for name, key in (("loss", "val/loss"), ("accuracy", "val/accuracy"), ("answer loss", "val/answer_loss"))
         if key in metrics
     ]
     steps = "1 step" if record["steps"] == 1 else f"{record['steps']} steps"
     done = f"{steps}, {record['tokens']:,} tokens in {record['seconds']:.0f} s"
-    click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *told]))
+    click.echo("; ".join([f"{record['phase']} {record['arm']}: {done}", *scores]))
     click.echo(f"wrote {output / 'model'} (model and tokenizer), {output / 'result.json'}, {output / METRICS_FILE}")
     if (picture := output / HISTOGRAM_PICTURE).exists():
-        click.echo(f"wrote {picture} (the spread of the rewards on held-out text)")
-    click.echo(f"next: {following}")
+        click.echo(f"wrote {picture} (distribution of the rewards on held-out text)")

@@ -1,70 +1,94 @@
-"""Evaluation of several models in one process: `python -m refine.phases.evaluation REQUEST.json` (one import of torch,
-one reading of documents and prompts). A model whose evaluation.json is there already is left alone, so a retry goes on.
+"""Evaluation of several models in one process, which imports torch once and reads documents and prompts once:
+`python -m refine.phases.evaluation REQUEST.json`. It skips a model that has an evaluation.json, so a retry goes on.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from refine.evaluation.record import EVALUATION_FILE
+from refine.settings.training import TestTimeSettings
+from refine.system.files import write_json
 from refine.system.one_line_errors import one_line_errors
 from refine.system.quiet import quiet_libraries
 
-ADAPTED_TASKS = ("questions",)  # what test-time training is evaluated on, as in the paper (and LongBench, where there)
+ADAPTED_TASKS = ("questions",)  # the tasks that score test-time training
 
 
-def main(request: Path) -> None:
-    """Evaluate what the file lists: {"data": folder, "batch_size": n, "seed": n, "test_time": settings or None,
-    "models": [{"name", "model", "output", "adapted_by"}, ...]}. With `adapted_by`, an arm of test-time training, the
-    model is adapted to each question before it answers; documents and needles are left out then."""
+class ModelRequest(BaseModel, frozen=True):
+    """One model to score. model: folder or hub name. output: folder of the results. adapted_by: an arm of test-time
+    training, which adapts the model to each question before it answers; documents and needles are left out then."""
+
+    name: str
+    model: str
+    output: Path
+    adapted_by: str = ""
+
+
+class Request(BaseModel, frozen=True):
+    """What the flow asks this process for. data: folder of documents and prompts. seed: of test-time training."""
+
+    data: Path
+    batch_size: int
+    seed: int
+    test_time: TestTimeSettings | None
+    models: tuple[ModelRequest, ...]
+
+    def write(self, path: Path) -> Path:
+        """Write the request to a JSON file that `main` reads. Returns the path."""
+        return write_json(path, self.model_dump(mode="json"))
+
+
+def main(file: Path) -> None:
+    """Evaluate every model of the request in `file`."""
     from refine.system.processes import die_with_parent
 
     die_with_parent()
-    wanted: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))
+    request = Request.model_validate_json(file.read_text(encoding="utf-8"))
     from refine.evaluation import Inputs, Sources, load_inputs
     from refine.evaluation.evaluate import load_tokenizer
 
     quiet_libraries()
     inputs: dict[bool, Inputs] = {}
-    for one in wanted["models"]:
-        if (Path(one["output"]) / EVALUATION_FILE).exists():
+    for one in request.models:
+        if (one.output / EVALUATION_FILE).exists():
             continue
-        tokenizer, adapted = load_tokenizer(one["model"]), bool(one["adapted_by"])
+        tokenizer, adapted = load_tokenizer(one.model), bool(one.adapted_by)
         if adapted not in inputs:
             tasks = ADAPTED_TASKS if adapted else None
-            inputs[adapted] = load_inputs(wanted["data"], tasks, sources=Sources(tokenizer))
-        _evaluate(one, inputs[adapted], tokenizer, wanted)
+            inputs[adapted] = load_inputs(request.data, tasks, sources=Sources(tokenizer))
+        _evaluate(one, inputs[adapted], tokenizer, request)
 
 
-def _evaluate(one: dict[str, Any], inputs: Any, tokenizer: Any, wanted: dict[str, Any]) -> None:
+def _evaluate(one: ModelRequest, inputs: Any, tokenizer: Any, request: Request) -> None:
     from refine.evaluation import evaluate_model
 
-    output = Path(one["output"])
     found = evaluate_model(
-        one["model"],
+        one.model,
         inputs,
         tokenizer,
-        batch_size=wanted["batch_size"],
-        adapter=_adapter(one["adapted_by"], wanted),
-        name=one["name"],
-        answers_file=output / "answers.jsonl",
+        batch_size=request.batch_size,
+        adapter=_adapter(one.adapted_by, request),
+        name=one.name,
+        answers_file=one.output / "answers.jsonl",
     )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
-    found.save(output)
-    print(f"evaluation of {one['name']}: {_summary(found.metrics())} ({found.seconds:.0f} s)", flush=True)
+    one.output.mkdir(parents=True, exist_ok=True)
+    (one.output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
+    found.save(one.output)
+    print(f"evaluation of {one.name}: {_summary(found.metrics())} ({found.seconds:.0f} s)", flush=True)
 
 
-def _adapter(arm: str, wanted: dict[str, Any]) -> Any:
+def _adapter(arm: str, request: Request) -> Any:
     if not arm:
         return None
-    from refine.settings.training import TestTimeSettings
     from refine.training.test_time import TestTimeTrainer
 
-    return TestTimeTrainer(TestTimeSettings(**wanted["test_time"]), arm, wanted["seed"])
+    assert request.test_time is not None
+    return TestTimeTrainer(request.test_time, arm, request.seed)
 
 
 def _summary(metrics: dict[str, float]) -> str:

@@ -1,31 +1,43 @@
-"""Mid-training on long documents (METHOD, phases): arms `none`, `sft` and `refine` with the same data, tokens, steps
-and seed. `sft` is `refine` without its next-sequence loss; `none` is the starting model, validated and recorded."""
+"""Mid-training on long documents (docs/method.md, Phases). Its arms share data, tokens, steps and seed: `refine`;
+`sft`, which is `refine` without the next-sequence loss; `none`, which only validates and records the starting model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.phases import run_folder as folder
+from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, check_vocabulary, model_identity
-from refine.phases.start import data_inputs
+from refine.phases.start import training_data
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel
 
-ARMS = ("none", "sft", "refine")
+    from refine.phases.run import TrainingData
+    from refine.training.arguments import RefineArguments
+
+
+def plan(settings: Settings, arm: str, model: str, data: Prepared, revision: str | None = None) -> Plan:
+    """Mid-training of `model` (a folder or hub name) in one arm.
+
+    Raises DataError: prepared data is missing. ModelError: the folder holds no model, or one of another vocabulary.
+    """
+    data.check("train", "validation")
+    check_model(model, data)
+    identity = _identity(settings, arm, model, revision, data)
+    prepare = partial(_prepare, settings, arm, model, revision, data)
+    return Plan(f"mid {arm}", identity, prepare, settings.training.mid.early_stop_after)
 
 
 def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
-    """The objective of an arm: the same in all, but for the weight of the next-sequence loss."""
+    """The objective of an arm. The arms differ only in the weight of the next-sequence loss."""
     return settings if arm == "refine" else settings.model_copy(update={"nsp_weight": 0.0})
 
 
-def identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
-    """What the arm's model is made from (JSON values)."""
+def _identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
     mid = settings.training.mid
     values = mid.model_dump(mode="json", exclude={"arms", "objective"})
     return {
@@ -38,28 +50,9 @@ def identity(settings: Settings, arm: str, model: str, revision: str | None, dat
     }
 
 
-def mid_training(
-    settings: Settings,
-    arm: str,
-    model: str,
-    data: Prepared,
-    output: Path,
-    revision: str | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    once_checked: Callable[[], None] | None = None,
-) -> dict[str, Any]:
-    """Train `model` (a folder or hub name) in one arm into `output` (see `refine.phases.run.run`).
-
-    `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
-    Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
-    """
-    data.check("train", "validation")
-    check_model(model, data)
-    record = identity(settings, arm, model, revision, data)
-    folder.check(output, record)
-    if once_checked is not None:
-        once_checked()
-    from refine.phases.run import run
+def _prepare(
+    settings: Settings, arm: str, model: str, revision: str | None, data: Prepared, output: Path
+) -> tuple[RefineArguments, TrainingData]:
     from refine.training.arguments import arguments_of
 
     mid = settings.training.mid
@@ -74,12 +67,14 @@ def mid_training(
     )
     if arm == "none":
         arguments.max_steps = 0
-    inputs = data_inputs(data, lambda: starting_model(model, revision, data))
-    return run(f"mid {arm}", inputs, arguments, record, output, callbacks, mid.early_stop_after)
+    return arguments, training_data(data, partial(starting_model, model, revision, data))
 
 
 def starting_model(name: str, revision: str | None, data: Prepared) -> PreTrainedModel:
-    """The model to train, with float32 weights: a step at a learning rate of 1e-6 is lost in bf16's rounding."""
+    """The model to train, with float32 weights, because bf16 rounds away a step at a learning rate of 1e-6.
+
+    Raises ModelError: there is no model of that name, or it has another architecture or vocabulary.
+    """
     import torch
 
     from refine.models import from_pretrained

@@ -1,33 +1,63 @@
-"""Post-training on prompts with answers (METHOD, phases), in three arms with the same samples and the same steps on
-answers: `sft`, cross-entropy of the answers given their prompts; `nested_sft`, next-token steps on the prompts of each
-batch before it; `nested_refine`, REFINE steps on the prompts before it."""
+"""Post-training on prompts with answers (docs/method.md, Phases). Its arms share samples and steps on answers: `sft`
+trains by the cross-entropy of the answers alone; before each of these steps `nested_sft` takes next-token steps on the
+batch's prompts, and `nested_refine` takes REFINE steps on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import DataError, SettingError
 from refine.identity import hash_of_files
-from refine.phases import run_folder as folder
 from refine.phases.mid import starting_model
+from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, model_identity
 from refine.settings import Settings
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PostSettings
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from refine.phases.run import TrainingData
+    from refine.training.arguments import RefineArguments
 
-ARMS = ("sft", "nested_sft", "nested_refine")
+Rows = list[dict[str, Any]]  # prompts with answers
 
 
-def settings_of(settings: Settings) -> PostSettings:
-    """The section training.post. Raises SettingError where there is none."""
+def plan(
+    settings: Settings,
+    arm: str,
+    model: str,
+    data: Prepared,
+    prompts: Sequence[Path],
+    held_out: Sequence[Path] = (),
+    revision: str | None = None,
+) -> Plan:
+    """Post-training of `model` (a folder or hub name) in one arm on all `prompts`.
+
+    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`). The run validates on all `held_out`
+    prompts; without any it does not validate.
+    Raises SettingError: training.post is null. DataError: no prompts, a broken file of prompts, no tokenizer.
+    ModelError: the folder `model` holds no model, or one of another vocabulary.
+    """
+    post = _settings(settings)
+    if not prompts:
+        raise DataError(
+            f"no prompts to train on: make {data.folder / 'questions'} with `dvc repro questions`, or name files"
+        )
+    rows, held_out_rows = _rows(prompts), _rows(held_out)
+    data.check()
+    check_model(model, data)
+    identity = _identity(settings, arm, model, revision, data, prompts, held_out)
+    prepare = partial(_prepare, settings, arm, model, revision, data, rows, held_out_rows)
+    return Plan(f"post {arm}", identity, prepare, post.early_stop_after if held_out_rows else None)
+
+
+def _settings(settings: Settings) -> PostSettings:
     if settings.training.post is None:
         raise SettingError(
-            "training.post is null: give its settings to post-train (params.yaml of the sample has them)"
+            "training.post is null: post-training needs its settings (the sample's params.yaml has them)"
         )
     return settings.training.post
 
@@ -37,7 +67,7 @@ def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
     return settings if arm == "nested_refine" else settings.model_copy(update={"nsp_weight": 0.0})
 
 
-def identity(
+def _identity(
     settings: Settings,
     arm: str,
     model: str,
@@ -46,8 +76,7 @@ def identity(
     prompts: Sequence[Path],
     held_out: Sequence[Path],
 ) -> dict[str, Any]:
-    """What the arm's model is made from (JSON values)."""
-    post = settings_of(settings)
+    post = _settings(settings)
     values = post.model_dump(mode="json", exclude={"arms", "objective"})
     tokenizer = hash_of_files(data.tokenizer / "tokenizer.json")
     hashes = {"tokenizer_hash": tokenizer, "train_hash": hash_of_files(*prompts)}
@@ -63,42 +92,22 @@ def identity(
     }
 
 
-def post_training(
+def _prepare(
     settings: Settings,
     arm: str,
     model: str,
+    revision: str | None,
     data: Prepared,
-    prompts: Sequence[Path],
+    train: Rows,
+    validation: Rows,
     output: Path,
-    held_out: Sequence[Path] = (),
-    revision: str | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    once_checked: Callable[[], None] | None = None,
-) -> dict[str, Any]:
-    """Train `model` (a folder or hub name) in one arm on `prompts` into `output` (see `refine.phases.run.run`).
-
-    `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`), all together; `held_out` ones
-    are validated on; without any nothing is validated.
-    `once_checked` is called when settings, data, model and output fit, before anything heavy is imported.
-    Raises ModelError: no such model, of another architecture, or of another vocabulary than the data.
-    """
-    post = settings_of(settings)
-    if not prompts:
-        raise DataError(
-            f"no prompts to train on: make {data.folder / 'questions'} with `dvc repro questions`, or name files"
-        )
-    train, validation = _rows(prompts), _rows(held_out)
-    data.check()
-    check_model(model, data)
-    record = identity(settings, arm, model, revision, data, prompts, held_out)
-    folder.check(output, record)
-    if once_checked is not None:
-        once_checked()
+) -> tuple[RefineArguments, TrainingData]:
     from transformers import AutoTokenizer
 
-    from refine.phases.run import Inputs, run
+    from refine.phases.run import TrainingData
     from refine.training.arguments import arguments_of
 
+    post = _settings(settings)
     more: dict[str, Any] = {"max_length": post.length, "prompt_steps": 0 if arm == "sft" else post.prompt_steps}
     if not validation:
         more |= {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}
@@ -107,18 +116,15 @@ def post_training(
     arguments = arguments_of(
         post, objective_of(arm, post.objective), str(output), settings.seed, settings.training.sharding, **more
     )
-    inputs = Inputs(
-        model=lambda: starting_model(model, revision, data),
+    return arguments, TrainingData(
+        model=partial(starting_model, model, revision, data),
         train=train,
         validation=validation or None,
         tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
     )
-    return run(
-        f"post {arm}", inputs, arguments, record, output, callbacks, post.early_stop_after if validation else None
-    )
 
 
-def _rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+def _rows(files: Sequence[Path]) -> Rows:
     """The prompts of all files, in their order."""
     from refine.data.prompts.prompt import load_prompts
 

@@ -1,5 +1,5 @@
-"""The prepared data and the starting model of a run: found, checked against each other, and hashed, before any
-heavy import."""
+"""The prepared data and the starting model of a run: this file finds, checks and hashes them before any heavy
+import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine import paths
 from refine.errors import DataError, ModelError
 from refine.identity import hash_of_files
 
-PADDING = 256  # a model's vocabulary may be padded by fewer pieces than this
+PADDING = 256  # a model may pad its vocabulary by fewer pieces than this
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,20 @@ class Prepared:
         return self.folder / "documents" / f"{split}.parquet"
 
     def questions(self, split: str) -> list[Path]:
-        """Files of questions with answers of a split ("train", "validation"): all tasks and lengths there are."""
+        """Files of questions with answers of a split ("train", "validation"), of all tasks and lengths."""
         return sorted((self.folder / "questions").glob(f"*_{split}.parquet"))
 
     def check(self, *splits: str) -> None:
-        """Raises DataError where the tokenizer or the documents of `splits` are missing."""
+        """Raises DataError: the tokenizer or the documents of one of `splits` are missing."""
         for path in (self.tokenizer / "tokenizer.json", *map(self.documents, splits)):
             if not path.is_file():
-                raise DataError(f"{path} is missing: make it with `dvc repro documents` (or `refine prepare`), or name "
-                                "another folder with --data")  # fmt: skip
+                raise DataError(
+                    f"{path} is missing: make it with `dvc repro documents` (or `refine prepare`), or name another "
+                    "folder with --data"
+                )
 
     def identity(self) -> dict[str, str]:
-        """Hashes of what is trained on and validated on."""
+        """Hashes of the training documents, the validation documents and the tokenizer."""
         return {
             "train_hash": hash_of_files(self.documents("train")),
             "validation_hash": hash_of_files(self.documents("validation")),
@@ -50,15 +52,15 @@ class Prepared:
         }
 
     def vocabulary(self) -> int:
-        """Pieces of the tokenizer, added ones included."""
+        """Number of the tokenizer's pieces, including added ones."""
         values = json.loads((self.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
         added = {piece["content"] for piece in values.get("added_tokens", [])}
         return len(set(values["model"]["vocab"]) | added)
 
 
 def check_model(name: str, data: Prepared) -> None:
-    """Raises ModelError where the model folder `name` has another vocabulary than `data`'s tokenizer. A hub name is
-    checked once it is downloaded."""
+    """Raises ModelError: the folder `name` holds no model, or one with another vocabulary than the tokenizer of `data`.
+    A hub name passes; `check_vocabulary` checks its model after the download."""
     folder = paths.model(name)
     if not folder.is_dir():
         return
@@ -72,13 +74,13 @@ def check_model(name: str, data: Prepared) -> None:
     theirs, ours = folder / "tokenizer.json", data.tokenizer / "tokenizer.json"
     if theirs.is_file() and _pieces(theirs) != _pieces(ours):
         raise ModelError(
-            f"{folder} comes with another tokenizer than {data.tokenizer}: prepare the data with "
-            f"tokenizer.path: {folder}, or start from a model of this vocabulary"
+            f"{folder} has another tokenizer than {data.tokenizer}: prepare the data with tokenizer.path: {folder}, or "
+            "start from a model with this vocabulary"
         )
 
 
 def check_vocabulary(name: str, size: Any, data: Prepared) -> None:
-    """Raises ModelError where `size`, a model's vocabulary, is not that of the tokenizer that made the data."""
+    """Raises ModelError: `size`, the vocabulary of model `name`, does not fit the tokenizer of `data`."""
     pieces = data.vocabulary()
     if not isinstance(size, int) or not pieces <= size < pieces + PADDING:
         raise ModelError(

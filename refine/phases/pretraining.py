@@ -1,9 +1,9 @@
-"""A small model from nothing but a settings file: text, tokenizer, packed sequences, next-token training, and a folder
-to ship. It is how the models that come with the package were made.
+"""A small model from a settings file alone: text, tokenizer, packed sequences, next-token training, and a model folder
+to ship. The package's own models were made this way.
 
 OUTPUT/data/      raw documents of the settings' sources        OUTPUT/prepared/  tokenizer and sequences
 OUTPUT/training/  the run: checkpoints, metrics, record         OUTPUT/model/     bf16 weights, tokenizer, training.json
-OUTPUT/drill/     the same of the drill that the training begins with, where the settings have one
+OUTPUT/drill/     data/, prepared/ and training/ of the drill that comes first, if the settings have one
 """
 
 from __future__ import annotations
@@ -18,32 +18,36 @@ from refine.data.corpus.fetch import write_splits
 from refine.data.token_sequences import prepare_token_sequences
 from refine.data.tokenizer import prepare_tokenizer
 from refine.identity import hash_of
-from refine.phases import run_folder
+from refine.phases import run_folder, start
+from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared
-from refine.phases.start import start_training
 from refine.settings import Drill, PretrainingSettings
 from refine.system.files import folder_beside
 from refine.training.metrics_file import METRICS_FILE
 
 RECORD = "training.json"
-POINTS = 200  # of the loss curve that is kept
+POINTS = 200  # of the loss curve in the record
 
 
-def pretrain(
-    settings: PretrainingSettings,
-    output: Path,
-    once_checked: Callable[[], None] | None = None,
-    said: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Train a new model of `settings` (data, tokenizer, documents, model.config, training.start) into `output`.
+def plan(settings: PretrainingSettings, output: Path, say: Callable[[str], None] = lambda line: None) -> Plan:
+    """The training of a new model with `settings` (data, tokenizer, documents, model.config, training.start).
 
-    Called again it goes on from the last checkpoint, and a finished one is not touched; returns the record that is in
-    OUTPUT/model/training.json. `once_checked`: as of `start_training`.
-    Raises TrainingError: the folder is another run's; DataError: a source fails; SettingError: no model.config.
+    Makes what the training starts from, unless `output` holds it: the text, the tokenizer, the sequences and the
+    drill's model. `say` gets a line on each.
+    Raises DataError: a source fails. SettingError: no model.config. TrainingError: OUTPUT/drill holds another run.
     """
-    data = _prepared(settings, output, said)
-    first = None if settings.drill is None else _drilled(settings, settings.drill, data, output / "drill", said)
-    record = start_training(settings, data, output / "training", once_checked=once_checked, model=first)
+    data = _prepared(settings, output, say)
+    first = None if settings.drill is None else _drilled(settings, settings.drill, data, output / "drill", say)
+    return start.plan(settings, data, first)
+
+
+def pretrain(settings: PretrainingSettings, training: Plan, output: Path) -> dict[str, Any]:
+    """Run `training`, which `plan` returned, in OUTPUT/training; then write OUTPUT/model.
+
+    Returns the record in OUTPUT/model/training.json; a finished pretraining is left as it is.
+    Raises TrainingError: OUTPUT/training holds another run, or training failed.
+    """
+    record = training.run(output / "training")
     exported = output / "model"
     made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": record["identity_hash"]}
     known = exported / RECORD
@@ -53,19 +57,19 @@ def pretrain(
 
 
 def _drilled(
-    settings: PretrainingSettings, drill: Drill, data: Prepared, output: Path, said: Callable[[str], None]
+    settings: PretrainingSettings, drill: Drill, data: Prepared, output: Path, say: Callable[[str], None]
 ) -> Path:
     """The model after the drill: the same tokenizer and validation text, other training text."""
     training = settings.training.model_copy(update={"start": drill.start})
     text = settings.data.model_copy(update={"train": drill.train})
     tokenizer = settings.tokenizer.model_copy(update={"path": str(data.tokenizer), "revision": None})
     of_drill = settings.model_copy(update={"data": text, "tokenizer": tokenizer, "training": training})
-    start_training(of_drill, _prepared(of_drill, output, said), output / "training")
+    start.plan(of_drill, _prepared(of_drill, output, say)).run(output / "training")
     return output / "training" / run_folder.MODEL
 
 
-def _prepared(settings: PretrainingSettings, output: Path, said: Callable[[str], None]) -> Prepared:
-    """Text, tokenizer and sequences: made where they are not there, for these very settings."""
+def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], None]) -> Prepared:
+    """Text, tokenizer and sequences; made again if they are missing or of other settings."""
     wanted = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "tokenizer", "documents")}
     prepared, file = Prepared(output / "prepared"), output / "prepared.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(wanted)):
@@ -73,16 +77,16 @@ def _prepared(settings: PretrainingSettings, output: Path, said: Callable[[str],
     output.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     with folder_beside(output / "data") as beside:
-        write_splits(settings.data, beside, said)
+        write_splits(settings.data, beside, say)
     made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
-    said(f"tokenizer: {len(made)} pieces")
-    prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", said)
+    say(f"tokenizer: {len(made)} pieces")
+    prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", say)
     file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     return prepared
 
 
 def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> dict[str, Any]:
-    """The trained model in bf16 with its tokenizer and how it was trained: the whole of it, drill included."""
+    """Write OUTPUT/model: bf16 weights, tokenizer, and the record of the whole training, including the drill."""
     import torch
     from transformers import AutoTokenizer
 
@@ -92,7 +96,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
     records = [run_folder.finished(run) or {} for run in runs]
     rows = [json.loads(line) for run in runs for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
-    told = {
+    written = {
         "made_from": made_from,
         **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},
         **{name: record[name] for name in ("seed", "parameters", "settings", "data", "metrics")},
@@ -104,13 +108,13 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     with folder_beside(output / "model") as beside, no_progress_bars():
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
         AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
-        (beside / RECORD).write_text(json.dumps(told, indent=1), encoding="utf-8")
-    return told
+        (beside / RECORD).write_text(json.dumps(written, indent=1), encoding="utf-8")
+    return written
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Next-token loss [nats per token] over the tokens trained: at most POINTS means of as many steps each; steps are
-    counted through drill and training."""
+    """Next-token loss [nats per token] by trained tokens: at most POINTS means, each over the same number of steps.
+    Steps count on from the drill into the training."""
     each = -(-len(rows) // POINTS)
     tokens, found = 0.0, []
     for first in range(0, len(rows), each):

@@ -1,8 +1,8 @@
-"""A rehearsal: every phase and arm of an experiment's settings, on a tiny random model of the same kind and made-up
-text, so that a mistake is found on any machine before a GPU is booked.
+"""A rehearsal runs every phase and arm of an experiment's settings on a tiny random model of the same type and on
+made-up text. It finds mistakes on any machine, before anyone books a GPU.
 
-Kept are the model's type and options, the tokenizer, batch sizes, objectives, arms, precision and schedules; made small
-are widths, depth, lengths and the number of steps. One process trains, on what device there is.
+It keeps the model's type and options, the tokenizer, batch sizes, objectives, arms, precision and schedules. It
+shrinks widths, depth, lengths and the number of steps. One process trains, on the device of this machine.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import SettingError
+from refine.phases import mid, post, start
 from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
 from refine.settings.base import validated
 
 LENGTH = 192  # tokens of a sequence
-WIDTHS = {  # config.json fields, made small; only those that a config has, or that its type needs
+WIDTHS = {  # small values of config.json fields, for the fields that a config has or that its type needs
     "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16, "num_v_heads": 2, "num_attn_heads": 2,
     "num_lact_heads": 2, "intermediate_size": 64, "lact_chunk_size": 32, "window_size": 32, "w0_w2_low_rank": 4,
 }  # fmt: skip
@@ -26,10 +27,12 @@ WORDS = ["the", "sea", "and", "old", "wind", "sings", "of", "a", "king", "who", 
 
 
 def shrunk(settings: Settings) -> Settings:
-    """`settings` with everything made small that costs time, validated anew. Raises SettingError without model.config:
-    the config.json fields say which model to rehearse."""
+    """`settings` with small values for everything that costs time, validated again.
+
+    Raises SettingError: model.config is null, so nothing says which model to rehearse.
+    """
     if settings.model.config is None:
-        raise SettingError("model.config is null: give the config.json fields of the checkpoint's model to rehearse it")
+        raise SettingError("model.config is null: a rehearsal needs the config.json fields of the checkpoint's model")
     values: dict[str, Any] = settings.model_dump(mode="json")
     config = values["model"]["config"]
     always = {"hidden_size", "num_hidden_layers", "intermediate_size"}
@@ -49,24 +52,20 @@ def shrunk(settings: Settings) -> Settings:
 
 
 def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> None:
-    """Run start, mid, post and test-time training of `settings`, made small, into `output`; `say` each as it ends."""
+    """Run all phases of the shrunk `settings` into `output`. `say` gets one line when an arm ends."""
     small = shrunk(settings)
-    data, prompts = _stand_in(small, output / "prepared")
-    from refine.phases.mid import mid_training
-    from refine.phases.post import post_training
-    from refine.phases.start import start_training
-
-    record = start_training(small, data, output / "start")
+    data, prompts = _made_up(small, output / "prepared")
+    record = start.plan(small, data).run(output / "start")
     say(f"start: {record['parameters']:,} parameters")
-    start = str(output / "start" / "model")
+    new = str(output / "start" / "model")
     for arm in small.training.mid.arms:
-        record = mid_training(small, arm, start, data, output / f"mid-{arm}")
+        record = mid.plan(small, arm, new, data).run(output / f"mid-{arm}")
         say(f"mid {arm}: {record['steps']} steps, {record['tokens']:,} tokens")
     model = str(output / f"mid-{small.training.mid.arms[-1]}" / "model")
     if small.training.post is not None:
-        for trained in small.training.post.arms:
-            record = post_training(small, trained, model, data, [prompts], output / f"post-{trained}", [prompts])
-            say(f"post {trained}: {record['steps']} steps, {record['tokens']:,} tokens")
+        for post_arm in small.training.post.arms:
+            record = post.plan(small, post_arm, model, data, [prompts], [prompts]).run(output / f"post-{post_arm}")
+            say(f"post {post_arm}: {record['steps']} steps, {record['tokens']:,} tokens")
     if small.training.test_time is not None:
         _answer(small, model, data, prompts, say)
 
@@ -90,8 +89,8 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
         say(f"test time {arm}: {len(answers)} prompts answered")
 
 
-def _stand_in(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
-    """Prepared data of made-up text: the settings' tokenizer (or a small trained one), sequences, and prompts."""
+def _made_up(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
+    """Prepared data of made-up text, with the settings' tokenizer (or a small trained one), and a file of prompts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

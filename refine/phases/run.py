@@ -1,4 +1,4 @@
-"""One run of one phase: from a model and sequences to OUTPUT/model and a record, through any number of deaths."""
+"""One run of one phase: from a model and its data to OUTPUT/model and a record. A run that is killed resumes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run trains with: `model` builds the starting model, the rest are rows of tokens and their tokenizer."""
+class TrainingData:
+    """What a run trains with. model: builds the starting model. train, validation: rows of tokens, or of prompts with
+    answers. tokenizer: saved with the model."""
 
     model: Callable[[], PreTrainedModel]
     train: Any
@@ -39,41 +40,40 @@ class Inputs:
 @no_progress_bars()
 def run(
     title: str,
-    inputs: Inputs,
+    data: TrainingData,
     arguments: RefineArguments,
     identity: dict[str, Any],
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
     early_stop_after: int | None = None,
 ) -> dict[str, Any]:
-    """Train into `folder` (see `refine.phases.run_folder`), or go on from its last whole checkpoint.
+    """Train into `folder`, which `run_folder.check` has passed, or resume from its last complete checkpoint.
 
     `identity`: settings and hashes of the inputs (JSON values). `callbacks`: trackers, handed in from above.
-    `early_stop_after`: validations in a row without a lower loss that end the run. Returns the record that is in
-    folder/result.json; a finished run is not touched and returns its record.
-    Raises TrainingError: the folder is another run's, or training failed; SettingError: it cannot be written to.
+    `early_stop_after`: validations in a row without a lower loss that end the run. Returns the record in
+    folder/result.json; a finished run is left as it is.
+    Raises TrainingError: another process trains into the folder, or training failed.
     """
-    run_folder.check(folder, identity)
     if (record := run_folder.finished(folder)) is not None:
         return record
-    model = _built(inputs, folder)
+    model = _built(data, folder)
     with (
         checkpoints.told_in_words(folder),
         run_folder.locked(folder) if arguments.should_save else contextlib.nullcontext(),
     ):
-        # What process 0 finds holds for all: another run may have finished while it waited for the lock.
+        # All processes follow process 0: another run may have finished while process 0 waited for the lock.
         if (record := gathered(run_folder.finished(folder))[0]) is not None:
             return record
         if arguments.should_save:
-            run_folder.claim(folder, identity)
+            run_folder.write_identity(folder, identity)
             checkpoints.clean(folder)
-        gathered(None)  # wait for it
+        gathered(None)  # wait for process 0
         trainer = RefineTrainer(
             model=model,
             args=arguments,
-            train_dataset=inputs.train,
-            eval_dataset=inputs.validation,
-            processing_class=inputs.tokenizer,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=data.tokenizer,
             callbacks=[
                 MetricsFile(folder),
                 RewardHistograms(folder),
@@ -87,7 +87,11 @@ def run(
         else:
             trainer.train(resume_from_checkpoint=True)
         trainer.save_whole(folder / run_folder.MODEL)
-        record = {**identity, "identity_hash": hash_of(run_folder.decisive(identity)), **_outcome(trainer)}
+        record = {
+            **identity,
+            "identity_hash": hash_of(run_folder.without_execution_settings(identity)),
+            **_outcome(trainer),
+        }
         if trainer.args.should_save:
             write_json(folder / run_folder.RESULT, record)
         trainer.accelerator.wait_for_everyone()
@@ -98,10 +102,10 @@ def _patience(validations: int | None) -> list[TrainerCallback]:
     return [] if validations is None else [EarlyStoppingCallback(early_stopping_patience=validations)]
 
 
-def _built(inputs: Inputs, folder: Path) -> PreTrainedModel:
-    """The starting model; where there is none, no empty folder stays behind."""
+def _built(data: TrainingData, folder: Path) -> PreTrainedModel:
+    """The starting model. If it cannot be built, the empty output folder is removed."""
     try:
-        return inputs.model()
+        return data.model()
     except Exception:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -109,7 +113,7 @@ def _built(inputs: Inputs, folder: Path) -> PreTrainedModel:
 
 
 def _only_validate(trainer: RefineTrainer) -> None:
-    """Arm `none`: the model as it is, with the same validation and records as the others."""
+    """Arm `none`: no training, but the same validation and records as the other arms."""
     handler = trainer.callback_handler
     trainer.control = handler.on_train_begin(trainer.args, trainer.state, trainer.control)
     trainer.evaluate()
@@ -117,8 +121,8 @@ def _only_validate(trainer: RefineTrainer) -> None:
 
 
 def _outcome(trainer: RefineTrainer) -> dict[str, Any]:
-    """Steps, tokens and seconds of all attempts that made the model, and the last value of every metric: that of the
-    best checkpoint where it is the result."""
+    """Steps, tokens and seconds of all attempts together, and the last value of every metric. If the best checkpoint
+    is the result, later values do not count."""
     rows, state = trainer.state.log_history, trainer.state
     kept = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else None
     of_model = [row for row in rows if kept is None or row["step"] <= kept]

@@ -1,9 +1,9 @@
-"""The folder of one run: what it was made from, who writes to it, and what came out.
+"""The folder of one run: its identity, its lock, its checkpoints and its result.
 
-OUTPUT/identity.json  settings and hashes of the inputs; a run with others never goes on from what lies here
+OUTPUT/identity.json  settings and hashes of the inputs; a run with another identity never resumes here
 OUTPUT/checkpoint-N/  state after step N        OUTPUT/metrics.jsonl  every logged row
 OUTPUT/model/         the final model           OUTPUT/result.json    the record, written last
-OUTPUT/reward_histograms.{csv,png}  how the rewards of held-out rollouts were spread, validation by validation
+OUTPUT/reward_histograms.{csv,png}  distribution of the rewards of held-out rollouts, per validation
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refine.system.locks import Locked, hold
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
-HOW = ("sequences_per_pass", "gradient_checkpointing")
+EXECUTION_SETTINGS = ("sequences_per_pass", "gradient_checkpointing")  # they change a result only by rounding
 
 
 def finished(output: Path) -> dict[str, Any] | None:
@@ -34,12 +34,12 @@ def finished(output: Path) -> dict[str, Any] | None:
 
 
 def check(output: Path, identity: dict[str, Any]) -> None:
-    """Make sure that `output` can be written to and is free, or this run's own.
+    """Check that `output` can be written to, and that it is empty or holds the run with this identity.
 
-    Raises SettingError: it cannot be written to. TrainingError: it is another run's.
+    Raises SettingError: it cannot be written to. TrainingError: it holds another run.
     """
-    if said := why_not_writable(output):
-        raise SettingError(f"cannot write to the output folder {output}: {said}; choose another --output")
+    if reason := why_not_writable(output):
+        raise SettingError(f"cannot write to the output folder {output}: {reason}; choose another --output")
     file = output / IDENTITY
     if not file.exists():
         if any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
@@ -49,36 +49,35 @@ def check(output: Path, identity: dict[str, Any]) -> None:
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
-    known, wanted = decisive(known), decisive(json.loads(json.dumps(identity)))
+    known, wanted = without_execution_settings(known), without_execution_settings(json.loads(json.dumps(identity)))
     if known != wanted:
         raise TrainingError(
-            f"{output} holds a run with {_difference(known, wanted)}: choose another --output, or remove it to start "
-            "anew"
+            f"{output} holds a run with {_difference(known, wanted)}: choose another --output, or remove this folder"
         )
 
 
-def decisive(identity: dict[str, Any]) -> dict[str, Any]:
-    """`identity` without the settings that change how a result is computed and not what it is (to rounding), such as
-    the number of processes: they may be changed to fit the memory there is, and a run goes on."""
-    settings = {name: value for name, value in identity.get("settings", {}).items() if name not in HOW}
+def without_execution_settings(identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity` without the settings that change only how a result is computed. A run that ran out of memory can
+    change them and resume."""
+    settings = {name: value for name, value in identity.get("settings", {}).items() if name not in EXECUTION_SETTINGS}
     return {**identity, "settings": settings} if "settings" in identity else identity
 
 
-def claim(output: Path, identity: dict[str, Any]) -> None:
-    """Write down whose folder `output` is, before anything else lies there."""
+def write_identity(output: Path, identity: dict[str, Any]) -> None:
+    """Write OUTPUT/identity.json if it is missing. It comes before any other file of the run."""
     if not (output / IDENTITY).exists():
         write_json(output / IDENTITY, identity)
 
 
 def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first settings or inputs in which two identities differ."""
+    """The first three settings or inputs that differ, with both values."""
     before, now = _flat(known), _flat(wanted)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    told = [
+    shown = [
         f"other {name}" if "hash" in name else f"{name} {before.get(name)!r} (now {now.get(name)!r})"
         for name in names[:3]
     ]
-    return ", ".join(told) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,14 +89,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(output: Path, patience: float = 15.0) -> Iterator[None]:
-    """Hold `output` for this process; the system lets go of it when the process ends, however it ends.
+    """Lock `output` for this process. The operating system releases the lock when the process ends, however it ends.
 
-    Waits `patience` seconds, as a killed run's process may still be going. Raises TrainingError: another one has it.
+    Waits `patience` seconds, because the process of a killed run may still be ending. Raises TrainingError: another
+    process holds the lock.
     """
     try:
         with hold(output / LOCK, str(os.getpid()), patience):
             yield
     except Locked as error:
-        raise TrainingError(
-            f"{output} is being trained into by process {error.holder}: wait for it, or end it"
-        ) from None
+        raise TrainingError(f"process {error.holder} is training into {output}: wait for it, or end it") from None

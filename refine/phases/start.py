@@ -1,30 +1,43 @@
-"""Stage `start`: next-token training of a new model on the training text, so that mid-training has a model to start
-from whose next-token loss has begun to flatten (FACTS: REFINE on a model that still learns fast costs loss)."""
+"""Phase `start`: next-token training of a new model, until its loss begins to flatten. Mid-training starts from it:
+REFINE costs a model loss while that model still learns fast (docs/method.md, Phases)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import SettingError
-from refine.phases import run_folder as folder
+from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, model_identity
 from refine.settings import CommonSettings
 from refine.settings.objective import ObjectiveSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel
+
+    from refine.phases.run import TrainingData
+    from refine.training.arguments import RefineArguments
 
 
-def identity(settings: CommonSettings, data: Prepared, model: Path | None = None) -> dict[str, Any]:
-    """What the starting model is made from (JSON values): a new model, or the one in folder `model`.
+def plan(settings: CommonSettings, data: Prepared, model: Path | None = None) -> Plan:
+    """Next-token training of a new model with `settings.model.config`, or of the model in folder `model`.
 
-    Raises SettingError: no config for a new model.
+    Raises DataError: prepared data is missing. SettingError: no config for a new model.
     """
+    data.check("train", "validation")
+    identity = _identity(settings, data, model)
+    prepare = partial(_prepare, settings, data, model, identity)
+    return Plan("start", identity, prepare, settings.training.start.early_stop_after)
+
+
+def _identity(settings: CommonSettings, data: Prepared, model: Path | None) -> dict[str, Any]:
     if not settings.model.config:
-        raise SettingError("model.config is empty: give the new model's config.json fields, or train from a checkpoint "
-                           "with `refine train mid`")  # fmt: skip
+        raise SettingError(
+            "model.config is empty: give the new model's config.json fields, or train from a checkpoint with "
+            "`refine train mid`"
+        )
     return {
         "phase": "start",
         "arm": "sft",
@@ -37,25 +50,9 @@ def identity(settings: CommonSettings, data: Prepared, model: Path | None = None
     }
 
 
-def start_training(
-    settings: CommonSettings,
-    data: Prepared,
-    output: Path,
-    callbacks: Sequence[TrainerCallback] = (),
-    once_checked: Callable[[], None] | None = None,
-    model: Path | None = None,
-) -> dict[str, Any]:
-    """Train a new model of `settings.model.config`, or go on with that of folder `model`, into `output` (see
-    `refine.phases.run.run`).
-
-    `once_checked` is called when settings, data and output fit, before anything heavy is imported.
-    """
-    data.check("train", "validation")
-    record = identity(settings, data, model)
-    folder.check(output, record)
-    if once_checked is not None:
-        once_checked()
-    from refine.phases.run import run
+def _prepare(
+    settings: CommonSettings, data: Prepared, model: Path | None, identity: dict[str, Any], output: Path
+) -> tuple[RefineArguments, TrainingData]:
     from refine.training.arguments import arguments_of
 
     arguments = arguments_of(
@@ -66,26 +63,22 @@ def start_training(
         sharding=settings.training.sharding,
         validation_rollouts=False,
     )
-    inputs, patience = (
-        data_inputs(data, lambda: _new_model(record) if model is None else _loaded(model)),
-        settings.training.start.early_stop_after,
-    )
-    return run("start", inputs, arguments, record, output, callbacks, patience)
+    return arguments, training_data(data, partial(_new_model, identity) if model is None else partial(_loaded, model))
 
 
-def _new_model(record: dict[str, Any]) -> PreTrainedModel:
+def _new_model(identity: dict[str, Any]) -> PreTrainedModel:
     import torch
 
     from refine.models import from_config
     from refine.models.shifted_keys import shift_keys
     from refine.training.order import derived_seed
 
-    torch.manual_seed(derived_seed("model", record["seed"]))
-    model = from_config(record["model"])
-    if record.get("shifted_keys"):
+    torch.manual_seed(derived_seed("model", identity["seed"]))
+    model = from_config(identity["model"])
+    if identity.get("shifted_keys"):
         shift_keys(model)
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(record.get("embedding_scale", 1.0))
+        model.get_input_embeddings().weight.mul_(identity.get("embedding_scale", 1.0))
     return model
 
 
@@ -97,14 +90,14 @@ def _loaded(folder: Path) -> PreTrainedModel:
     return from_pretrained(folder, dtype=torch.float32)
 
 
-def data_inputs(data: Prepared, model: Any) -> Any:
-    """Sequences and tokenizer of `data`, and how to build the model, for `phase.run`."""
+def training_data(data: Prepared, model: Callable[[], PreTrainedModel]) -> TrainingData:
+    """The token sequences and the tokenizer of `data`, with `model`, which builds the starting model."""
     from transformers import AutoTokenizer
 
     from refine.data.token_sequences import load_token_sequences
-    from refine.phases.run import Inputs
+    from refine.phases.run import TrainingData
 
-    return Inputs(
+    return TrainingData(
         model=model,
         train=load_token_sequences(data.documents("train")),
         validation=load_token_sequences(data.documents("validation")),

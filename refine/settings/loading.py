@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from refine.settings.experiment import Settings
 from refine.settings.pretraining import PretrainingSettings
 
 
-def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> Settings:
+def load(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:
     """Settings from `path`, with ``section.key=value`` overrides (values are YAML) laid over them.
 
     Raises SettingError: file missing or no YAML, unknown name, value out of range, contradiction.
@@ -21,12 +22,12 @@ def load(path: str | Path = "params.yaml", overrides: tuple[str, ...] = ()) -> S
     return validated(Settings, _values(Path(path), overrides), str(path))
 
 
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> PretrainingSettings:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingSettings:
     """The settings of a pretraining, as `load` gives those of an experiment; raises as that does."""
     return validated(PretrainingSettings, _values(Path(path), overrides), str(path))
 
 
-def _values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,25 +10,38 @@ from refine.settings.base import Section
 from refine.settings.objective import ObjectiveSettings
 
 Precision = Literal["float32", "bfloat16"]
+MidArm = Literal["none", "sft", "refine"]
+PostArm = Literal["sft", "nested_sft", "nested_refine"]
+TestTimeArm = Literal["none", "sft", "refine"]
+ARMS: dict[str, tuple[str, ...]] = {  # of each phase that has arms
+    "mid": get_args(MidArm),
+    "post": get_args(PostArm),
+    "test_time": get_args(TestTimeArm),
+}
 
 
-class PhaseSettings(Section):
-    """What every training phase has: steps, batches, optimizer, checkpoints."""
+class OptimizerSettings(Section):
+    """AdamW, gradient clipping and precision: shared by the training phases and test-time training."""
+
+    learning_rate: float = Field(gt=0, description="learning rate of AdamW; with a schedule, its peak")
+    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of the first and second moment")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    precision: Precision = Field("float32", description="float32, or bfloat16 autocast")
+
+
+class PhaseSettings(OptimizerSettings):
+    """Shared by all training phases: steps, batches, optimizer, checkpoints."""
 
     steps: int = Field(ge=0, description="optimizer steps")
     sequences_per_step: int = Field(ge=1, description="sequences per optimizer step, all processes together")
     sequences_per_pass: int = Field(
         ge=1, description="sequences per forward pass of one process; lowers memory, changes no result"
     )
-    learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule"
     )
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
-    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of the first and second moment")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    precision: Precision = Field("float32", description="float32, or bfloat16 autocast")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time; changes no result"
     )
@@ -73,9 +86,7 @@ class _Arms(Section):
 class MidSettings(_Arms, PhaseSettings):
     """Mid-training on long documents (METHOD: phases)."""
 
-    arms: tuple[Literal["none", "sft", "refine"], ...] = Field(
-        ("none", "sft", "refine"), min_length=1, description="which arms are trained and compared"
-    )
+    arms: tuple[MidArm, ...] = Field(get_args(MidArm), min_length=1, description="which arms are trained and compared")
     length: int | None = Field(
         None, ge=2, description="sequences are cut into pieces of at most this [tokens]; null takes them as prepared"
     )
@@ -95,8 +106,8 @@ class PostSettings(_Arms, PhaseSettings):
     """Post-training on prompts with answers (METHOD: phases). `steps` counts steps on answers; the nested arms take
     `prompt_steps` steps on the prompts before each."""
 
-    arms: tuple[Literal["sft", "nested_sft", "nested_refine"], ...] = Field(
-        ("sft", "nested_sft", "nested_refine"), min_length=1, description="which arms are trained and compared"
+    arms: tuple[PostArm, ...] = Field(
+        get_args(PostArm), min_length=1, description="which arms are trained and compared"
     )
     prompt_steps: int = Field(
         4, ge=1, description="nested arms: steps on equal shares of a batch's prompts before the step on its answers"
@@ -118,20 +129,13 @@ class PostSettings(_Arms, PhaseSettings):
         return self
 
 
-class TestTimeSettings(_Arms):
+class TestTimeSettings(_Arms, OptimizerSettings):
     """Test-time training on each prompt before it is answered (METHOD: phases)."""
 
     __test__ = False  # not a test, whatever its name begins with
 
-    arms: tuple[Literal["none", "sft", "refine"], ...] = Field(
-        ("none", "sft", "refine"), min_length=1, description="which arms are compared"
-    )
-    steps: int = Field(1, ge=1, description="optimizer steps on each prompt")
-    learning_rate: float = Field(gt=0, description="learning rate of AdamW, which starts anew with each prompt")
-    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of the first and second moment")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    precision: Precision = Field("float32", description="float32, or bfloat16 autocast")
+    arms: tuple[TestTimeArm, ...] = Field(get_args(TestTimeArm), min_length=1, description="which arms are compared")
+    steps: int = Field(1, ge=1, description="optimizer steps on each prompt, by a new AdamW")
     carry_over: bool = Field(
         False, description="never restore the weights, so that a score depends on the samples' order (as published)"
     )

@@ -1,4 +1,4 @@
-"""What can be started from Prefect's pages: every deployment is whole, and refuses what cannot run before it runs."""
+"""Every deployment on Prefect's pages is complete, and refuses bad parameters before it starts anything."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ def test_a_sweep_is_every_combination_in_every_seed():
             sweep.combinations(settings, seeds)
 
 
-def test_runs_of_a_sweep_can_be_told_apart_by_their_names():
-    from flows.experiment import told_apart
+def test_runs_of_a_sweep_have_different_names():
+    from flows.experiment import name_with_overrides
 
-    (first, second) = sweep.combinations({"training.mid.objective.reward": ["hybrid", "binary"]}, [3])
-    assert told_apart("reward", first) == 'reward: reward="hybrid", seed=3' != told_apart("reward", second)
-    assert told_apart("nightly", None) == told_apart("nightly", []) == "nightly"
+    wanted = sweep.combinations({"training.mid.objective.reward": ["hybrid", "binary"]}, [3])
+    names = [name_with_overrides("reward", overrides) for overrides in wanted]
+    assert names == ['reward: reward="hybrid", seed=3', 'reward: reward="binary", seed=3']
+    assert name_with_overrides("nightly", None) == name_with_overrides("nightly", []) == "nightly"
 
 
 def test_a_sweep_ends_with_its_combinations_side_by_side(workplace, settings_with, monkeypatch):
@@ -131,11 +132,11 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
     monkeypatch.delenv("DVC_STAGE", raising=False)
     other = load("params.yaml", ("documents.sequence_length=512",))
     with pytest.raises(SettingError, match=r"section 'documents' is overridden.*dvc exp run"):
-        dvc_stages.prepare("params.yaml", other)
+        dvc_stages.prepare("params.yaml", other, print)
     with pytest.raises(DataError, match=r"no dvc\.yaml"):
-        dvc_stages.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)))
+        dvc_stages.prepare("params.yaml", load("params.yaml", ("training.mid.steps=3",)), print)
     monkeypatch.setenv("DVC_STAGE", "experiment")
-    dvc_stages.prepare("params.yaml", other)  # DVC has prepared what it says
+    dvc_stages.prepare("params.yaml", other, print)  # DVC has prepared what it says
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_data_stages_that_fail_are_one_line(workplace, monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (workplace / "dvc.yaml").write_text("stages:\n  tokenizer: {cmd: 'false'}\n  experiment: {cmd: 'false'}\n")
     with pytest.raises(DataError, match="the data stages failed: ") as error:
-        dvc_stages.prepare("params.yaml", load("params.yaml"))
+        dvc_stages.prepare("params.yaml", load("params.yaml"), print)
     assert "\n" not in str(error.value)
 
 
@@ -185,7 +186,7 @@ def test_deployed_runs_in_one_checkout_do_not_write_over_each_others_results(wor
     ids=["name", "number and list", "null"],
 )
 def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workplace, settings_with):
-    """The same settings have the same stages, by hash of all that decides their bits: either finds the other's done."""
+    """The same settings give the same stage keys, so each kind of sweep reuses the stages of the other."""
     from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` does to params.yaml
 
     from refine.phases.prepared_data import Prepared
@@ -200,4 +201,4 @@ def test_a_sweep_by_prefect_and_one_by_dvc_make_the_same_stages(settings, workpl
     first, second = (Stages(one, Prepared(workplace / "prepared")) for one in (by_prefect, by_dvc))
     start = first.start()
     assert start == second.start() and first.frozen() == second.frozen()
-    assert first.mid("refine", "sample/delta_net") == second.mid("refine", "sample/delta_net")
+    assert first.mid("refine", "hub/model") == second.mid("refine", "hub/model")

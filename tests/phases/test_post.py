@@ -10,9 +10,8 @@ import torch
 from refine import settings as settings_module
 from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.errors import DataError, SettingError
-from refine.phases.post import post_training
+from refine.phases import post, start
 from refine.phases.prepared_data import Prepared
-from refine.phases.start import start_training
 from refine.training.dataset import PromptRows, collate
 from refine.training.losses import answer_loss
 from refine.training.order import NestedStream, Stream
@@ -161,24 +160,24 @@ def test_nested_steps_need_prompts_and_enough_samples(tiny_model, arguments, row
 
 
 @pytest.fixture
-def post(params, prepared_folder, tmp_path):
+def post_train(params, prepared_folder, tmp_path):
     """Runs an arm of post-training into tmp_path/NAME."""
     short = (
         "training.post={steps: 2, prompt_steps: 2, sequences_per_step: 4, sequences_per_pass: 4, learning_rate: 0.01, "
     )
     short += "checkpoint_every: 2, evaluate_every: 3, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
     values, data = settings_module.load(params, (short,)), Prepared(prepared_folder)
-    start_training(values, data, tmp_path / "start")
+    start.plan(values, data).run(tmp_path / "start")
     file = write_prompts([Prompt("w1", ("w2",), "factsqa", 48, 4)] * 6, tmp_path / "prompts.parquet")
 
     def run(name: str, arm: str, held_out=(file,), callbacks=()) -> dict:
         model = str(tmp_path / "start" / "model")
-        return post_training(values, arm, model, data, [file], tmp_path / name, held_out, callbacks=callbacks)
+        return post.plan(values, arm, model, data, [file], held_out).run(tmp_path / name, callbacks)
 
     return run
 
 
-def test_a_post_trained_model_has_its_record_and_resumes_to_the_same_bits(post, tmp_path, weights, series):
+def test_a_post_trained_model_has_its_record_and_resumes_to_the_same_bits(post_train, tmp_path, weights, series):
     from transformers import TrainerCallback
 
     class Crash(TrainerCallback):
@@ -186,16 +185,16 @@ def test_a_post_trained_model_has_its_record_and_resumes_to_the_same_bits(post, 
             if state.global_step == 5:
                 raise RuntimeError("crash")
 
-    record = post("whole", "nested_refine")
+    record = post_train("whole", "nested_refine")
     assert record["phase"] == "post" and record["steps"] == 6 and "val/answer_loss" in record["metrics"]
     assert json.loads((tmp_path / "whole" / "result.json").read_text()) == record
     with pytest.raises(RuntimeError, match="crash"):
-        post("broken", "nested_refine", callbacks=[Crash()])
-    post("broken", "nested_refine")
+        post_train("broken", "nested_refine", callbacks=[Crash()])
+    post_train("broken", "nested_refine")
     assert weights(tmp_path / "broken" / "model") == weights(tmp_path / "whole" / "model")
     assert series(tmp_path / "broken") == series(tmp_path / "whole")
 
 
-def test_without_held_out_prompts_nothing_is_validated(post):
-    record = post("plain", "sft", held_out=())
+def test_without_held_out_prompts_nothing_is_validated(post_train):
+    record = post_train("plain", "sft", held_out=())
     assert record["steps"] == 2 and not any(name.startswith("val/") for name in record["metrics"])

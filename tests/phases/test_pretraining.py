@@ -13,7 +13,7 @@ import refine.models
 from refine import settings
 from refine.data.tokenizer import load_tokenizer
 from refine.errors import TrainingError
-from refine.phases.pretraining import pretrain
+from refine.phases import pretraining
 
 SHORT = {"steps": 3, "sequences_per_step": 2, "sequences_per_pass": 2, "learning_rate": 1e-3, "checkpoint_every": 2,
          "evaluate_every": 3}  # fmt: skip
@@ -39,8 +39,13 @@ RECIPE = {
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretraining")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    record = pretrain(settings.load_recipe(folder / "recipe.yaml"), folder / "out")
-    return folder, record
+    return folder, pretrain(folder)
+
+
+def pretrain(folder: Path, *overrides: str) -> dict:
+    """The record of a pretraining by the recipe in `folder`, with overrides."""
+    values = settings.load_recipe(folder / "recipe.yaml", overrides)
+    return pretraining.pretrain(values, pretraining.plan(values, folder / "out"), folder / "out")
 
 
 def test_the_model_folder_holds_short_weights_a_tokenizer_and_how_it_was_trained(made):
@@ -70,12 +75,11 @@ def test_training_goes_on_from_the_drill(made):
 def test_a_finished_one_is_not_touched_and_another_s_folder_is_refused(made):
     folder, record = made
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
-    assert pretrain(settings.load_recipe(folder / "recipe.yaml"), folder / "out") == record
+    assert pretrain(folder) == record
     after = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
     assert after == before
-    other = settings.load_recipe(folder / "recipe.yaml", ("training.start.learning_rate=0.1",))
     with pytest.raises(TrainingError, match="learning_rate"):
-        pretrain(other, folder / "out")
+        pretrain(folder, "training.start.learning_rate=0.1")
 
 
 @pytest.mark.parametrize("name", ["delta_net", "lact"])

@@ -11,9 +11,9 @@ import pytest
 
 from refine import settings as settings_module
 from refine.errors import DataError, ModelError, SettingError, TrainingError
-from refine.phases.mid import mid_training
+from refine.phases import mid as mid_training
+from refine.phases import run_folder, start
 from refine.phases.prepared_data import Prepared
-from refine.phases.start import start_training
 
 
 def test_a_finished_run_does_nothing(mid, tmp_path):
@@ -42,7 +42,8 @@ def test_other_data_or_another_start_never_goes_on_from_a_stale_checkpoint(
     other = shutil.copytree(prepared_folder, tmp_path / "other")
     shutil.copy(other / "documents" / "validation.parquet", other / "documents" / "train.parquet")
     with pytest.raises(TrainingError, match=r"other data\.train_hash"):
-        mid_training(settings_module.load(params), "refine", str(start_model), Prepared(other), tmp_path / "run")
+        plan = mid_training.plan(settings_module.load(params), "refine", str(start_model), Prepared(other))
+        plan.run(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"other start\.model_hash"):
         mid("run", model=tmp_path / "run" / "model")
 
@@ -53,15 +54,13 @@ def test_the_list_of_arms_is_not_part_of_an_arm_s_identity(mid):
 
 
 def test_two_processes_do_not_write_to_one_folder(mid, tmp_path):
-    from refine.phases import run_folder
-
     mid("run")
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
-            "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); time.sleep(600)",
+            "import pathlib, sys, time; from refine.system.locks import try_hold\n"
+            "lock = try_hold(pathlib.Path(sys.argv[1]), '4711'); print('held', flush=True); time.sleep(600)",
             str(tmp_path / "run" / ".lock"),
         ],
         stdout=subprocess.PIPE,
@@ -69,7 +68,7 @@ def test_two_processes_do_not_write_to_one_folder(mid, tmp_path):
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(TrainingError, match="being trained into by process 4711"),
+            pytest.raises(TrainingError, match="process 4711 is training into"),
             run_folder.locked(tmp_path / "run", 0.2),
         ):
             pass
@@ -100,7 +99,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(mid, tmp_path, start_mod
     other = shutil.copytree(start_model, tmp_path / "other")
     text = (other / "tokenizer.json").read_text().replace('"w63"', '"x63"')
     (other / "tokenizer.json").write_text(text)
-    with pytest.raises(ModelError, match="comes with another tokenizer"):
+    with pytest.raises(ModelError, match="has another tokenizer"):
         mid("run", model=other)
 
 
@@ -114,5 +113,4 @@ def test_a_checkpoint_of_another_architecture_is_refused(mid, tmp_path, start_mo
 
 def test_missing_data_says_how_to_make_it(params, tmp_path):
     with pytest.raises(DataError, match=r"tokenizer\.json is missing: make it with `dvc repro documents`"):
-        start_training(settings_module.load(params), Prepared(tmp_path / "nowhere"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        start.plan(settings_module.load(params), Prepared(tmp_path / "nowhere"))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refine.phases.plan import Plan
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["refine.phases.run", "refine.models", "refine.data.token_sequences", "datasets"])
 
@@ -18,6 +20,11 @@ def start(function: Callable[..., Any], *args: Any) -> multiprocessing.process.B
     process = context.Process(target=quietly, args=(function, *args), daemon=True)
     process.start()
     return process
+
+
+def train(plan: Callable[..., Plan], arguments: tuple[Any, ...], output: Path) -> None:
+    """Run `plan(*arguments)` in `output`: a function that a fork server can find by its name."""
+    plan(*arguments).run(output)
 
 
 def quietly(function: Callable[..., Any], *args: Any) -> None:

@@ -9,10 +9,8 @@ import pytest
 
 from refine import settings as settings_module
 from refine.data.prompts.prompt import Prompt, write_prompts
-from refine.phases.mid import mid_training
-from refine.phases.post import post_training
+from refine.phases import mid, post, start
 from refine.phases.prepared_data import Prepared
-from refine.phases.start import start_training
 
 # Twelve steps with a checkpoint after each: most of the time is spent writing.
 EVERY_STEP = tuple(
@@ -32,19 +30,19 @@ def killing(monkeypatch):
 
 
 @pytest.fixture
-def phases(params, prepared_folder, tmp_path):
-    """What each phase is called with, but for its output folder."""
-    post = (
+def phases(killing, params, prepared_folder, tmp_path):
+    """A function and its arguments that run each phase; the output folder is the last argument, added by the test."""
+    short = (
         "training.post={steps: 3, prompt_steps: 2, sequences_per_step: 4, sequences_per_pass: 4, learning_rate: 0.01, "
     )
-    post += "checkpoint_every: 1, evaluate_every: 4, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
-    values, data = settings_module.load(params, (*EVERY_STEP, post)), Prepared(prepared_folder)
+    short += "checkpoint_every: 1, evaluate_every: 4, objective: {positions: 2, rollout_length: 2, min_prefix: 4}}"
+    values, data = settings_module.load(params, (*EVERY_STEP, short)), Prepared(prepared_folder)
     prompts = write_prompts([Prompt("w1", ("w2",), "factsqa", 48, 4)] * 6, tmp_path / "prompts.parquet")
     model = str(tmp_path / "start" / "model")
     return {
-        "start": (start_training, values, data),
-        "mid": (mid_training, values, "refine", model, data),
-        "post": (post_training, values, "nested_refine", model, data, [prompts]),
+        "start": (killing.train, start.plan, (values, data)),
+        "mid": (killing.train, mid.plan, (values, "refine", model, data)),
+        "post": (killing.train, post.plan, (values, "nested_refine", model, data, [prompts])),
     }
 
 

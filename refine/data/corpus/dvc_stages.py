@@ -1,14 +1,14 @@
-"""The data stages, brought up to date by DVC before a deployed experiment begins."""
+"""Runs DVC's data stages before a deployed experiment begins."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from flows.log import say
 from refine import paths
 from refine.errors import DataError, SettingError
 from refine.settings import Settings, load
@@ -19,10 +19,11 @@ EXPERIMENT = "experiment"  # the stage that runs the flow
 DATA_SECTIONS = ("data", "tokenizer", "documents", "needles", "questions")
 
 
-def prepare(params: str, settings: Settings) -> None:
-    """Run `dvc repro` for every stage but the experiment. Inside of a DVC stage it has been done.
+def prepare(params: str, settings: Settings, say: Callable[[str], None]) -> None:
+    """Run `dvc repro` for every stage except the experiment. Inside a DVC stage it does nothing: DVC has run them.
 
-    Raises DataError: there is no dvc.yaml, or DVC refuses; SettingError: the experiment's settings are of other data.
+    `say` gets a line at the end, and one while another process runs the data stages.
+    Raises DataError: no dvc.yaml, or a stage fails. SettingError: `settings` has other data sections than `params`.
     """
     if "DVC_STAGE" in os.environ:
         return
@@ -31,26 +32,26 @@ def prepare(params: str, settings: Settings) -> None:
         stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     except FileNotFoundError:
         raise DataError(
-            f"no dvc.yaml in {Path.cwd()}: a deployed experiment runs in the project's folder (REFINE_CHECKOUT)"
+            f"no dvc.yaml in {Path.cwd()}: run a deployed experiment in the project's folder (REFINE_CHECKOUT)"
         ) from None
     command = [sys.executable, "-m", "dvc", "repro", *(name for name in stages if name != EXPERIMENT)]
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    # DVC refuses a second repro in the same folder: runs take turns.
+    # DVC refuses a second repro in the same folder, so runs take turns.
     with stage_lock(paths.runs() / "data-stages", "data stages", say):
         try:
             run_in_own_process(command, environment={"PATH": programs}, name="dvc repro")
         except ProcessFailed as error:
-            said = next((line for line in reversed(error.tail) if "ERROR" in line), str(error))
-            raise DataError(f"the data stages failed: {said.removeprefix('ERROR: ')}") from None
+            line = next((line for line in reversed(error.tail) if "ERROR" in line), str(error))
+            raise DataError(f"the data stages failed: {line.removeprefix('ERROR: ')}") from None
     say("data stages: up to date")
 
 
 def check_same_data(params: str, settings: Settings) -> None:
-    """Raises SettingError where `settings` has other data sections than the file: DVC prepares what the file says."""
-    theirs = load(params)
+    """Raises SettingError: `settings` has other data sections than the file `params`, which DVC prepares data from."""
+    in_file = load(params)
     for section in DATA_SECTIONS:
-        if getattr(settings, section) != getattr(theirs, section):
+        if getattr(settings, section) != getattr(in_file, section):
             raise SettingError(
-                f"section {section!r} is overridden, but the data is prepared as {params} says: change the file, or "
-                "use `dvc exp run -S` (which prepares data of its own)"
+                f"section {section!r} is overridden, but the data is prepared from {params}: change the file, or use "
+                "`dvc exp run -S`, which prepares data for its own settings"
             )
