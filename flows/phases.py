@@ -14,7 +14,7 @@ from flows.experiment import Experiment
 from refine import paths
 from refine.errors import SettingError, nearest
 from refine.phases.stages import Stage, Trained
-from refine.services.flow_heartbeat import end_with_worker
+from refine.services.flow_heartbeat import start_heartbeat
 from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.run import open_run
@@ -51,7 +51,7 @@ def refine_phase(
         overrides: settings laid over the file, as in training.mid.steps=100
         experiment: MLflow experiment; default: registry.model_name
     """
-    end_with_worker()
+    start_heartbeat()
     settings = opened.load(params, tuple(overrides or ()))
     arm = check_arm(phase, arm, model)
     preflight.check(settings)
@@ -81,7 +81,7 @@ def refine_evaluation(
         overrides: settings laid over the file, as in evaluation.batch_size=4
         experiment: MLflow experiment; default: registry.model_name
     """
-    end_with_worker()
+    start_heartbeat()
     settings = opened.load(params, tuple(overrides or ()))
     preflight.check(settings)
     client = connect()

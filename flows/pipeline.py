@@ -20,7 +20,7 @@ from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
-from refine.services.flow_heartbeat import end_with_worker
+from refine.services.flow_heartbeat import start_heartbeat
 from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
@@ -48,7 +48,7 @@ def refine_experiment(
         experiment: MLflow experiment; default: registry.model_name
         prepare: bring the data stages up to date first (dvc repro)
     """
-    end_with_worker()
+    start_heartbeat()
     settings = opened.load(params, tuple(overrides or ()))
     if prepare:
         dvc_stages.prepare(params, settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
 from refine.errors import DataError
 
 
@@ -15,8 +16,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file")
-@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting")
+@options.settings()
 @click.option("--update", is_flag=True, help="make what the sources give the new version, in data.dvc too")
 @click.option("--replace", is_flag=True, help="put the recorded text in the place of a data/ that was altered")
 def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:

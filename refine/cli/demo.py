@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from refine import paths
+from refine.cli import options
 from refine.system.files import write_picture
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -18,8 +19,8 @@ WIDTH = 96  # columns of the entropy line
 @click.command()
 @click.option("--model", default="sample/delta_net", show_default=True, help="Folder, hub name, or a shipped model.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=192), help="Prompt's tokens.")
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of the needle and all draws.")
-@click.option("--output", type=Path, help="Picture (default: results/demo.png).")
+@options.seed(1)
+@options.output(shown="results/demo.png")
 def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     """Hide a needle in a held-out scene and let a model recall it: as it is, after REFINE, after test-time training."""
     import torch

@@ -9,23 +9,24 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
 from refine.errors import ServiceError, SettingError
 
 FILE = Path("flows") / "prefect.yaml"
 
 
 @click.command()
-@click.option("--pool", default=None, help="Work pool (default: that of `refine up`, or gpu).")
+@options.pool(None, shown="that of `refine up`, or gpu")
 @click.option("--cron", default="0 2 * * *", show_default=True, help="When the nightly experiment starts.")
 @click.option("--timezone", default="UTC", show_default=True, help="Of --cron, as in Europe/Berlin.")
 @click.option("--checkout", default=None, help="The project's folder on workers that name none (default: this one).")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
     from refine.services import environment, prefect_api, work_pools
-    from refine.system.local_services import noted
+    from refine.system.local_services import services_state
 
     url = prefect_api.server()
-    pool = pool or noted("pool") or "gpu"
+    pool = pool or services_state().get("pool") or "gpu"
     environment.prepare(quiet=True)
     os.environ["PREFECT_API_URL"] = url  # before Prefect is imported, which reads it then and never again
     check_schedule(cron, timezone)

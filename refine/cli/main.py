@@ -31,7 +31,7 @@ VERBS = {
     "up": ("refine.cli.services:up", "Start Prefect, MLflow and a worker on this machine."),
     "down": ("refine.cli.services:down", "Stop what `refine up` started."),
     "worker": ("refine.cli.services:worker", "Take runs on this machine, for servers elsewhere."),
-    "status": ("refine.cli.services:status", "Show the services and the runs that go on."),
+    "status": ("refine.cli.status:status", "Show the services and the runs that go on."),
     "deploy": ("refine.cli.deploy:deploy", "Register schedules, phases and sweeps with Prefect."),
     "report": ("refine.cli.report:report", "Lay an experiment's results out as the paper's tables."),
     "doctor": ("refine.cli.doctor:doctor", "Say what is installed, which device is used and which servers answer."),

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from refine.cli import options
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prepare() -> None:
@@ -16,13 +18,7 @@ def prepare() -> None:
 
 def _stage(function: Callable[..., None]) -> Any:
     """A verb with the options that all stages share."""
-    for option in (
-        click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting"),
-        click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file"),
-        click.option("--data", default="data", show_default=True, type=Path, help="folder of the raw documents"),
-    ):
-        function = option(function)
-    return prepare.command()(function)
+    return prepare.command()(options.settings()(options.data(Path("data"))(function)))
 
 
 def _prepared_tokenizer() -> Any:

@@ -10,27 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refine import paths
+from refine.cli import options
 
 if TYPE_CHECKING:
     from refine.settings import CommonSettings
 
-FOLDER = click.Path(path_type=Path)
-OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (("--output",), {"required": True, "type": FOLDER, "help": "Folder of the run; the model goes to OUTPUT/model."}),
-    (("--data",), {"type": FOLDER, "help": "Folder made by `refine prepare` (default: prepared)."}),
-    (("--params",), {"type": FOLDER, "default": Path("params.yaml"), "show_default": True, "help": "Settings file."}),
-    (
-        ("-S", "--set", "overrides"),
-        {"multiple": True, "metavar": "SECTION.KEY=VALUE", "help": "Override a setting; may be repeated."},
-    ),
-]
-
 
 def common(command: Any) -> Any:
     """The options that every phase has."""
-    for names, options in reversed(OPTIONS):
-        command = click.option(*names, **options)(command)
-    return command
+    return options.output()(options.data(paths.prepared())(options.settings()(command)))
 
 
 @click.group()
@@ -88,9 +76,14 @@ def mid(arm: str, model: str, revision: str | None, output: Path, data: Path | N
 )
 @click.option("--revision", default=None, help="Branch, tag or commit of a hub name.")
 @click.option(
-    "--prompts", multiple=True, type=FOLDER, help="File of prompts and answers; repeatable (default: DATA/questions)."
+    "--prompts",
+    multiple=True,
+    type=options.PATH,
+    help="File of prompts and answers; repeatable (default: DATA/questions).",
 )
-@click.option("--validation", multiple=True, type=FOLDER, help="File of held-out prompts and answers; repeatable.")
+@click.option(
+    "--validation", multiple=True, type=options.PATH, help="File of held-out prompts and answers; repeatable."
+)
 @common
 def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], validation: tuple[Path, ...],
          output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:  # fmt: skip
@@ -113,9 +106,8 @@ def post(arm: str, model: str, revision: str | None, prompts: tuple[Path, ...], 
 
 
 @train.command()
-@click.option("--output", required=True, type=FOLDER, help="Folder of the rehearsal.")
-@click.option("--params", type=FOLDER, default=Path("params.yaml"), show_default=True, help="Settings file.")
-@click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@options.output()
+@options.settings()
 def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Rehearse all phases of a settings file on a tiny random model and made-up text."""
     from refine import settings

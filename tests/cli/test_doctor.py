@@ -50,7 +50,7 @@ def test_versions_that_do_not_fit_are_broken(doctor, monkeypatch):
     asked = ["prefect<4,>=3.6", "click>=8.1", "pg8000>=1.31; extra == 'team'", "nowhere>=1; extra == 'dev'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
     code, found = doctor()
-    assert code == 1 and found["packages"] == "BROKEN versions that do not fit: prefect 0.1 (expected <4,>=3.6)"
+    assert code == 1 and found["packages"] == "BROKEN unsupported versions: prefect 0.1 (expected <4,>=3.6)"
 
 
 def test_altered_data_and_wrong_settings_are_broken(doctor, tmp_path):

@@ -23,6 +23,6 @@ def services(home):
     from refine.services.prefect_api import free_port
 
     try:
-        yield up.up(up.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        yield up.up(up.UpOptions(prefect_port=free_port(), mlflow_port=free_port()))
     finally:
         up.down()

@@ -16,9 +16,9 @@ from refine.services import server_databases
     ("url", "server", "error", "message"),
     [
         ("no address", "prefect", SettingError, r"expected postgresql\+asyncpg://USER:PASSWORD@HOST:PORT/DATABASE"),
-        ("postgresql+pg8000://me:secret@db/x", "prefect", SettingError, r"begin with postgresql\+asyncpg"),
-        ("postgresql+asyncpg://me:secret@db/x", "mlflow", SettingError, r"begin with postgresql\+pg8000"),
-        ("mysql://me:secret@db/x", "mlflow", SettingError, "begin with"),
+        ("postgresql+pg8000://me:secret@db/x", "prefect", SettingError, r"begins with postgresql\+asyncpg"),
+        ("postgresql+asyncpg://me:secret@db/x", "mlflow", SettingError, r"begins with postgresql\+pg8000"),
+        ("mysql://me:secret@db/x", "mlflow", SettingError, "begins with"),
         ("postgresql+asyncpg://me:secret@127.0.0.1:9/x", "prefect", ServiceError, "127.0.0.1:9/x cannot be used: "),
     ],
 )

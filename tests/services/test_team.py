@@ -122,7 +122,7 @@ def test_runs_models_and_pools_are_kept_by_postgresql_and_s3(home, postgresql, b
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights" * 99)
-    wanted = up.Wanted(
+    wanted = up.UpOptions(
         free_port(), free_port(), prefect_database=url("asyncpg", postgresql, "prefect"),
         mlflow_database=url("pg8000", postgresql, "mlflow"), artifacts=f"s3://{bucket}/mlflow",
     )  # fmt: skip

@@ -31,7 +31,7 @@ def server(monkeypatch):
 def test_a_pool_that_is_not_there_is_named_with_those_that_are(server):
     work_pools.check("gpu")
     work_pools.check("k8s")
-    with pytest.raises(ServiceError, match=r"no work pool 'gpus' \(did you mean 'gpu'\?\); there are: gpu, k8s"):
+    with pytest.raises(ServiceError, match=r"no work pool 'gpus' \(did you mean 'gpu'\?\); existing pools: gpu, k8s"):
         work_pools.check("gpus")
 
 

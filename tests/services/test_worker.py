@@ -24,7 +24,9 @@ def test_it_belongs_into_a_checkout(place, tmp_path, monkeypatch):
 
 
 def test_servers_have_to_be_named_and_to_answer(place, monkeypatch):
-    with pytest.raises(ServiceError, match="no Prefect server runs: start one with `refine up`, or name yours in"):
+    with pytest.raises(
+        ServiceError, match="no Prefect server runs: start one with `refine up`, or set PREFECT_API_URL"
+    ):
         worker.serve("gpu")
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
     with pytest.raises(ServiceError, match="does not answer") as error:
