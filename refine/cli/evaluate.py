@@ -1,4 +1,4 @@
-"""`refine evaluate`: a model against documents, needles, questions, LongBench and lm-eval's tasks, into one folder."""
+"""`refine evaluate`: score a model on documents, needles, questions, LongBench and lm-eval's tasks, in one folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option(
     "--lengths",
     callback=_lengths,
-    help="Score these prompt lengths only [tokens]. Needles of other lengths than the data's are made.",
+    help="Score only these prompt lengths [tokens]. Needles that the data lacks are made.",
 )
 @click.option("--samples", type=COUNT, help="Score the first N prompts of each task and length.")
 @click.option("--harness", callback=_names, help="lm-eval tasks, as in piqa,hellaswag (needs the extra `harness`).")
@@ -48,9 +48,11 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @options.output(shown="results/evaluation/MODEL")
 @click.option("--tokenizer", show_default="the model's own", help="Folder, hub name or mistral_v1.")
 @click.option(
-    "--essays", show_default="data/validation.parquet", help="Prose around made needles: file, folder or data set."
+    "--essays",
+    show_default="data/validation.parquet",
+    help="Prose for needles that the data lacks: file, folder or data set.",
 )
-@click.option("--longbench", help="Folder or hub name of LongBench, if the data does not hold it.")
+@click.option("--longbench", help="Folder or hub name of LongBench, if the data lacks it.")
 @click.option(
     "--batch-size",
     type=COUNT,
@@ -71,8 +73,8 @@ def evaluate(
 ) -> None:
     """Score a model: next-token loss, needles, questions, LongBench, lm-eval's tasks; each with count and interval.
 
-    Wrong names, files and lengths are found before the model is loaded. The scores of a registered version are added
-    to it.
+    Wrong names, files and lengths are reported before the model is loaded. Scores of a registered version are added
+    to that version in MLflow.
     """
     from refine.cli.registered_model import fetched, record_scores
     from refine.evaluation import evaluate_model
@@ -108,34 +110,34 @@ def _inputs(
     from refine.evaluation import Inputs, Sources, load_inputs
 
     if others["harness"] and tasks is None:
-        return Inputs()  # lm-eval's tasks alone
+        return Inputs()  # lm-eval's tasks only
     sources = Sources(tokenizer, lambda: _essays(others["essays"]), others["longbench"], others["seed"])
     inputs = load_inputs(others["data"], tasks, lengths, samples, sources)
     return Inputs(prompts=inputs.prompts) if others["test_time"] else inputs  # documents are not adapted to
 
 
 def _adapter(others: dict[str, Any]) -> Any:
-    """The test-time trainer of --test-time, or None. Raises SettingError where training.test_time is null."""
+    """The test-time trainer of --test-time, or None. Raises SettingError if training.test_time is null."""
     if others["test_time"] is None:
         return None
     if others["harness"]:
-        raise SettingError("--test-time adapts to our own prompts; lm-eval's tasks (--harness) are scored without it")
+        raise SettingError("--test-time does not adapt to lm-eval's tasks: leave out --test-time or --harness")
     from refine import settings
     from refine.training.test_time import TestTimeTrainer
 
     values = settings.load(others["params"], others["overrides"])
     if values.training.test_time is None:
-        raise SettingError(f"{others['params']}: training.test_time is null: give its settings to adapt at test time")
+        raise SettingError(f"{others['params']}: training.test_time is null: set it to adapt at test time")
     return TestTimeTrainer(values.training.test_time, others["test_time"], values.seed)
 
 
 def _check_output(folder: Path) -> None:
-    """Raises DataError where `folder` cannot be written to: before the work, not after it."""
+    """Raises DataError if `folder` cannot be written to: before the work, not after it."""
     from refine.errors import DataError
     from refine.system.files import why_not_writable
 
-    if said := why_not_writable(folder):
-        raise DataError(f"{folder}: cannot be written to ({said}); name another folder with --output")
+    if problem := why_not_writable(folder):
+        raise DataError(f"{folder}: cannot be written to ({problem}); name another folder with --output")
 
 
 def _essays(source: str | None) -> list[str]:
@@ -150,7 +152,7 @@ def _folder_name(model: str, test_time: str | None) -> str:
 
 
 def _write(found: Any, output: Path, before: Any) -> None:
-    """`before`: the same prompts' scores without adapting to them, None where nothing is adapted."""
+    """`before`: the scores of the same prompts without adaptation; None without --test-time."""
     from refine.reports.evaluation_picture import draw
 
     record, table = found.save(output), found.table(before)

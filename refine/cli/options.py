@@ -49,7 +49,7 @@ def data(default: Path) -> Decorator:
 def output(shown: str | None = None) -> Decorator:
     """--output: the file or folder that a verb writes. Without `shown` the option is required."""
     return click.option(
-        "--output", type=PATH, required=shown is None, show_default=shown or False, help="Where the result goes."
+        "--output", type=PATH, required=shown is None, show_default=shown or False, help="File or folder to write."
     )
 
 

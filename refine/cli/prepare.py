@@ -1,4 +1,4 @@
-"""`refine prepare`: the data stages of dvc.yaml, each by itself."""
+"""`refine prepare`: the data stages of dvc.yaml, one verb each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from refine.cli import options
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prepare() -> None:
-    """Make tokenizer, token sequences and test prompts out of data/, into prepared/."""
+    """Make tokenizer, token sequences and test prompts from data/ in prepared/."""
 
 
 def _stage(function: Callable[..., None]) -> Any:
-    """A verb with the options that all stages share."""
+    """A verb with the options that every stage has."""
     return prepare.command()(options.settings()(options.data(Path("data"))(function)))
 
 
@@ -34,7 +34,7 @@ def _prepared_tokenizer() -> Any:
 
 @_stage
 def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Train a BPE on the training text, or take a model's own tokenizer."""
+    """Train a BPE, or copy a model's tokenizer."""
     from refine import paths, settings
     from refine.data import tokenizer as tokenizers
     from refine.data.corpus import version
@@ -48,7 +48,7 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 
 @_stage
 def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Cut the documents of each split into token sequences of one length."""
+    """Cut the documents of each split into token sequences."""
     from refine import paths, settings
     from refine.cli.progress_line import moving_line
     from refine.data import token_sequences as sequences
@@ -57,13 +57,13 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     chosen = settings.load(params, overrides).documents
     version.require(data, [f"{split}.parquet" for split in sequences.SPLITS])
     made = _prepared_tokenizer()
-    with moving_line() as (going_on, said):
-        sequences.prepare(chosen, data, made, paths.prepared() / "documents", said, going_on)
+    with moving_line() as (show, say):
+        sequences.prepare(chosen, data, made, paths.prepared() / "documents", say, show)
 
 
 @_stage
 def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Make RULER's needle prompts; the essays are the validation text."""
+    """Make RULER's needle prompts from the validation text."""
     from refine import paths, settings
     from refine.data import raw_documents
     from refine.data.corpus import version
@@ -82,7 +82,10 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 
 @_stage
 def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Make multi-document questions: to train on, to choose settings by, and to test with."""
+    """Make multi-document questions.
+
+    There are questions for training, for validation and for the test.
+    """
     from refine import paths, settings
     from refine.data.corpus import version
     from refine.data.prompts.questions import write_questions

@@ -1,4 +1,4 @@
-"""`refine up`, `refine down`, `refine status`: Prefect, MLflow and a worker on this machine."""
+"""`refine up`, `refine down`, `refine worker`: Prefect, MLflow and a worker on this machine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,40 @@ PORT = click.IntRange(1, 65535)
 @click.option("--mlflow-port", type=PORT, default=5000, show_default=True, help="Port of MLflow's server and pages.")
 @options.pool("gpu")
 @click.option(
-    "--prefect-database", envvar="REFINE_PREFECT_DATABASE", help="postgresql+asyncpg://... (default: SQLite)."
+    "--prefect-database",
+    envvar="REFINE_PREFECT_DATABASE",
+    show_envvar=True,
+    show_default="SQLite",
+    help="postgresql+asyncpg://...",
 )
-@click.option("--mlflow-database", envvar="REFINE_MLFLOW_DATABASE", help="postgresql+pg8000://... (default: SQLite).")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address of this machine that the servers listen on."
+    "--mlflow-database",
+    envvar="REFINE_MLFLOW_DATABASE",
+    show_envvar=True,
+    show_default="SQLite",
+    help="postgresql+pg8000://...",
 )
-@click.option("--artifacts", envvar="REFINE_ARTIFACTS", help="Folder or s3://... of models (default: $REFINE_HOME).")
-def up(**options: object) -> None:
-    """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer."""
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="This machine's address for the servers to listen on."
+)
+@click.option(
+    "--artifacts",
+    envvar="REFINE_ARTIFACTS",
+    show_envvar=True,
+    show_default="$REFINE_HOME/mlartifacts",
+    help="Folder or s3://... of the models.",
+)
+def up(**chosen: object) -> None:
+    """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer.
+
+    The janitor ends runs whose process has died.
+    """
     from refine.services import up
 
-    addresses = up.up(up.UpOptions(**options), click.echo)  # type: ignore[arg-type]
+    addresses = up.up(up.UpOptions(**chosen), click.echo)  # type: ignore[arg-type]
     click.echo(f"\nPrefect  {addresses['prefect']}\nMLflow   {addresses['mlflow']}")
-    click.echo(f"worker   of pool {addresses.get('pool', options['pool'])}; `refine deploy` gives it something to do")
-    click.echo("`refine status` shows what runs, `refine down` ends it")
+    click.echo(f"worker   of pool {addresses.get('pool', chosen['pool'])}; `refine deploy` registers runs for it")
+    click.echo("`refine status` shows what runs, `refine down` stops it")
 
 
 @click.command()
@@ -36,7 +55,7 @@ def up(**options: object) -> None:
 def worker(pool: str) -> None:
     """Take runs from a work pool on this machine, in this checkout, until Ctrl-C.
 
-    PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers. `refine up` has a worker of its own.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers. `refine up` already starts a worker.
     """
     from refine.services.worker import serve
 

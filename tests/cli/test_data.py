@@ -1,4 +1,4 @@
-"""`refine data` and `refine prepare` as a user meets them: one line for each mistake, nothing half-written."""
+"""`refine data` and `refine prepare`: each user error is one line, and no file is left half-written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINES = "KING JOHN:\nNow, say, Chatillon, what would France with us? {}\n\n"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, checkout):
-    """A project folder with small sources on disk, settings that name them, and data/ made and recorded of them."""
+    """A project folder with small sources on disk, settings that name them, and data/ fetched and recorded."""
     folder = tmp_path_factory.mktemp("project")
     values = yaml.safe_load((checkout / "params.yaml").read_text())
     values["data"] = {}
@@ -49,7 +49,7 @@ def fetched(project, tmp_path, monkeypatch):
 
 @pytest.fixture
 def place(fetched):
-    """The same before anything was fetched."""
+    """The same folder before `refine data fetch`."""
     shutil.rmtree(fetched / "data")
     (fetched / "data.dvc").unlink()
     return fetched

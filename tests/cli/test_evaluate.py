@@ -1,4 +1,4 @@
-"""`refine evaluate` and `refine report` from outside: what they write, what they record, what they refuse."""
+"""`refine evaluate` and `refine report`: what they write, record and refuse."""
 
 from __future__ import annotations
 
