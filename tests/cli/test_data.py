@@ -13,7 +13,7 @@ import yaml
 from refine.cli.main import main
 from refine.data import token_sequences
 from refine.data.corpus import version
-from refine.data.prompts.prompt import prompt
+from refine.data.prompts.prompt import load_prompts
 
 LINES = "KING JOHN:\nNow, say, Chatillon, what would France with us? {}\n\n"
 
@@ -125,7 +125,7 @@ def test_the_stages_make_what_the_contract_says(fetched, capsys):
     )
     rows = token_sequences.load("prepared/documents/validation.parquet")
     assert len(rows) == 8 and len(rows[0]["tokens"]) == 64
-    assert [prompt.task for prompt in prompt.load_prompts("prepared/needles/niah_single_1_512.parquet")] == [
+    assert [prompt.task for prompt in load_prompts("prepared/needles/niah_single_1_512.parquet")] == [
         "niah_single_1"
     ] * 2
 
