@@ -75,9 +75,11 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     made = _prepared_tokenizer()
     essay = list(raw_documents.texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
-        of = chosen.needles
-        files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
-    click.echo(f"needles: {of.samples} prompts in each of {len(files)} files")
+        wanted = chosen.needles
+        files = write_needles(
+            wanted.tasks, wanted.lengths, wanted.samples, made, essay, chosen.seed, beside, wanted.answer_tokens
+        )
+    click.echo(f"needles: {wanted.samples} prompts in each of {len(files)} files")
 
 
 @_stage

@@ -31,7 +31,7 @@ def test_the_configuration_with_its_passwords_is_readable_by_its_owner_alone(hom
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_port_that_is_taken_is_named_before_anything_starts(home):
+def test_a_taken_port_is_reported_before_anything_starts(home):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -49,13 +49,13 @@ def test_ports_out_of_range_and_equal_ports_are_refused(home):
     assert not up.supervisor_runs()
 
 
-def test_a_home_that_cannot_be_written_to_is_named(monkeypatch):
+def test_an_unwritable_home_is_reported(monkeypatch):
     monkeypatch.setenv("REFINE_HOME", "/proc/home")
     with pytest.raises(ServiceError, match=r"cannot write to /proc/home.*REFINE_HOME"):
         up.up(up.UpOptions())
 
 
-def test_an_address_of_another_machine_is_named_before_anything_starts(home):
+def test_another_machines_address_is_reported_before_anything_starts(home):
     with pytest.raises(ServiceError, match=r"--host 203\.0\.113\.1: .*name an address of this machine"):
         up.up(up.UpOptions(host="203.0.113.1"))
     assert not up.supervisor_runs()
