@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import click
 
+Print = Callable[[str], None]
+
 
 @contextmanager
-def moving_line() -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+def moving_line() -> Iterator[tuple[Print, Print]]:
     """Yields two functions: the first sets the text of the changing line, the second prints a line that stays."""
     from rich.console import Console
 
