@@ -14,7 +14,7 @@ from flows.experiment import Experiment
 from refine import paths
 from refine.errors import SettingError, nearest
 from refine.phases.stages import Stage, Trained
-from refine.services.flow_heartbeat import end_with_worker
+from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
 from refine.settings.training import ARMS
 from refine.tracking import registry
@@ -47,7 +47,7 @@ def refine_phase(
         overrides: settings that replace those of the file, as in training.mid.steps=100
         experiment: MLflow experiment; default: registry.model_name
     """
-    end_with_worker()
+    start_heartbeat()
     settings = load(params, overrides or ())
     arm = check_arm(phase, arm, model)
     preflight.check(settings)
@@ -77,7 +77,7 @@ def refine_evaluation(
         overrides: settings that replace those of the file, as in evaluation.batch_size=4
         experiment: MLflow experiment; default: registry.model_name
     """
-    end_with_worker()
+    start_heartbeat()
     settings = load(params, overrides or ())
     preflight.check(settings)
     client = connect()

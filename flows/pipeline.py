@@ -21,7 +21,7 @@ from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
-from refine.services.flow_heartbeat import end_with_worker
+from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
 from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
@@ -50,7 +50,7 @@ def refine_experiment(
         experiment: MLflow experiment; default: registry.model_name
         prepare: run the data stages first (dvc repro)
     """
-    end_with_worker()
+    start_heartbeat()
     settings = load(params, overrides or ())
     if prepare:
         dvc_stages.prepare(params, settings, say)

@@ -1,4 +1,4 @@
-"""Errors a user can cause. The command line prints their message as one line and exits with 1, without a traceback."""
+"""Errors that a user can cause. The command line prints one as a single line, without a traceback, and exits with 1."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class RefineError(Exception):
-    """Something the user can mend. The message names what is at fault, what was expected and what to do."""
+    """An error that the user can correct. The message names what is wrong, what was expected and what to do."""
 
 
 class SettingError(RefineError):
-    """A setting that is unknown, out of range, or at odds with another one."""
+    """A setting that is unknown, out of range, or in conflict with another one."""
 
 
 class DataError(RefineError):
-    """Raw or prepared data that is missing, altered, or not of the expected form."""
+    """Raw or prepared data that is missing, altered, or malformed."""
 
 
 class ModelError(RefineError):
@@ -23,11 +23,11 @@ class ModelError(RefineError):
 
 
 class TrainingError(RefineError):
-    """Training that cannot go on: a non-finite loss, a checkpoint of other settings, a training process that failed."""
+    """Training that cannot continue: a non-finite loss, a checkpoint of other settings, a failed training process."""
 
 
 class ServiceError(RefineError):
-    """A server (MLflow, Prefect, S3) that does not answer, or answers with a refusal."""
+    """A server (MLflow, Prefect, S3) that does not answer, or refuses."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,5 +37,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException | str, characters: int = 200) -> str:
-    """The message of an error on one line, cut to `characters`; its class's name where it has no message."""
+    """The message of an error on one line, cut to `characters`. An error without a message gives its class's name."""
     return " ".join(str(error).split())[:characters] or type(error).__name__

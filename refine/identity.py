@@ -1,7 +1,7 @@
-"""What a record is a record of: git commit, hash of the settings, hash of the data, hash of the code, seed.
+"""What produced a record: git commit, hash of the settings, hash of the data, hash of the code, seed.
 
-Every MLflow run, model version and result carries one Identity, so that two figures can be told apart, or traced back
-to what produced them. A part that cannot be known (no git, no data.dvc) is the word "unknown", never left out.
+Every MLflow run, model version and result carries one Identity, so that its figures can be traced back to what produced
+them. A part that cannot be determined (no git, no data.dvc) is "unknown"; it is never left out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import yaml
 
 UNKNOWN = "unknown"
 DIGITS = 16  # hexadecimal digits of a hash: 64 bits, short enough for a folder's name
-# What decides a result. Files that the pipeline itself writes (dvc.lock, results/) do not make a commit dirty.
+# What a result depends on. Files that the pipeline itself writes (dvc.lock, results/) do not make a commit dirty.
 SOURCES = ("refine", "flows", "params.yaml", "dvc.yaml", "data.dvc", "pyproject.toml", ".ci/pins.txt")
 PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which code, settings, data and seed a record belongs to."""
+    """The code, settings, data and seed that produced a record."""
 
     commit: str
     dirty: bool
@@ -35,7 +35,7 @@ class Identity:
     seed: int
 
     def tags(self) -> dict[str, str]:
-        """The identity as MLflow tags. `mlflow.source.git.commit` is the name that MLflow's pages show."""
+        """The identity as MLflow tags. MLflow's pages show `mlflow.source.git.commit`."""
         tags = {f"identity.{name}": str(value).lower() for name, value in asdict(self).items()}
         return tags if self.commit == UNKNOWN else {**tags, "mlflow.source.git.commit": self.commit}
 
@@ -59,36 +59,35 @@ def identify(settings: Any, checkout: str | Path = ".") -> Identity:
 
 
 def hash_of(value: Any) -> str:
-    """Hash of plain data (anything JSON can hold); the order of mapping keys does not count."""
+    """Hash of plain data (anything JSON can hold). The order of mapping keys does not change it."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def hash_of_files(*paths: str | Path) -> str:
-    """Hash of the contents of files and folders, and of their names inside the folders; where they lie does not count.
-
-    Raises FileNotFoundError for a path that does not exist.
+    """Hash of the contents of files and folders, and of the file names inside the folders. Where they lie does not
+    change it. Raises FileNotFoundError for a path that does not exist.
     """
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for name, file in _named_files(paths):
         with file.open("rb") as opened:
-            whole.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()[:DIGITS]
+            total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()[:DIGITS]
 
 
 def code_hash(*rooms: str, package: str | Path = PACKAGE) -> str:
-    """Hash of the Python files of rooms of `refine` (folders or single modules); without rooms, of all of them."""
+    """Hash of the Python files of rooms of `refine` (folders or single modules). Without rooms: of all files."""
     root = Path(package)
     found = [_room(root, room) for room in rooms] if rooms else [root]
     files = sorted(file for place in found for file in ([place] if place.is_file() else place.rglob("*.py")))
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for file in files:
-        whole.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
-    return whole.hexdigest()[:DIGITS]
+        total.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return total.hexdigest()[:DIGITS]
 
 
 def data_version(tracked: str | Path = "data.dvc") -> str:
-    """The raw data's version: the md5 that data.dvc names, or "unknown" where there is no such file."""
+    """The raw data's version: the md5 in data.dvc, or "unknown" without that file."""
     try:
         (out,) = yaml.safe_load(Path(tracked).read_text(encoding="utf-8"))["outs"]
         return str(out["md5"])
@@ -97,9 +96,9 @@ def data_version(tracked: str | Path = "data.dvc") -> str:
 
 
 def git_state(checkout: str | Path = ".") -> tuple[str, bool]:
-    """The commit checked out in `checkout`, and whether what decides a result differs from it (`dirty`).
+    """The commit checked out in `checkout`, and whether SOURCES differ from it (`dirty`).
 
-    ("unknown", True) where there is no git, no repository or no commit yet.
+    ("unknown", True) without git, without a repository, or before the first commit.
     """
     commit = _git(checkout, "rev-parse", "HEAD")
     if commit is None:
@@ -110,10 +109,10 @@ def git_state(checkout: str | Path = ".") -> tuple[str, bool]:
 
 def _git(checkout: str | Path, *arguments: str) -> str | None:
     try:
-        asked = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() if asked.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _room(root: Path, room: str) -> Path:

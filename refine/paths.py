@@ -1,4 +1,4 @@
-"""Where things lie. `$REFINE_HOME` (default: the checkout) holds what the pipeline writes."""
+"""The folders of the project. The pipeline writes to `$REFINE_HOME` (default: the checkout)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def home() -> Path:
 
 
 def _checkout(folder: Path) -> Path:
-    """`folder`, or the checkout that it is a copy of: DVC runs `dvc exp run --queue` and `--temp` in
-    CHECKOUT/.dvc/tmp/exps/NAME and removes that afterwards; models and records have to outlast it."""
+    """The checkout that `folder` belongs to. `dvc exp run --queue` and `--temp` run in CHECKOUT/.dvc/tmp/exps/NAME and
+    remove that folder afterwards; models and records must outlast it. Any other folder is returned as it is."""
     inside = next((one for one in (folder, *folder.parents) if one.parts[-4:-1] == (".dvc", "tmp", "exps")), None)
     return inside.parents[3] if inside else folder
 
 
 def prepared() -> Path:
-    """Outputs of the data stages: tokenizer/, documents/, needles/. Relative to the checkout, where DVC tracks them."""
+    """Outputs of the data stages: tokenizer/, documents/, needles/, questions/. Relative to the checkout, for DVC."""
     return Path("prepared")
 
 
 def runs() -> Path:
-    """Checkpoint folders, each keyed by the hash of its settings and inputs."""
+    """The run folders, each named by the hash of its settings and inputs."""
     return home() / "runs"
 
 
@@ -37,12 +37,12 @@ SHIPPED = Path(__file__).parent / "models" / "sample"
 
 
 def model(name: str | Path) -> Path:
-    """Where the model `name` lies, if it is a folder: "sample/delta_net" and its like come with the package."""
+    """The folder of the model `name`, if it is a folder. "sample/delta_net", for example, comes with the package."""
     folder = Path(name)
     prefix, _, kind = str(name).partition("/")
     return SHIPPED / kind if prefix == "sample" and kind in shipped_models() and not folder.is_dir() else folder
 
 
 def shipped_models() -> list[str]:
-    """What comes with the package: "sample/" + name loads each."""
+    """Names of the models that come with the package; "sample/" + name loads one."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))

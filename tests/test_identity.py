@@ -1,4 +1,4 @@
-"""A record's identity changes with what decides a result, and with nothing else."""
+"""A record's identity changes with everything that a result depends on, and with nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_order_of_keys_does_not_change_a_hash_but_a_value_does():
     assert hash_of({"a": 1}) != hash_of({"a": 2})
 
 
-def test_a_folder_is_known_by_contents_and_names_not_by_place(tmp_path):
+def test_a_folders_hash_depends_on_contents_and_names_and_not_on_its_place(tmp_path):
     for place in ("one", "two"):
         (tmp_path / place / "inner").mkdir(parents=True)
         (tmp_path / place / "inner" / "config.json").write_text("{}")
@@ -48,7 +48,7 @@ def test_a_folder_is_known_by_contents_and_names_not_by_place(tmp_path):
         hash_of_files(tmp_path / "three")
 
 
-def test_code_of_other_rooms_does_not_count(tmp_path):
+def test_code_of_other_rooms_does_not_change_a_rooms_hash(tmp_path):
     for room in ("ops", "cli"):
         (tmp_path / room).mkdir()
         (tmp_path / room / "a.py").write_text("a = 1\n")
@@ -82,7 +82,7 @@ def test_an_identity_names_commit_settings_data_and_seed(repository):
     assert tags["identity.dirty"] == "false"
 
 
-def test_what_cannot_be_known_is_said(tmp_path, checkout, monkeypatch):
+def test_parts_that_cannot_be_determined_are_recorded_as_unknown(tmp_path, checkout, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) == (UNKNOWN, True)
     assert data_version(tmp_path / "data.dvc") == UNKNOWN

@@ -1,4 +1,4 @@
-"""Where the pipeline writes."""
+"""The folders that the pipeline writes to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_home_outlasts_the_folder_that_dvc_runs_an_experiment_in(tmp_path, monke
     assert paths.home() == tmp_path.resolve()
 
 
-def test_home_is_what_is_named(tmp_path, monkeypatch):
+def test_home_is_refine_home_if_it_is_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFINE_HOME", "elsewhere")
     assert paths.home() == (tmp_path / "elsewhere").resolve()

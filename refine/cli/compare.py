@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from refine.cli import options
 from refine.errors import ServiceError, SettingError, nearest
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command()
-@click.option("--model", "name", help="Registered model (default: registry.model_name in params.yaml).")
-@click.option("--experiment", help="Only versions that came out of this MLflow experiment.")
+@click.option("--model", "name", help="Registered model (default: registry.model_name in the settings).")
+@options.experiment(shown="every experiment")
 @click.option(
     "--versions",
     "wanted",
@@ -39,14 +40,23 @@ PICTURES = (".png", ".svg", ".pdf")
     help="How it is printed.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
-def compare(name: str | None, experiment: str | None, wanted: str | None, form: str, picture: Path | None) -> None:
+@options.settings()
+def compare(
+    name: str | None,
+    experiment: str | None,
+    wanted: str | None,
+    form: str,
+    picture: Path | None,
+    params: Path,
+    overrides: tuple[str, ...],
+) -> None:
     """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
     from refine import settings
     from refine.reports import comparison
     from refine.tracking.connection import connect
 
     if name is None:
-        name = settings.load().registry.model_name
+        name = settings.load(params, overrides).registry.model_name
     check_picture(picture)
     client = connect()
     chosen, left_out = choose(client, name, experiment, wanted)

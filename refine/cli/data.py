@@ -1,4 +1,4 @@
-"""`refine data`: bring the raw text and hold it against data.dvc."""
+"""`refine data`: fetch the raw text and compare it with the version in data.dvc."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
 from refine.errors import DataError
 
 
@@ -15,31 +16,36 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file")
-@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting")
-@click.option("--update", is_flag=True, help="make what the sources give the new version, in data.dvc too")
-@click.option("--replace", is_flag=True, help="put the recorded text in the place of a data/ that was altered")
+@options.settings()
+@click.option("--update", is_flag=True, help="Accept what the sources give as a new version; record it in data.dvc.")
+@click.option("--replace", is_flag=True, help="Replace an altered data/ by the recorded version.")
 def fetch(params: Path, overrides: tuple[str, ...], update: bool, replace: bool) -> None:
-    """Write data/ from the sources that the settings name; refuse what is not the version that data.dvc records."""
+    """Fetch data/ from the sources in the settings.
+
+    Text that is not the version in data.dvc is refused.
+    """
     from refine import settings
     from refine.cli.progress_line import moving_line
     from refine.data.corpus.dvc import allow_without_git
     from refine.data.corpus.fetch import fetch_data
 
     chosen = settings.load(params, overrides).data
-    with moving_line() as (going_on, said):
-        done = fetch_data(chosen, update=update, replace=replace, report=said, report_progress=going_on)
+    with moving_line() as (show, say):
+        done = fetch_data(chosen, update=update, replace=replace, report=say, report_progress=show)
     if done.recorded:
         click.echo(f"data/ is {done.md5}, recorded in data.dvc: commit that file")
     else:
         click.echo(f"data/ is {done.md5}, as data.dvc records" if done.splits else "data/ is up to date")
-    if line := allow_without_git():
-        click.echo(line)
+    if warning := allow_without_git():
+        click.echo(warning)
 
 
 @data.command()
 def check() -> None:
-    """Say whether data/ is the version that data.dvc records, and what differs if it is not."""
+    """Check that data/ is the version in data.dvc.
+
+    If it is not, the differences are listed.
+    """
     from refine.data.corpus import version
 
     expected = version.recorded()
@@ -52,7 +58,10 @@ def check() -> None:
 
 @data.command()
 def accept() -> None:
-    """Keep data/ as it is now, altered or brought from elsewhere, as a new version in data.dvc."""
+    """Record data/ as it is now in data.dvc.
+
+    For a data/ that you altered or copied from elsewhere.
+    """
     from refine.data.corpus.fetch import accept_data
 
     click.echo(f"data/ is {accept_data()}, recorded in data.dvc: commit that file")
@@ -60,7 +69,10 @@ def accept() -> None:
 
 @data.command()
 def push() -> None:
-    """Send data/ to DVC's remote, for machines that cannot fetch it from the sources."""
+    """Send data/ to DVC's remote.
+
+    Machines that cannot reach the sources can pull it from there.
+    """
     from refine.data.corpus.dvc import push_data
 
     click.echo(f"pushed to {push_data(click.echo)}")
@@ -68,7 +80,7 @@ def push() -> None:
 
 @data.command()
 def pull() -> None:
-    """Bring data/ from DVC's remote, as data.dvc records it."""
+    """Fetch the version in data.dvc from DVC's remote."""
     from refine.data.corpus.dvc import pull_data
 
     click.echo(f"pulled from {pull_data(click.echo)}")

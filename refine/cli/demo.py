@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refine import paths
+from refine.cli import options
 from refine.system.files import write_picture
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Demonstration:
 @click.command()
 @click.option("--model", default="sample/delta_net", show_default=True, help="Folder, hub name, or a shipped model.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(min=192), help="Tokens of the prompt.")
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of the needle and all draws.")
-@click.option("--output", type=Path, help="Picture (default: results/demo.png).")
+@options.seed(1)
+@options.output(shown="results/demo.png")
 def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     """Hide a needle in a held-out scene; a model recalls it as it is, after REFINE, and after test-time training."""
     import torch

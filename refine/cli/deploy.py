@@ -1,4 +1,4 @@
-"""`refine deploy`: register the deployments of flows/prefect.yaml with the Prefect server that runs."""
+"""`refine deploy`: register the deployments of flows/prefect.yaml with Prefect's server."""
 
 from __future__ import annotations
 
@@ -9,51 +9,56 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
 from refine.errors import ServiceError, SettingError
 
 FILE = Path("flows") / "prefect.yaml"
 
 
 @click.command()
-@click.option("--pool", default=None, help="Work pool (default: that of `refine up`, or gpu).")
-@click.option("--cron", default="0 2 * * *", show_default=True, help="When the nightly experiment starts.")
-@click.option("--timezone", default="UTC", show_default=True, help="Of --cron, as in Europe/Berlin.")
-@click.option("--checkout", default=None, help="The project's folder on workers that name none (default: this one).")
+@options.pool(None, shown="that of `refine up`, or gpu")
+@click.option("--cron", default="0 2 * * *", show_default=True, help="Schedule of the nightly experiment.")
+@click.option("--timezone", default="UTC", show_default=True, help="Time zone of --cron, for example Europe/Berlin.")
+@click.option("--checkout", show_default="this folder", help="Project folder on workers without REFINE_CHECKOUT.")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
-    """Register the whole experiment (nightly and on demand), each phase, evaluation, and the paper's sweeps."""
+    """Register the experiment (nightly and on demand), each phase, the evaluation and the paper's sweeps."""
     from refine.services import environment, prefect_api, work_pools
-    from refine.system.local_services import noted
+    from refine.system.local_services import services_state
 
     url = prefect_api.server()
-    pool = pool or noted("pool") or "gpu"
+    pool = pool or services_state().get("pool") or "gpu"
     environment.prepare(quiet=True)
-    os.environ["PREFECT_API_URL"] = url  # before Prefect is imported, which reads it then and never again
+    os.environ["PREFECT_API_URL"] = url  # before Prefect is imported: it reads the variable only then
     check_schedule(cron, timezone)
     if not FILE.exists():
-        raise SettingError(f"{FILE} is not here: run `refine deploy` in the project's folder")
+        raise SettingError(f"{FILE} does not exist here: run `refine deploy` in the project's folder")
     work_pools.check(pool)
-    told = {"REFINE_POOL": pool, "REFINE_CRON": cron, "REFINE_TIMEZONE": timezone,
-            "REFINE_CHECKOUT": checkout or str(Path.cwd())}  # fmt: skip
+    variables = {
+        "REFINE_POOL": pool,
+        "REFINE_CRON": cron,
+        "REFINE_TIMEZONE": timezone,
+        "REFINE_CHECKOUT": checkout or str(Path.cwd()),
+    }
     prefect = str(Path(sys.executable).parent / "prefect")
     command = [prefect, "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **told})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise ServiceError(f"prefect deploy failed: {' '.join(said[-1].split()) if said else 'it said nothing'}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise ServiceError(f"prefect deploy failed: {' '.join(lines[-1].split()) if lines else 'without a message'}")
     click.echo(f"deployed to pool {pool}; nightly at {cron!r} ({timezone})")
-    click.echo(f"run one at {url.removesuffix('/api')}/deployments, or")
+    click.echo(f"start a run at {url.removesuffix('/api')}/deployments, or with")
     click.echo(f"PREFECT_API_URL={url} prefect deployment run refine-experiment/experiment")
 
 
 def check_schedule(cron: str, timezone: str) -> None:
-    """Raises SettingError: no cron expression, or no time zone."""
+    """Raises SettingError: `cron` is no cron expression, or `timezone` is no time zone."""
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 
     try:
         CronSchedule(cron=cron, timezone=timezone)
     except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise SettingError(
-            f"schedule {cron!r} in {timezone!r}: {said}; expected minute hour day month weekday, as in '0 2 * * *'"
+            f"schedule {cron!r} in {timezone!r}: {message}; expected minute hour day month weekday, as in '0 2 * * *'"
         ) from None

@@ -1,4 +1,4 @@
-"""`refine doctor`: what is installed, what will be used, what answers, and what to do about the rest."""
+"""`refine doctor`: what is installed, what will be used, which servers answer, and how to correct what is broken."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "broken": ("BROKEN
 
 @click.command()
 def doctor() -> None:
-    """Say what is installed, which device and kernels are used, which servers answer and whether data is whole.
+    """Check the installation, the device and its kernels, $REFINE_HOME, the settings, the data and the servers.
 
-    Exit code 1 where something that is needed is broken.
+    The exit code is 1 if something needed is broken.
     """
     from refine.services.diagnosis import examine
 
@@ -27,4 +27,4 @@ def doctor() -> None:
     if broken:
         click.echo(f"\n{len(broken)} broken: {', '.join(broken)}")
         sys.exit(1)
-    click.echo("\nall that is needed works")
+    click.echo("\neverything needed works")

@@ -1,4 +1,4 @@
-"""`refine evaluate`: a model against documents, needles, questions, LongBench and lm-eval's tasks, into one folder."""
+"""`refine evaluate`: score a model on documents, needles, questions, LongBench and lm-eval's tasks, in one folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from refine import paths
+from refine.cli import options
 from refine.errors import SettingError
 from refine.settings.training import ARMS
 
-PLACE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 
 
@@ -29,72 +29,53 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     return [int(name) for name in names]
 
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    (
-        "--tasks",
-        {
-            "callback": _names,
-            "help": "Tasks, families (needles, questions, longbench), next_token; default: all that DATA holds.",
-        },
-    ),
-    ("--lengths", {"callback": _lengths, "help": "Only these lengths [tokens]; needles are made where DATA has none."}),
-    ("--samples", {"type": COUNT, "help": "The first so many prompts of each task and length."}),
-    ("--harness", {"callback": _names, "help": "lm-eval tasks, as in piqa,hellaswag (needs the extra `harness`)."}),
-    ("--harness-tasks", {"type": PLACE, "help": "Folder with lm-eval tasks of your own (YAML)."}),
-    ("--data", {"type": PLACE, "help": "Folder of documents and prompts (default: prepared)."}),
-    ("--output", {"type": PLACE, "help": "Folder of the results (default: results/evaluation/MODEL)."}),
-    ("--tokenizer", {"help": "Folder or hub name, or mistral_v1 (default: the model's own)."}),
-    (
-        "--essays",
-        {"help": "Prose for needles that are made: file, folder or data set (default: data/validation.parquet)."},
-    ),
-    ("--longbench", {"help": "LongBench where DATA has none: folder or hub name."}),
-    (
-        "--batch-size",
-        {
-            "type": COUNT,
-            "default": 8,
-            "show_default": True,
-            "help": "Prompts or sequences per pass; changes no score.",
-        },
-    ),
-    ("--seed", {"type": int, "default": 42, "show_default": True, "help": "Seed of needles that are made."}),
-    (
-        "--test-time",
-        {
-            "type": click.Choice([arm for arm in ARMS["test_time"] if arm != "none"]),
-            "help": "Adapt to each prompt before answering it (params: training.test_time); scored before and after.",
-        },
-    ),
-    (
-        "--params",
-        {
-            "type": PLACE,
-            "default": Path("params.yaml"),
-            "show_default": True,
-            "help": "Settings file, for --test-time.",
-        },
-    ),
-    ("--device", {"help": "As torch names it (default: cuda if there is one)."}),
-]
-
-
-def _options(command: Any) -> Any:
-    for name, options in reversed(OPTIONS):
-        command = click.option(name, **options)(command)
-    return command
-
-
 @click.command()
 @click.argument("model", metavar="FOLDER|NAME|models:/NAME@ALIAS")
-@_options
+@click.option(
+    "--tasks",
+    callback=_names,
+    show_default="all in the data",
+    help="Comma-separated tasks and families: needles, questions, longbench, next_token, ...",
+)
+@click.option(
+    "--lengths",
+    callback=_lengths,
+    help="Score only these prompt lengths [tokens]. Needles that the data lacks are made.",
+)
+@click.option("--samples", type=COUNT, help="Score the first N prompts of each task and length.")
+@click.option("--harness", callback=_names, help="lm-eval tasks, as in piqa,hellaswag (needs the extra `harness`).")
+@click.option("--harness-tasks", type=options.PATH, help="Folder with your own lm-eval tasks (YAML).")
+@options.data(paths.prepared())
+@options.output(shown="results/evaluation/MODEL")
+@click.option("--tokenizer", show_default="the model's own", help="Folder, hub name or mistral_v1.")
+@click.option(
+    "--essays",
+    show_default="data/validation.parquet",
+    help="Prose for needles that the data lacks: file, folder or data set.",
+)
+@click.option("--longbench", help="Folder or hub name of LongBench, if the data lacks it.")
+@click.option(
+    "--batch-size",
+    type=COUNT,
+    default=8,
+    show_default=True,
+    help="Prompts or sequences in a forward pass. It changes no score.",
+)
+@options.seed(42)
+@click.option(
+    "--test-time",
+    type=click.Choice([arm for arm in ARMS["test_time"] if arm != "none"]),
+    help="Adapt the model to each prompt (settings: training.test_time); score it before and after.",
+)
+@options.settings()
+@options.device()
 def evaluate(
-    model: str, tasks: list[str] | None, lengths: list[int] | None, samples: int | None, **options: Any
+    model: str, tasks: list[str] | None, lengths: list[int] | None, samples: int | None, **others: Any
 ) -> None:
     """Score a model: next-token loss, needles, questions, LongBench, lm-eval's tasks; each with count and interval.
 
-    Wrong names, files and lengths are found before the model is loaded. The scores of a registered version are added
-    to it.
+    Wrong names, files and lengths are reported before the model is loaded. Scores of a registered version are added
+    to that version in MLflow.
     """
     from refine.cli.registered_model import fetched, record_scores
     from refine.evaluation import evaluate_model
@@ -103,18 +84,18 @@ def evaluate(
     from refine.system.quiet import quiet_libraries
 
     quiet_libraries()
-    output = options["output"] or paths.results() / "evaluation" / _folder_name(model, options["test_time"])
-    adapter = _adapter(options)
+    output = others["output"] or paths.results() / "evaluation" / _folder_name(model, others["test_time"])
+    adapter = _adapter(others)
     with fetched(model) as folder:
-        tokenizer = model_tokenizer(options["tokenizer"] or folder)
+        tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
-        check_harness(options["harness"] or (), tokenizer, lengths, options["harness_tasks"])
-        inputs = _inputs(tasks, lengths, samples, tokenizer, options)
+        check_harness(others["harness"] or (), tokenizer, lengths, others["harness_tasks"])
+        inputs = _inputs(tasks, lengths, samples, tokenizer, others)
         _check_output(output)
         score = partial(
-            evaluate_model, folder, inputs, tokenizer, options["batch_size"], device=options["device"], name=model,
-            harness=options["harness"] or (), progress=lambda line: click.echo(line, err=True),
-            harness_options={"samples": samples, "lengths": lengths, "include": options["harness_tasks"]},
+            evaluate_model, folder, inputs, tokenizer, others["batch_size"], device=others["device"], name=model,
+            harness=others["harness"] or (), progress=lambda line: click.echo(line, err=True),
+            harness_options={"samples": samples, "lengths": lengths, "include": others["harness_tasks"]},
         )  # fmt: skip
         before = score() if adapter else None
         found = score(adapter=adapter, answers_file=output / "answers.jsonl")
@@ -125,39 +106,39 @@ def evaluate(
 
 
 def _inputs(
-    tasks: list[str] | None, lengths: list[int] | None, samples: int | None, tokenizer: Any, options: dict[str, Any]
+    tasks: list[str] | None, lengths: list[int] | None, samples: int | None, tokenizer: Any, others: dict[str, Any]
 ) -> Any:
     from refine.evaluation import Inputs, Sources, load_inputs
 
-    if options["harness"] and tasks is None:
-        return Inputs()  # lm-eval's tasks alone
-    sources = Sources(tokenizer, lambda: _essays(options["essays"]), options["longbench"], options["seed"])
-    inputs = load_inputs(options["data"] or paths.prepared(), tasks, lengths, samples, sources)
-    return Inputs(prompts=inputs.prompts) if options["test_time"] else inputs  # documents are not adapted to
+    if others["harness"] and tasks is None:
+        return Inputs()  # lm-eval's tasks only
+    sources = Sources(tokenizer, lambda: _essays(others["essays"]), others["longbench"], others["seed"])
+    inputs = load_inputs(others["data"], tasks, lengths, samples, sources)
+    return Inputs(prompts=inputs.prompts) if others["test_time"] else inputs  # documents are not adapted to
 
 
-def _adapter(options: dict[str, Any]) -> Any:
-    """The test-time trainer of --test-time, or None. Raises SettingError where training.test_time is null."""
-    if options["test_time"] is None:
+def _adapter(others: dict[str, Any]) -> Any:
+    """The test-time trainer of --test-time, or None. Raises SettingError if training.test_time is null."""
+    if others["test_time"] is None:
         return None
-    if options["harness"]:
-        raise SettingError("--test-time adapts to our own prompts; lm-eval's tasks (--harness) are scored without it")
+    if others["harness"]:
+        raise SettingError("--test-time does not adapt to lm-eval's tasks: leave out --test-time or --harness")
     from refine import settings
     from refine.training.test_time import TestTimeTrainer
 
-    values = settings.load(options["params"])
+    values = settings.load(others["params"], others["overrides"])
     if values.training.test_time is None:
-        raise SettingError(f"{options['params']}: training.test_time is null: give its settings to adapt at test time")
-    return TestTimeTrainer(values.training.test_time, options["test_time"], values.seed)
+        raise SettingError(f"{others['params']}: training.test_time is null: set it to adapt at test time")
+    return TestTimeTrainer(values.training.test_time, others["test_time"], values.seed)
 
 
 def _check_output(folder: Path) -> None:
-    """Raises DataError where `folder` cannot be written to: before the work, not after it."""
+    """Raises DataError if `folder` cannot be written to: before the work, not after it."""
     from refine.errors import DataError
     from refine.system.files import why_not_writable
 
-    if said := why_not_writable(folder):
-        raise DataError(f"{folder}: cannot be written to ({said}); name another folder with --output")
+    if problem := why_not_writable(folder):
+        raise DataError(f"{folder}: cannot be written to ({problem}); name another folder with --output")
 
 
 def _essays(source: str | None) -> list[str]:
@@ -172,7 +153,7 @@ def _folder_name(model: str, test_time: str | None) -> str:
 
 
 def _write(found: Any, output: Path, before: Any) -> None:
-    """`before`: the same prompts' scores without adapting to them, None where nothing is adapted."""
+    """`before`: the scores of the same prompts without adaptation; None without --test-time."""
     from refine.reports.evaluation_picture import draw
 
     record, table = found.save(output), found.table(before)

@@ -1,5 +1,4 @@
-"""The `refine` command. Each verb lives in a module of its own that is imported only when it is called,
-so that `refine --help` answers at once."""
+"""The `refine` command. A verb's module is imported only when the verb is called, so `refine --help` is fast."""
 
 from __future__ import annotations
 
@@ -13,33 +12,27 @@ from refine.system.one_line_errors import one_line_errors
 
 # verb: (module:object, the line shown by --help)
 VERBS = {
-    "demo": ("refine.cli.demo:demo", "One needle, three answers: what REFINE does, in under a minute."),
+    "demo": ("refine.cli.demo:demo", "Show what REFINE does on one needle, in under a minute."),
     "data": ("refine.cli.data:data", "Fetch the raw text and check it against data.dvc."),
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
-    "pretrain": (
-        "refine.cli.pretrain:pretrain",
-        "A small model from a settings file alone, as those that are shipped.",
-    ),
+    "pretrain": ("refine.cli.pretrain:pretrain", "Train a small model from a settings file alone."),
     "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
-    "summary": (
-        "refine.cli.summary:summary",
-        "Print what the last experiment found and wrote, and how to look further.",
-    ),
+    "summary": ("refine.cli.summary:summary", "Print the last experiment's results and where they are."),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
     "promote": ("refine.cli.promote:promote", "Make a version champion, if the rule in params.yaml allows it."),
     "up": ("refine.cli.services:up", "Start Prefect, MLflow and a worker on this machine."),
     "down": ("refine.cli.services:down", "Stop what `refine up` started."),
-    "worker": ("refine.cli.services:worker", "Take runs on this machine, for servers elsewhere."),
-    "status": ("refine.cli.services:status", "Show the services and the runs that go on."),
+    "worker": ("refine.cli.services:worker", "Run a worker on this machine for servers on another one."),
+    "status": ("refine.cli.status:status", "Show the services and the runs in progress."),
     "deploy": ("refine.cli.deploy:deploy", "Register schedules, phases and sweeps with Prefect."),
-    "report": ("refine.cli.report:report", "Lay an experiment's results out as the paper's tables."),
-    "doctor": ("refine.cli.doctor:doctor", "Say what is installed, which device is used and which servers answer."),
+    "report": ("refine.cli.report:report", "Write an experiment's results as the paper's tables."),
+    "doctor": ("refine.cli.doctor:doctor", "Check the installation, the device, the data and the servers."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its verbs by name and imports a verb's module only to run it."""
+    """A group that lists its verbs by name and imports a verb's module only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -69,13 +62,13 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a verb; an error the user can mend becomes one line and exit code 1."""
-    with one_line_errors(before=_one_of_several):
+    """Entry point: runs a verb. An error that the user can correct becomes one line and exit code 1."""
+    with one_line_errors(before=_let_other_ranks_print):
         cli.main(args=arguments, prog_name="refine")
 
 
-def _one_of_several(in_one_line: bool) -> None:
-    """What one of several training processes does before it tells of an error."""
+def _let_other_ranks_print(in_one_line: bool) -> None:
+    """In one of several training processes: if another one is to print the error, wait until torchrun ends this one."""
     if "RANK" in os.environ:
         from refine.training.torchrun import let_others_speak
 

@@ -1,4 +1,4 @@
-"""`refine prepare`: the data stages of dvc.yaml, each by itself."""
+"""`refine prepare`: the data stages of dvc.yaml, one verb each."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from typing import Any
 
 import click
 
+from refine.cli import options
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prepare() -> None:
-    """Make tokenizer, token sequences and test prompts out of data/, into prepared/."""
+    """Make tokenizer, token sequences and test prompts from data/ in prepared/."""
 
 
 def _stage(function: Callable[..., None]) -> Any:
-    """A verb with the options that all stages share."""
-    for option in (
-        click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="override a setting"),
-        click.option("--params", default="params.yaml", show_default=True, type=Path, help="settings file"),
-        click.option("--data", default="data", show_default=True, type=Path, help="folder of the raw documents"),
-    ):
-        function = option(function)
-    return prepare.command()(function)
+    """A verb with the options that every stage has."""
+    return prepare.command()(options.settings()(options.data(Path("data"))(function)))
 
 
 def _prepared_tokenizer() -> Any:
@@ -38,7 +34,7 @@ def _prepared_tokenizer() -> Any:
 
 @_stage
 def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Train a BPE on the training text, or take a model's own tokenizer."""
+    """Train a BPE, or copy a model's tokenizer."""
     from refine import paths, settings
     from refine.data.corpus.version import require_recorded
     from refine.data.tokenizer import prepare_tokenizer
@@ -52,7 +48,7 @@ def tokenizer(params: Path, overrides: tuple[str, ...], data: Path) -> None:
 
 @_stage
 def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Cut the documents of each split into token sequences of one length."""
+    """Cut the documents of each split into token sequences."""
     from refine import paths, settings
     from refine.cli.progress_line import moving_line
     from refine.data.corpus.version import require_recorded
@@ -61,13 +57,13 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     chosen = settings.load(params, overrides).documents
     require_recorded(data, [f"{split}.parquet" for split in SPLITS])
     made = _prepared_tokenizer()
-    with moving_line() as (going_on, said):
-        prepare_token_sequences(chosen, data, made, paths.prepared() / "documents", said, going_on)
+    with moving_line() as (show, say):
+        prepare_token_sequences(chosen, data, made, paths.prepared() / "documents", say, show)
 
 
 @_stage
 def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Make RULER's needle prompts; the essays are the validation text."""
+    """Make RULER's needle prompts from the validation text."""
     from refine import paths, settings
     from refine.data.corpus.version import require_recorded
     from refine.data.prompts.needles import write_needles
@@ -79,14 +75,19 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     made = _prepared_tokenizer()
     essay = list(read_texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
-        of = chosen.needles
-        files = write_needles(of.tasks, of.lengths, of.samples, made, essay, chosen.seed, beside, of.answer_tokens)
-    click.echo(f"needles: {of.samples} prompts in each of {len(files)} files")
+        wanted = chosen.needles
+        files = write_needles(
+            wanted.tasks, wanted.lengths, wanted.samples, made, essay, chosen.seed, beside, wanted.answer_tokens
+        )
+    click.echo(f"needles: {wanted.samples} prompts in each of {len(files)} files")
 
 
 @_stage
 def questions(params: Path, overrides: tuple[str, ...], data: Path) -> None:
-    """Make multi-document questions: to train on, to choose settings by, and to test with."""
+    """Make multi-document questions.
+
+    There are questions for training, for validation and for the test.
+    """
     from refine import paths, settings
     from refine.data.corpus.version import require_recorded
     from refine.data.prompts.questions import write_questions

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
+
 
 @click.command()
-@click.option("--params", required=True, type=Path, help="Settings file; refine/settings/recipes/*.yaml.")
-@click.option("--output", required=True, type=Path, help="Folder of the text, the run and the model.")
-@click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@options.settings(params=None)
+@options.output()
 def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
     """Text, tokenizer and next-token training of a new model; started again, it resumes. The model, in bf16, goes to
-    OUTPUT/model."""
+    OUTPUT/model. The package's own settings files are refine/settings/recipes/*.yaml."""
     from refine import settings
     from refine.cli.train import become_processes
     from refine.phases import pretraining, run_folder

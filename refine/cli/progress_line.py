@@ -1,4 +1,4 @@
-"""One moving line on a terminal while something long goes on; nothing of it where the output is a file or a log."""
+"""One changing line on a terminal during long work. It is not printed into files and logs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from contextlib import contextmanager
 
 import click
 
+Print = Callable[[str], None]
+
 
 @contextmanager
-def moving_line() -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
-    """Gives two functions: one says what the moving line shows, one prints a line that stays."""
+def moving_line() -> Iterator[tuple[Print, Print]]:
+    """Yields two functions: the first sets the text of the changing line, the second prints a line that stays."""
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
 
-        def stay(line: str) -> None:
+        def print_line(line: str) -> None:
             status.stop()
             click.echo(line)
             status.start()
 
-        yield status.update, stay
+        yield status.update, print_line

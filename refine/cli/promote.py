@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
+from refine.cli import options
+
 
 @click.command()
 @click.argument("version", metavar="VERSION")
-@click.option(
-    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
-)
-@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@options.settings()
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Make VERSION (a number or alias) champion where the rule under `registry` in the settings accepts it.

@@ -7,18 +7,19 @@ from pathlib import Path
 import click
 
 from refine import paths
+from refine.cli import options
 
 
 @click.command()
-@click.option("--experiment", help="MLflow experiment (default: registry.model_name of the settings).")
+@options.experiment(shown="registry.model_name in the settings")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Take FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of the report (default: results/report).")
-@click.option(
-    "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
-)
-def report(experiment: str | None, folder: Path | None, output: Path | None, params: Path) -> None:
+@options.output(shown="results/report")
+@options.settings()
+def report(
+    experiment: str | None, folder: Path | None, output: Path | None, params: Path, overrides: tuple[str, ...]
+) -> None:
     """Lay an experiment's results out as the paper's tables: Markdown, CSV and a figure.
 
     Phases and arms down, tasks across, with 95 % intervals, the best in bold, and each arm's difference to the SFT arm
@@ -35,7 +36,7 @@ def report(experiment: str | None, folder: Path | None, output: Path | None, par
     if folder is not None:
         made, title = tables(find_in_folder(folder)), f"Experiment {folder.name}"
     else:
-        experiment = experiment or settings.load(params).registry.model_name
+        experiment = experiment or settings.load(params, overrides).registry.model_name
         made, title = tables(find_evaluations(connect(), experiment)), f"Experiment {experiment}"
     files = write_report(made, output or paths.results() / "report", title)
     click.echo(as_markdown(made, title))

@@ -1,10 +1,10 @@
-"""`refine up`, `refine down`, `refine status`: Prefect, MLflow and a worker on this machine."""
+"""`refine up`, `refine down`, `refine worker`: Prefect, MLflow and a worker on this machine."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import click
+
+from refine.cli import options
 
 PORT = click.IntRange(1, 65535)
 
@@ -12,31 +12,50 @@ PORT = click.IntRange(1, 65535)
 @click.command()
 @click.option("--prefect-port", type=PORT, default=4200, show_default=True, help="Port of Prefect's server and pages.")
 @click.option("--mlflow-port", type=PORT, default=5000, show_default=True, help="Port of MLflow's server and pages.")
-@click.option("--pool", default="gpu", show_default=True, help="Work pool that the worker takes runs from.")
+@options.pool("gpu")
 @click.option(
-    "--prefect-database", envvar="REFINE_PREFECT_DATABASE", help="postgresql+asyncpg://... (default: SQLite)."
+    "--prefect-database",
+    envvar="REFINE_PREFECT_DATABASE",
+    show_envvar=True,
+    show_default="SQLite",
+    help="postgresql+asyncpg://...",
 )
-@click.option("--mlflow-database", envvar="REFINE_MLFLOW_DATABASE", help="postgresql+pg8000://... (default: SQLite).")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address of this machine that the servers listen on."
+    "--mlflow-database",
+    envvar="REFINE_MLFLOW_DATABASE",
+    show_envvar=True,
+    show_default="SQLite",
+    help="postgresql+pg8000://...",
 )
-@click.option("--artifacts", envvar="REFINE_ARTIFACTS", help="Folder or s3://... of models (default: $REFINE_HOME).")
-def up(**options: object) -> None:
-    """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer."""
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="This machine's address for the servers to listen on."
+)
+@click.option(
+    "--artifacts",
+    envvar="REFINE_ARTIFACTS",
+    show_envvar=True,
+    show_default="$REFINE_HOME/mlartifacts",
+    help="Folder or s3://... of the models.",
+)
+def up(**chosen: object) -> None:
+    """Start Prefect's server, MLflow's server, a worker and a janitor, and wait until they answer.
+
+    The janitor ends runs whose process has died.
+    """
     from refine.services import up
 
-    addresses = up.up(up.Wanted(**options), click.echo)  # type: ignore[arg-type]
+    addresses = up.up(up.UpOptions(**chosen), click.echo)  # type: ignore[arg-type]
     click.echo(f"\nPrefect  {addresses['prefect']}\nMLflow   {addresses['mlflow']}")
-    click.echo(f"worker   of pool {addresses.get('pool', options['pool'])}; `refine deploy` gives it something to do")
-    click.echo("`refine status` shows what runs, `refine down` ends it")
+    click.echo(f"worker   of pool {addresses.get('pool', chosen['pool'])}; `refine deploy` registers runs for it")
+    click.echo("`refine status` shows what runs, `refine down` stops it")
 
 
 @click.command()
-@click.option("--pool", default="gpu", show_default=True, help="Work pool (of processes) to take runs from.")
+@options.pool("gpu")
 def worker(pool: str) -> None:
     """Take runs from a work pool on this machine, in this checkout, until Ctrl-C.
 
-    PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers. `refine up` has a worker of its own.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers. `refine up` already starts a worker.
     """
     from refine.services.worker import serve
 
@@ -49,34 +68,3 @@ def down() -> None:
     from refine.services import up
 
     click.echo("stopped" if up.down() else "nothing runs")
-
-
-@click.command()
-def status() -> None:
-    """Show the services, and the runs that go on."""
-    from refine.services import up
-
-    addresses = up.state()
-    programs = up.programs()
-    if not programs:
-        click.echo("the services do not run; `refine up` starts them")
-    for program in programs:
-        since = f"for {timedelta(seconds=round(program.seconds))}" if program.pid else ""
-        where = addresses.get(program.name, f"pool {addresses.get('pool')}" if program.name == "worker" else "")
-        click.echo(f"{program.name:<8} {program.state:<9} {program.pid or '':<8} {since:<12} {where}")
-    runs = _running()
-    click.echo("\nno run goes on" if not runs else "\nruns that go on:")
-    for line in runs:
-        click.echo(f"  {line}")
-
-
-def _running() -> list[str]:
-    """A line for each experiment and stage that is RUNNING in MLflow; the dead are ended first."""
-    from refine.tracking.connection import connect
-    from refine.tracking.run import end_dead_runs
-
-    client = connect()
-    end_dead_runs(client)
-    experiments = {one.experiment_id: one.name for one in client.search_experiments()}
-    found = client.search_runs(list(experiments), "attributes.status = 'RUNNING'", max_results=200)
-    return [f"{experiments[run.info.experiment_id]}: {run.info.run_name}  (MLflow {run.info.run_id})" for run in found]

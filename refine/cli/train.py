@@ -10,29 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refine import paths
+from refine.cli import options
 from refine.settings.training import ARMS
 
 if TYPE_CHECKING:
     from refine.phases.plan import Plan
     from refine.settings import CommonSettings
 
-FOLDER = click.Path(path_type=Path)
-OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (("--output",), {"required": True, "type": FOLDER, "help": "Folder of the run; the model goes to OUTPUT/model."}),
-    (("--data",), {"type": FOLDER, "help": "Folder made by `refine prepare` (default: prepared)."}),
-    (("--params",), {"type": FOLDER, "default": Path("params.yaml"), "show_default": True, "help": "Settings file."}),
-    (
-        ("-S", "--set", "overrides"),
-        {"multiple": True, "metavar": "SECTION.KEY=VALUE", "help": "Override a setting; may be repeated."},
-    ),
-]
-
 
 def common(command: Any) -> Any:
     """The options that every phase has."""
-    for names, options in reversed(OPTIONS):
-        command = click.option(*names, **options)(command)
-    return command
+    return options.output()(options.data(paths.prepared())(options.settings()(command)))
 
 
 @click.group()
@@ -58,14 +46,14 @@ def arm_and_model(phase: str) -> Callable[[Any], Any]:
 
 @train.command()
 @common
-def start(output: Path, data: Path | None, params: Path, overrides: tuple[str, ...]) -> None:
+def start(output: Path, data: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Next-token training of a new model (params: model.config, training.start)."""
     from refine import settings
     from refine.phases import start
     from refine.phases.prepared_data import Prepared
 
     values = settings.load(params, overrides)
-    plan = start.plan(values, Prepared(data or paths.prepared()))
+    plan = start.plan(values, Prepared(data))
     _run(plan, values, output, f"refine train mid --arm refine --model {output / 'model'} --output OUTPUT")
 
 
@@ -77,7 +65,7 @@ def mid(
     model: str,
     revision: str | None,
     output: Path,
-    data: Path | None,
+    data: Path,
     params: Path,
     overrides: tuple[str, ...],
 ) -> None:
@@ -87,16 +75,21 @@ def mid(
     from refine.phases.prepared_data import Prepared
 
     values = settings.load(params, overrides)
-    plan = mid.plan(values, arm, model, Prepared(data or paths.prepared()), revision)
+    plan = mid.plan(values, arm, model, Prepared(data), revision)
     _run(plan, values, output, f"refine evaluate {output / 'model'}")
 
 
 @train.command()
 @arm_and_model("post")
 @click.option(
-    "--prompts", multiple=True, type=FOLDER, help="File of prompts and answers; repeatable (default: DATA/questions)."
+    "--prompts",
+    multiple=True,
+    type=options.PATH,
+    help="File of prompts and answers; repeatable (default: DATA/questions).",
 )
-@click.option("--validation", multiple=True, type=FOLDER, help="File of held-out prompts and answers; repeatable.")
+@click.option(
+    "--validation", multiple=True, type=options.PATH, help="File of held-out prompts and answers; repeatable."
+)
 @common
 def post(
     arm: str,
@@ -105,7 +98,7 @@ def post(
     prompts: tuple[Path, ...],
     validation: tuple[Path, ...],
     output: Path,
-    data: Path | None,
+    data: Path,
     params: Path,
     overrides: tuple[str, ...],
 ) -> None:
@@ -114,7 +107,7 @@ def post(
     from refine.phases import post
     from refine.phases.prepared_data import Prepared
 
-    values, prepared = settings.load(params, overrides), Prepared(data or paths.prepared())
+    values, prepared = settings.load(params, overrides), Prepared(data)
     if not prompts:
         prompts, validation = tuple(prepared.questions("train")), validation or tuple(prepared.questions("validation"))
     plan = post.plan(values, arm, model, prepared, prompts, validation, revision)
@@ -122,9 +115,8 @@ def post(
 
 
 @train.command()
-@click.option("--output", required=True, type=FOLDER, help="Folder of the rehearsal.")
-@click.option("--params", type=FOLDER, default=Path("params.yaml"), show_default=True, help="Settings file.")
-@click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
+@options.output()
+@options.settings()
 def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Rehearse all phases of a settings file on a tiny random model and made-up text."""
     from refine import settings

@@ -1,7 +1,7 @@
-"""Where a worker's runs find the project: a pull step of flows/prefect.yaml, called by Prefect before each run.
+"""The project's folder on a worker. Prefect calls `enter` before each run: it is a pull step of flows/prefect.yaml.
 
-Every worker has its own folder: REFINE_CHECKOUT in its environment (`refine worker` and `refine up` set it to the
-folder they were started in), or else the one that `refine deploy --checkout` named.
+A worker uses the folder in its variable REFINE_CHECKOUT, which `refine worker` and `refine up` set to the folder they
+start in. A worker without that variable uses the folder of `refine deploy --checkout`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 from refine.errors import SettingError
 
 VARIABLE = "REFINE_CHECKOUT"
-NEEDED = ("params.yaml", "dvc.yaml", "flows")  # what tells the project's folder from others
+NEEDED = ("params.yaml", "dvc.yaml", "flows")  # in every checkout
 
 
 def enter(default: str) -> dict[str, str]:
-    """Go to the project's folder and tell Prefect of it. Raises SettingError where it is not there."""
+    """Change to the project's folder and return it to Prefect. Raises SettingError if it is not a checkout."""
     folder = check(Path(os.environ.get(VARIABLE) or default))
     os.chdir(folder)
     return {"directory": str(folder)}
 
 
 def check(folder: Path) -> Path:
-    """`folder`, absolute. Raises SettingError where it is not the project's."""
+    """`folder` as an absolute path. Raises SettingError if it is not a checkout of the project."""
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
         raise SettingError(

@@ -1,4 +1,4 @@
-"""What `refine doctor` looks at: each check says what it found, whether it will do, and what to do if not."""
+"""The checks of `refine doctor`. Each returns what it found, whether that works, and what to do if it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refine.errors import RefineError, reason
+from refine import paths
+from refine.errors import RefineError, SettingError, reason
+from refine.services.prefect_api import VARIABLE, answers, running_server
+from refine.tracking.connection import check_answers, tracking_uri, without_password, writable
 
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
@@ -25,7 +28,7 @@ PROJECT = "refine-fast-weights"  # in pyproject.toml
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found. broken: something that is needed does not work; note: worth knowing; advice: what to do."""
+    """The result of a check. broken: something needed does not work. note: worth knowing. advice: what to do."""
 
     topic: str
     status: Status
@@ -34,7 +37,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Every finding, in the order of the house. The slow checks run beside each other; seconds in all."""
+    """Every finding, in the order of CHECKS. The checks run in parallel and take seconds."""
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(_guarded, check) for check in CHECKS]
         return [finding for result in waiting for finding in result.result()]
@@ -44,8 +47,8 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except Exception as error:  # a check that fails is itself a finding
-        said = reason(error)
-        return [Finding(check.__name__.strip("_"), "broken", f"{type(error).__name__}: {said}", "report this")]
+        found = f"{type(error).__name__}: {reason(error)}"
+        return [Finding(check.__name__.strip("_"), "broken", found, "report this error")]
 
 
 def _python() -> Iterator[Finding]:
@@ -57,7 +60,7 @@ def _python() -> Iterator[Finding]:
         "" if wanted else "use Python 3.11 or later",
     )
     if shutil.which("git") is None:
-        yield Finding("git", "note", "not installed", "install git: without it, runs cannot name the code they ran")
+        yield Finding("git", "note", "not installed", "install git: without it, runs do not record their commit")
 
 
 def _packages() -> Iterator[Finding]:
@@ -71,12 +74,12 @@ def _packages() -> Iterator[Finding]:
     yield Finding("packages", "good", ", ".join(found))
     if missing:
         yield Finding("packages", "broken", f"not installed: {', '.join(missing)}", "run `make install`")
-    if unfit := list(_unfit()):
-        yield Finding("packages", "broken", f"versions that do not fit: {', '.join(unfit)}", "run `make install`")
+    if unsupported := list(_unsupported()):
+        yield Finding("packages", "broken", f"unsupported versions: {', '.join(unsupported)}", "run `make install`")
 
 
-def _unfit() -> Iterator[str]:
-    """Installed packages whose versions pyproject.toml does not admit, each with what it asks for."""
+def _unsupported() -> Iterator[str]:
+    """Installed packages whose versions pyproject.toml does not allow, each with the expected version."""
     from packaging.requirements import Requirement
 
     for line in importlib.metadata.requires(PROJECT) or ():
@@ -97,17 +100,17 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "good", f"{len(names)} × {names[0]}")
     elif shutil.which("nvidia-smi"):
         yield Finding(
-            "device", "broken", f"a GPU, but torch {torch.__version__} does not see it",
-            "install a CUDA build of torch that fits the driver",
-        )  # fmt: skip
+            "device",
+            "broken",
+            f"there is a GPU, but torch {torch.__version__} does not find it",
+            "install a CUDA build of torch that supports the driver",
+        )
     else:
         yield Finding("device", "good", f"CPU, {torch.get_num_threads()} threads (no GPU)")
     yield from _kernels(torch.cuda.is_available())
 
 
 def _kernels(cuda: bool) -> Iterator[Finding]:
-    from refine.errors import SettingError
-
     try:
         import torch
 
@@ -122,65 +125,69 @@ def _kernels(cuda: bool) -> Iterator[Finding]:
         yield Finding("kernels", "good", "flash-linear-attention's for DeltaNet and Gated DeltaNet, PyTorch for LaCT")
     elif cuda and missing:
         yield Finding(
-            "kernels", "note", f"PyTorch ({', '.join(missing)} not installed)",
+            "kernels",
+            "note",
+            f"PyTorch ({', '.join(missing)} not installed)",
             "install the extra: pip install -e '.[gpu]'; training is several times faster with it",
-        )  # fmt: skip
+        )
     else:
         yield Finding("kernels", "good", "PyTorch")
 
 
 def _home() -> Iterator[Finding]:
-    from refine import paths
-    from refine.tracking.connection import writable
-
     home = paths.home()
     try:
         writable(home)
     except RefineError as error:
-        yield Finding("home", "broken", str(error).split(";")[0], "set REFINE_HOME to a folder that can be written to")
+        yield Finding("home", "broken", str(error).split(";")[0], "set REFINE_HOME to a writable folder")
         return
     free = shutil.disk_usage(home).free / 1e9
     low = free < 5
     yield Finding(
-        "home", "note" if low else "good", f"{home}, {free:.0f} GB free",
+        "home",
+        "note" if low else "good",
+        f"{home}, {free:.0f} GB free",
         "checkpoints may not fit: free some space, or set REFINE_HOME" if low else "",
-    )  # fmt: skip
+    )
 
 
 def _mlflow() -> Iterator[Finding]:
-    from refine.tracking.connection import check_answers, tracking_uri, without_password
-
     uri = tracking_uri()
     try:
         check_answers(uri, patience=2.0)
     except RefineError as error:
-        told, _, advice = str(error).partition("; ")
-        yield Finding("mlflow", "broken", told, advice)
+        found, _, advice = str(error).partition("; ")
+        yield Finding("mlflow", "broken", found, advice)
         return
     if uri.startswith("http"):
         yield Finding("mlflow", "good", f"server {without_password(uri)} answers")
     else:
         yield Finding(
-            "mlflow", "good", f"no server; runs are recorded in {without_password(uri)}", "`refine up` shows them"
+            "mlflow",
+            "good",
+            f"no server; runs are recorded in {without_password(uri)}",
+            "`refine up` starts one that shows them",
         )
 
 
 def _prefect() -> Iterator[Finding]:
-    from refine.services.prefect_api import VARIABLE, answers, running_server
-    from refine.tracking.connection import without_password
-
     named = os.environ.get(VARIABLE)
     url = named or running_server()
     if url and answers(url, 2.0):
         yield Finding("prefect", "good", f"server {without_password(url)} answers")
     elif named:
         yield Finding(
-            "prefect", "broken", f"server {without_password(named)} does not answer",
-            f"start it (`refine up`), mend {VARIABLE}, or unset it",
-        )  # fmt: skip
+            "prefect",
+            "broken",
+            f"server {without_password(named)} does not answer",
+            f"start it with `refine up`, correct {VARIABLE}, or unset it",
+        )
     else:
         yield Finding(
-            "prefect", "good", "no server; a flow starts one for itself", "`refine up` shows runs, schedules them"
+            "prefect",
+            "good",
+            "no server; a flow starts a temporary one",
+            "`refine up` starts one that shows and schedules runs",
         )
 
 
@@ -188,12 +195,12 @@ def _settings() -> Iterator[Finding]:
     from refine import settings
 
     if not Path("params.yaml").exists():
-        yield Finding("settings", "broken", "no params.yaml here", "run it in the project's folder")
+        yield Finding("settings", "broken", "no params.yaml here", "run `refine doctor` in the project's folder")
         return
     try:
         settings.load()
     except RefineError as error:
-        yield Finding("settings", "broken", str(error), "mend params.yaml")
+        yield Finding("settings", "broken", str(error), "correct params.yaml")
         return
     yield Finding("settings", "good", "params.yaml is valid")
 
@@ -217,5 +224,12 @@ def _data() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _python, _packages, _device, _home, _settings, _data, _mlflow, _prefect,
-)  # fmt: skip
+    _python,
+    _packages,
+    _device,
+    _home,
+    _settings,
+    _data,
+    _mlflow,
+    _prefect,
+)

@@ -1,5 +1,5 @@
-"""A flow ends when the services of the worker that started it do, and says on its Prefect run whose it is: a flow that
-is killed cannot say so afterwards (the janitor looks)."""
+"""A flow stops when its worker's services stop. It labels its Prefect run with its process, so that the janitor can
+tell that a flow was killed: a killed flow cannot report that itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import time
 from uuid import UUID
 
 from refine.system.liveness import ALIVE, BEAT, OWNER, owner
+from refine.system.processes import die_with_parent
 
 
-def end_with_worker() -> None:
-    """Called at the beginning of a flow: a worker of `refine up` names itself in the environment of what it starts.
-    Elsewhere the flow only says whose it is."""
+def start_heartbeat() -> None:
+    """Called first in a flow. Ties the flow to the worker of `refine up` that started it, if there is one. Labels its
+    Prefect run with this process now, and with a new sign of life every BEAT seconds."""
     from prefect.runtime import flow_run
-
-    from refine.system.processes import die_with_parent
 
     die_with_parent(at_once=False)  # the kernel would take the worker's thread for the parent
     if flow_run.id:
@@ -27,7 +26,7 @@ def end_with_worker() -> None:
 
 
 def _beat(run_id: UUID) -> None:
-    """Signs of life until the run has ended. A server that is away gets the next one."""
+    """Signs of life until the run has ended. A server that does not answer gets the next one."""
     from prefect.client.orchestration import get_client
 
     while True:

@@ -1,4 +1,4 @@
-"""The Prefect API that a flow talks to: the server that is named or running, or one of its own while it runs."""
+"""The Prefect API that a flow uses: PREFECT_API_URL, else the server of `refine up`, else a temporary server."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pathlib import Path
 
 from refine.errors import ServiceError
 from refine.services import environment
-from refine.system.local_services import noted
+from refine.system.local_services import services_state
 from refine.system.processes import PARENT_VARIABLE
 from refine.tracking.connection import without_password, writable
 
 VARIABLE = "PREFECT_API_URL"
-TEMPORARY = "REFINE_TEMPORARY_PREFECT"  # set while the server is one of our own, without pages
-PATIENCE = 5.0  # seconds that a named server has to answer
-START = 90.0  # seconds that a server of our own has to start
+TEMPORARY = "REFINE_TEMPORARY_PREFECT"  # set while the server is a temporary one, without pages
+PATIENCE = 5.0  # seconds that the server in PREFECT_API_URL has to answer
+START = 90.0  # seconds that a temporary server has to start
 
 
 @contextlib.contextmanager
 def prefect_api() -> Iterator[str]:
-    """An API that answers, in PREFECT_API_URL while the context lasts.
+    """Sets PREFECT_API_URL to an API for the duration of the context, and returns it.
 
-    The server starts beside what the caller does; `wait_until_ready` waits for it. Raises ServiceError: the server
-    that PREFECT_API_URL names does not answer, or $REFINE_HOME cannot be written to.
+    A temporary server starts in the background; `wait_until_ready` waits for it. Raises ServiceError: the server in
+    PREFECT_API_URL does not answer, or $REFINE_HOME cannot be written to.
     """
     named = os.environ.get(VARIABLE) or running_server()
     if named:
@@ -50,7 +50,7 @@ def prefect_api() -> Iterator[str]:
         env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
         stdout=subprocess.DEVNULL,
         stderr=_log(),
-        start_new_session=True,  # Ctrl-C is the flow's; the server ends after it
+        start_new_session=True,  # Ctrl-C ends the flow, and the server after it
     )
     try:
         with _set(TEMPORARY, "1"), _set(VARIABLE, url):
@@ -63,7 +63,7 @@ def prefect_api() -> Iterator[str]:
 
 
 def wait_until_ready(url: str, patience: float = START) -> None:
-    """Return when the API at `url` answers. Raises ServiceError after `patience` seconds."""
+    """Wait until the API at `url` answers. Raises ServiceError after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not answers(url, 5.0):
         if time.monotonic() > deadline:
@@ -82,44 +82,44 @@ def answers(url: str, patience: float = 1.0) -> bool:
 
 
 def check_answers(url: str) -> None:
-    """Raises ServiceError where the Prefect server at `url` does not answer."""
+    """Raises ServiceError if the Prefect server at `url` does not answer."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PATIENCE):
             return
     except urllib.error.HTTPError as error:
-        reason = f"it says {error.code}; the address ends in /api"
+        reason = f"HTTP {error.code} (its address must end in /api)"
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error))
     raise ServiceError(
-        f"Prefect server {without_password(url)} does not answer: {reason}; start it (`refine up`), mend {VARIABLE}, "
-        "or unset it to run without a server"
+        f"Prefect server {without_password(url)} does not answer: {reason}; start it with `refine up`, correct "
+        f"{VARIABLE}, or unset it to run without a server"
     )
 
 
 def running_server() -> str | None:
-    """The API of the Prefect server that `refine up` started, if it runs."""
-    url = noted("prefect_api")
+    """The API of the Prefect server that `refine up` started. None if it does not answer."""
+    url = services_state().get("prefect_api")
     return url if url and answers(url, 2.0) else None
 
 
 def server() -> str:
-    """The API of the server that is named or runs. Raises ServiceError: there is none, or it does not answer."""
+    """The API of PREFECT_API_URL or of `refine up`. Raises ServiceError: there is none, or it does not answer."""
     url = os.environ.get(VARIABLE) or running_server()
     if not url:
-        raise ServiceError(f"no Prefect server runs: start one with `refine up`, or name yours in {VARIABLE}")
+        raise ServiceError(f"no Prefect server runs: start one with `refine up`, or set {VARIABLE} to yours")
     check_answers(url)
     return url
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """A loopback port on which no program listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def _send_logs() -> None:
-    """Send what Prefect has logged and not sent yet: after the server has gone it would complain on the console."""
+    """Send Prefect's last log records now. After the server has ended, Prefect would print an error for them."""
     if "prefect.logging.handlers" in sys.modules:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
@@ -161,7 +161,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def _refresh() -> None:
-    """Prefect, where it is imported already, reads its settings from the environment again."""
+    """Make Prefect, if it is imported already, read its settings from the environment again."""
     if "prefect.context" in sys.modules:
         from prefect.context import refresh_global_settings_context
         from prefect.logging.configuration import setup_logging

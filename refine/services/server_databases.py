@@ -1,4 +1,4 @@
-"""The databases and the store of models of Prefect's and MLflow's servers, looked at before a server is started."""
+"""Checks the databases of Prefect's and MLflow's servers, and MLflow's artifact store, before a server starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DRIVERS = {"postgresql": "psycopg2", "postgresql+psycopg2": "psycopg2", "postgre
 
 
 def check(url: str, server: str) -> None:
-    """Find out whether `server` (prefect, mlflow) can use the database at `url`; no password is ever repeated.
+    """Check that `server` (prefect or mlflow) can use the database at `url`. No message contains its password.
 
-    Raises SettingError: another form of address, or a driver that is not installed; ServiceError: the database does
-    not answer, or refuses.
+    Raises SettingError: the address has the wrong form, or its driver is not installed. Raises ServiceError: the
+    database does not answer, or refuses.
     """
     import sqlalchemy
 
@@ -32,7 +32,7 @@ def check(url: str, server: str) -> None:
         raise SettingError(f"{option}: expected {FORMS[server][0]}://USER:PASSWORD@HOST:PORT/DATABASE") from None
     shown = without_password(url)
     if parsed.drivername not in FORMS[server]:
-        raise SettingError(f"{option} {shown}: expected it to begin with {' or '.join(FORMS[server])}")
+        raise SettingError(f"{option} {shown}: expected an address that begins with {' or '.join(FORMS[server])}")
     driver = DRIVERS.get(parsed.drivername)
     if driver and importlib.util.find_spec(driver) is None:
         raise SettingError(f"{option} {shown}: {driver} is not installed; pip install -e '.[team]' brings pg8000")
@@ -40,10 +40,10 @@ def check(url: str, server: str) -> None:
         try:
             asyncio.run(_ask_postgresql(parsed))
         except Exception as error:  # the driver raises its own, the system's and the server's errors
-            said = reason(error)
+            message = reason(error)
             if parsed.password:
-                said = said.replace(str(parsed.password), "***")
-            raise ServiceError(f"{option}: database {shown} cannot be used: {said}") from None
+                message = message.replace(str(parsed.password), "***")
+            raise ServiceError(f"{option}: database {shown} cannot be used: {message}") from None
 
 
 async def _ask_postgresql(url: object) -> None:
@@ -55,9 +55,9 @@ async def _ask_postgresql(url: object) -> None:
 
 
 def check_artifacts(address: str) -> None:
-    """Ask the bucket of an s3:// `address` once; other addresses are folders.
+    """Send one request to the bucket of an s3:// `address`. Other addresses are folders and need no check.
 
-    Raises ServiceError, within 15 s: it does not answer or refuses; DataError: there is no such bucket.
+    Raises ServiceError, within 15 s: the store does not answer, or refuses. Raises DataError: no such bucket.
     """
     from refine.data import parquet
 

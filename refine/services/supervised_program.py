@@ -1,8 +1,7 @@
-"""Runs a service for the supervisor, and ends all of it at its own end:
-`python -m refine.services.supervised_program COMMAND`.
+"""Runs one service under supervisord: `python -m refine.services.supervised_program COMMAND`.
 
-Servers start processes of their own. Whatever ends the supervisor or this process, SIGKILL included, the whole family
-of the command is ended too (see `refine.system.processes`).
+Servers start processes of their own. When the supervisor or this process ends, even by SIGKILL, the command and all
+its processes end too (see `refine.system.processes`).
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import signal
 import sys
 from types import FrameType
 
+from refine.system.processes import PARENT_VARIABLE, ProcessFailed, die_with_parent, run_in_own_process
+
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends, or the supervisor is gone, or SIGTERM comes. Returns its exit code."""
-    from refine.system.processes import PARENT_VARIABLE, ProcessFailed, die_with_parent, run_in_own_process
-
+    """Run `command` until it ends, the supervisor ends, or SIGTERM comes. Returns its exit code."""
     os.environ[PARENT_VARIABLE] = str(os.getppid())
     die_with_parent()
     signal.signal(signal.SIGTERM, _stop)

@@ -1,4 +1,7 @@
-"""What `refine up` starts, as supervisord reads it: each program with its command, its environment and its leash."""
+"""supervisord.conf: each program of `refine up` with its command and its environment.
+
+Each command runs inside `refine.services.supervised_program`, so that it never outlives the supervisor.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 from refine import paths
 from refine.services import checkout, environment
+from refine.system.local_services import services_folder
 
 LOOPBACK = "127.0.0.1"
 SERVER_SECRET, CLIENT_SECRET = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"  # user:password
@@ -16,10 +20,9 @@ PROGRAMS = ("prefect", "mlflow", "worker", "janitor")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What `refine up` starts. Databases: SQLAlchemy URLs; None is SQLite in $REFINE_HOME. artifacts: folder or s3://.
-
-    host: the address of this machine that the servers listen on, and that browsers and workers reach them by.
+class UpOptions:
+    """The options of `refine up`. Databases are SQLAlchemy URLs; None is SQLite in $REFINE_HOME. artifacts: a folder or
+    s3://... . host: the address of this machine on which the servers listen, and which browsers and workers use.
     """
 
     prefect_port: int = 4200
@@ -31,70 +34,72 @@ class Wanted:
     host: str = LOOPBACK
 
 
-def folder() -> Path:
-    """Where the services keep what they need."""
-    return paths.home() / "services"
-
-
-def addresses_of(wanted: Wanted) -> dict[str, str]:
-    """Addresses of Prefect's pages (prefect) and API (prefect_api), and of MLflow (mlflow)."""
-    prefect = f"http://{wanted.host}:{wanted.prefect_port}"
-    mlflow = f"http://{wanted.host}:{wanted.mlflow_port}"
+def addresses(options: UpOptions) -> dict[str, str]:
+    """The addresses of Prefect's pages (prefect), Prefect's API (prefect_api) and MLflow (mlflow)."""
+    prefect = f"http://{options.host}:{options.prefect_port}"
+    mlflow = f"http://{options.host}:{options.mlflow_port}"
     return {"prefect": prefect, "prefect_api": f"{prefect}/api", "mlflow": mlflow}
 
 
-def configuration(wanted: Wanted, socket: Path) -> str:
-    """supervisord.conf, with every program on its leash; supervisord listens on the Unix socket `socket`."""
-    home, addresses = paths.home(), addresses_of(wanted)
-    server = ["--host", wanted.host, "--port"]
+def render(options: UpOptions, socket: Path) -> str:
+    """The text of supervisord.conf. supervisord listens on the Unix socket `socket`."""
+    commands, variables = _commands(options), _variables(options)
+    programs = [_program(name, commands[name], variables[name]) for name in PROGRAMS]
+    return "\n".join([_head(socket), *programs])
+
+
+def _commands(options: UpOptions) -> dict[str, list[str]]:
+    server = ["--host", options.host, "--port"]
     bin_folder = Path(sys.executable).parent
-    commands = {
-        "prefect": [str(bin_folder / "prefect"), "server", "start", *server, str(wanted.prefect_port)],
-        "mlflow": [str(bin_folder / "mlflow"), "server", *server, str(wanted.mlflow_port), "--workers", "1"],
-        "worker": [sys.executable, "-m", "refine.services.worker", wanted.pool],
+    return {
+        "prefect": [str(bin_folder / "prefect"), "server", "start", *server, str(options.prefect_port)],
+        "mlflow": [str(bin_folder / "mlflow"), "server", *server, str(options.mlflow_port), "--workers", "1"],
+        "worker": [sys.executable, "-m", "refine.services.worker", options.pool],
         "janitor": [sys.executable, "-m", "refine.services.janitor"],
     }
-    client = {"PREFECT_API_URL": addresses["prefect_api"], "MLFLOW_TRACKING_URI": addresses["mlflow"]}
+
+
+def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
+    """The environment variables of each program, beside those that all share."""
+    home, urls = paths.home(), addresses(options)
+    client = {"PREFECT_API_URL": urls["prefect_api"], "MLFLOW_TRACKING_URI": urls["mlflow"]}
     if secret := os.environ.get(SERVER_SECRET):
         client[CLIENT_SECRET] = secret
-    variables = {
-        "prefect": {"PREFECT_UI_API_URL": addresses["prefect_api"]}
-        | ({"PREFECT_API_DATABASE_CONNECTION_URL": wanted.prefect_database} if wanted.prefect_database else {}),
+    return {
+        "prefect": {"PREFECT_UI_API_URL": urls["prefect_api"]}
+        | ({"PREFECT_API_DATABASE_CONNECTION_URL": options.prefect_database} if options.prefect_database else {}),
         "mlflow": {
-            "MLFLOW_BACKEND_STORE_URI": wanted.mlflow_database or f"sqlite:///{home / 'mlflow.db'}",
-            "MLFLOW_ARTIFACTS_DESTINATION": wanted.artifacts or (home / "mlartifacts").as_uri(),
+            "MLFLOW_BACKEND_STORE_URI": options.mlflow_database or f"sqlite:///{home / 'mlflow.db'}",
+            "MLFLOW_ARTIFACTS_DESTINATION": options.artifacts or (home / "mlartifacts").as_uri(),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        | _open_to_others(wanted, addresses),
+        | _allowed_hosts(options, urls["mlflow"]),
         "worker": client | {checkout.VARIABLE: os.environ.get(checkout.VARIABLE) or str(Path.cwd())},
         "janitor": client,
     }
-    sections = [_head(socket)]
-    sections += [_program(name, commands[name], variables[name]) for name in PROGRAMS]
-    return "\n".join(sections)
 
 
-def _open_to_others(wanted: Wanted, addresses: dict[str, str]) -> dict[str, str]:
-    """MLflow answers loopback alone, unless it is told which name it goes by and which pages may write."""
-    if wanted.host == LOOPBACK:
+def _allowed_hosts(options: UpOptions, mlflow: str) -> dict[str, str]:
+    """Without these variables MLflow refuses requests that come under another host name than loopback's."""
+    if options.host == LOOPBACK:
         return {}
-    hosts = [name for host in (wanted.host, "localhost", LOOPBACK) for name in (host, f"{host}:*")]
+    hosts = [name for host in (options.host, "localhost", LOOPBACK) for name in (host, f"{host}:*")]
     return {
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": addresses["mlflow"],
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": mlflow,
     }
 
 
 def _head(socket: Path) -> str:
-    place = folder()
+    folder = services_folder()
     return f"""[unix_http_server]
 file={socket}
 chmod=0700
 
 [supervisord]
-logfile={place}/supervisord.log
-pidfile={place}/supervisord.pid
-childlogdir={place}
+logfile={folder}/supervisord.log
+pidfile={folder}/supervisord.pid
+childlogdir={folder}
 umask=077
 
 [rpcinterface:supervisor]
@@ -109,28 +114,27 @@ def _program(name: str, command: list[str], variables: dict[str, str]) -> str:
     shared = {
         **environment.variables(),
         "REFINE_HOME": str(paths.home()),
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(folder() / "prefect"),
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(services_folder() / "prefect"),
         "PYTHONUNBUFFERED": "1",
     }
-    told = ",".join(f'{key}="{_escaped(value)}"' for key, value in {**shared, **variables}.items())
-    leashed = " ".join(
-        f'"{_escaped(part)}"' for part in [sys.executable, "-m", "refine.services.supervised_program", *command]
-    )
+    environment_line = ",".join(f'{key}="{_escaped(value)}"' for key, value in {**shared, **variables}.items())
+    supervised = [sys.executable, "-m", "refine.services.supervised_program", *command]
+    command_line = " ".join(f'"{_escaped(part)}"' for part in supervised)
     return f"""[program:{name}]
-command={leashed}
-environment={told}
+command={command_line}
+environment={environment_line}
 directory={_escaped(str(Path.cwd()))}
 autorestart=true
 startsecs=3
 startretries=5
 stopwaitsecs=20
 redirect_stderr=true
-stdout_logfile={folder()}/{name}.log
+stdout_logfile={services_folder()}/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=1
 """
 
 
 def _escaped(value: str) -> str:
-    """supervisord reads % as an expansion, and quotes as ends."""
+    """supervisord expands `%`, and a quote ends a value."""
     return value.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')

@@ -1,7 +1,7 @@
-"""A Prefect API server for one run: it ends with the process that started it.
+"""A Prefect API server for one flow: `python -m refine.services.temporary_prefect PORT`.
 
-Prefect's own temporary server outlives a flow that is killed; this one does not. It has no page: `refine up` starts a
-server to look at, on the same database.
+It ends when the flow's process ends, even by SIGKILL; Prefect's own temporary server does not. It serves no pages.
+`refine up` starts a server with pages on the same database.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import sys
 
-# What Prefect sets for its own temporary server: no page, and only the services that one run needs.
+from refine.system.processes import die_with_parent
+
+# What Prefect sets for its own temporary server: no pages, and only the services that one run needs.
 EPHEMERAL = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 
 
 def main(port: int) -> None:
-    """Serve on loopback until the parent is gone or SIGTERM comes."""
-    from refine.system.processes import die_with_parent
-
+    """Serve on loopback until the parent ends or SIGTERM comes."""
     die_with_parent()
     os.environ.update(EPHEMERAL)
     import uvicorn

@@ -1,7 +1,7 @@
-"""Prefect's server, MLflow's server, a worker and a janitor on loopback, kept running by supervisord.
+"""Starts and stops Prefect's server, MLflow's server, a worker and a janitor; supervisord keeps them running.
 
-Everything lies in $REFINE_HOME/services: supervisord.conf, state.json, a log each, Prefect's database. supervisord
-starts again what dies; each program runs on a leash, so nothing is left over, whoever is killed.
+$REFINE_HOME/services holds supervisord.conf, state.json, a log for each program, and Prefect's database. supervisord
+restarts a program that dies. If supervisord itself is killed, all programs end (`refine.services.supervised_program`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ import psutil
 
 from refine import paths
 from refine.errors import ServiceError, SettingError
-from refine.services import server_databases
-from refine.services.supervisord_conf import PROGRAMS, SERVER_SECRET, Wanted, addresses_of, configuration, folder
+from refine.services import server_databases, supervisord_conf
+from refine.services.supervisord_conf import PROGRAMS, SERVER_SECRET, UpOptions
 from refine.system.files import file_beside
-from refine.system.local_services import configuration_file, state_file, supervisor_pid, supervisor_runs
+from refine.system.local_services import (
+    configuration_file,
+    services_folder,
+    services_state,
+    state_file,
+    supervisor_pid,
+    supervisor_runs,
+)
 from refine.tracking.connection import writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer
@@ -39,7 +46,7 @@ PATIENCE = 120.0  # seconds that the servers have to answer
 
 @dataclass(frozen=True)
 class Program:
-    """A supervised program: its state as supervisord calls it (RUNNING, STARTING, FATAL, ...), and since when [s]."""
+    """A supervised program. state: supervisord's word (RUNNING, STARTING, FATAL, ...). seconds: since it started."""
 
     name: str
     state: str
@@ -47,75 +54,72 @@ class Program:
     seconds: float
 
 
-def up(wanted: Wanted, say: Callable[[str], None] = print) -> dict[str, str]:
-    """Start what does not run, wait until it answers, and return the addresses (prefect, prefect_api, mlflow).
+def up(options: UpOptions, say: Callable[[str], None] = print) -> dict[str, str]:
+    """Start the services, wait until they answer, and return their addresses (prefect, prefect_api, mlflow). If they
+    run already, return what was recorded of them.
 
-    Raises SettingError: a database's address is none, or one port for both; ServiceError: $REFINE_HOME cannot be
-    written to, a port is taken, a database or the store of models does not answer, a server does not come up. Then,
-    and on Ctrl-C, nothing stays behind.
+    After an error and after Ctrl-C no service runs. Raises SettingError: a database's address has the wrong form, or
+    both ports are the same. Raises ServiceError: $REFINE_HOME cannot be written to, a port is taken, a database or the
+    artifact store does not answer, or a server does not come up.
     """
     if supervisor_runs():
         say("the services run already")
-        return state()
-    writable(folder())
-    if wanted.prefect_port == wanted.mlflow_port:
-        raise SettingError(f"--prefect-port and --mlflow-port are both {wanted.mlflow_port}: each server needs its own")
-    for name, port in (("prefect", wanted.prefect_port), ("mlflow", wanted.mlflow_port)):
-        _check_port(wanted.host, port, name)
-    for name, database in (("prefect", wanted.prefect_database), ("mlflow", wanted.mlflow_database)):
-        if database:
-            server_databases.check(database, name)
-    if wanted.artifacts:
-        server_databases.check_artifacts(wanted.artifacts)
-    addresses = addresses_of(wanted)
-    _write_private(configuration_file(), configuration(wanted, _socket_file()))
+        return services_state()
+    _check(options)
+    addresses = supervisord_conf.addresses(options)
+    _write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))
     try:
         _start_supervisor()
-        _write_private(state_file(), json.dumps({**addresses, "pool": wanted.pool}))
-        _wait(addresses, wanted.pool, say)
+        _write_private(state_file(), json.dumps({**addresses, "pool": options.pool}))
+        _wait(addresses, options.pool, say)
     except BaseException:
         down()
         raise
     return addresses
 
 
+def _check(options: UpOptions) -> None:
+    """Refuses what can be refused before a process is started. Raises as `up` does."""
+    writable(services_folder())
+    if options.prefect_port == options.mlflow_port:
+        port = options.mlflow_port
+        raise SettingError(f"--prefect-port and --mlflow-port are both {port}: each server needs its own")
+    for name, port in (("prefect", options.prefect_port), ("mlflow", options.mlflow_port)):
+        _check_port(options.host, port, name)
+    for name, database in (("prefect", options.prefect_database), ("mlflow", options.mlflow_database)):
+        if database:
+            server_databases.check(database, name)
+    if options.artifacts:
+        server_databases.check_artifacts(options.artifacts)
+
+
 def down() -> bool:
-    """Stop the supervisor and all it started; whether anything ran."""
-    ran = False
+    """Stop the supervisor and everything it started. Returns whether the supervisor ran."""
     pid = supervisor_pid()
     if pid is not None:
-        ran = True
         process = psutil.Process(pid)
         with contextlib.suppress(OSError, xmlrpc.client.Error), _supervisor() as server:
             server.supervisor.shutdown()
         try:
             process.wait(timeout=40)
         except psutil.TimeoutExpired:
-            process.kill()  # what it leads is on a leash
+            process.kill()  # its programs end with it
             process.wait(timeout=10)
     for left in (state_file(), _socket_file()):
         left.unlink(missing_ok=True)
-    return ran
-
-
-def state() -> dict[str, str]:
-    """What `up` noted: addresses and pool; empty where nothing was started."""
-    try:
-        return dict(json.loads(state_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return pid is not None
 
 
 def programs() -> list[Program]:
-    """The supervised programs; empty where the supervisor does not run."""
+    """The supervised programs. Empty if the supervisor does not run."""
     if supervisor_pid() is None:
         return []
     try:
         with _supervisor() as server:
-            told: Any = server.supervisor.getAllProcessInfo()
+            listed: Any = server.supervisor.getAllProcessInfo()
     except (OSError, xmlrpc.client.Error):
         return []
-    found = {one["name"]: one for one in told}
+    found = {one["name"]: one for one in listed}
     return [
         Program(name, one["statename"], one["pid"], max(0.0, one["now"] - one["start"]) if one["pid"] else 0.0)
         for name in PROGRAMS
@@ -125,15 +129,15 @@ def programs() -> list[Program]:
 
 def _start_supervisor() -> None:
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration_file())]
-    # It leaves this process's group and terminal: Ctrl-C here is not its end.
+    # In a session of its own, so that Ctrl-C in this terminal does not end it.
     started = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
     if started.returncode:
-        said = " ".join((started.stderr or started.stdout).split())[-300:]
-        raise ServiceError(f"supervisord does not start: {said}")
+        output = " ".join((started.stderr or started.stdout).split())[-300:]
+        raise ServiceError(f"supervisord does not start: {output}")
     deadline = time.monotonic() + 10
     while supervisor_pid() is None or not _socket_file().exists():
         if time.monotonic() > deadline:
-            raise ServiceError(f"supervisord does not start; its log is {folder() / 'supervisord.log'}")
+            raise ServiceError(f"supervisord does not start; its log is {services_folder() / 'supervisord.log'}")
         time.sleep(0.05)
 
 
@@ -142,7 +146,7 @@ def _wait(addresses: dict[str, str], pool: str, say: Callable[[str], None]) -> N
     waiting = {
         "prefect": f"{api}/health",
         "mlflow": f"{addresses['mlflow']}/health",
-        "worker": f"{api}/work_pools/{pool}",  # the worker makes its pool where there is none
+        "worker": f"{api}/work_pools/{pool}",  # the worker creates a pool that does not exist
     }
     deadline = time.monotonic() + PATIENCE
     first: dict[str, int] = {}
@@ -155,12 +159,12 @@ def _wait(addresses: dict[str, str], pool: str, say: Callable[[str], None]) -> N
         if failed or time.monotonic() > deadline:
             name = (failed or list(waiting))[0]
             how = "ends instead of answering" if failed else f"does not answer after {PATIENCE:.0f} s"
-            raise ServiceError(f"{name} {how}: {_last_line(name)}; its log is {folder() / f'{name}.log'}")
+            raise ServiceError(f"{name} {how}: {_last_line(name)}; its log is {services_folder() / f'{name}.log'}")
         time.sleep(0.2)
 
 
 def _died(program: Program, first: dict[str, int]) -> bool:
-    """Whether a program ended, or has another process than the `first` one seen (it was started again)."""
+    """Whether a program has ended, or was restarted: its process id differs from the `first` one seen."""
     if program.state in ("FATAL", "BACKOFF", "EXITED"):
         return True
     return bool(program.pid) and first.setdefault(program.name, program.pid) != program.pid
@@ -179,7 +183,7 @@ def _answers(url: str) -> bool:
 
 def _last_line(name: str) -> str:
     try:
-        lines = (folder() / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (services_folder() / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "it wrote nothing"
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it wrote nothing")
@@ -194,7 +198,7 @@ def _check_port(host: str, port: int, name: str) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise ServiceError(f"--host {host}: {error.strerror}; name an address of this machine") from None
             raise ServiceError(
-                f"port {port} is taken{_holder(port)}: end that, or choose another with --{name}-port"
+                f"port {port} is taken{_holder(port)}: end that process, or choose another port with --{name}-port"
             ) from None
 
 
@@ -218,13 +222,13 @@ def _supervisor() -> Iterator[xmlrpc.client.ServerProxy]:
 
 
 def _socket_file() -> Path:
-    """A path of its own for each home, short enough for a Unix socket (108 bytes)."""
+    """A different path for each home, short enough for a Unix socket (108 bytes)."""
     mark = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"refine-{os.getuid()}-{mark}.sock"
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Only for this user's eyes: addresses of databases may hold passwords."""
+    """Readable by this user alone: the addresses of databases may hold passwords."""
     with file_beside(path) as beside:
         beside.touch(mode=0o600)
         beside.write_text(text, encoding="utf-8")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from refine.errors import ServiceError, nearest
 
-PROCESSES = "process"  # type of the pools whose runs are processes of the worker's machine
+PROCESSES = "process"  # the type of pools whose runs are processes on the worker's machine
 
 
 def check(pool: str, kind: str | None = None) -> None:
-    """Raises ServiceError where the server has no such pool, it is of another type than `kind` (where that is named),
-    or the server does not let us ask."""
+    """Raises ServiceError if the server has no such pool, the pool's type is not `kind` (None: any type), or the server
+    refuses to list its pools."""
     import httpx
     from prefect.client.orchestration import get_client
 
@@ -19,11 +19,11 @@ def check(pool: str, kind: str | None = None) -> None:
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         hint = "; set PREFECT_API_AUTH_STRING to the server's user:password" if code in (401, 403) else ""
-        raise ServiceError(f"Prefect's server does not list its work pools: it says {code}{hint}") from None
+        raise ServiceError(f"Prefect's server refuses to list its work pools (HTTP {code}){hint}") from None
     if pool not in known:
         raise ServiceError(
-            f"no work pool {pool!r}{nearest(pool, known)}; there are: {', '.join(known) or 'none'}; make one with "
-            f"`prefect work-pool create {pool} --type process`, or let `refine up --pool {pool}` do it"
+            f"no work pool {pool!r}{nearest(pool, known)}; existing pools: {', '.join(known) or 'none'}; "
+            f"create one with `prefect work-pool create {pool} --type process` or `refine up --pool {pool}`"
         )
     if kind not in (None, known[pool]):
         raise ServiceError(

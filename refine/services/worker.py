@@ -1,6 +1,6 @@
 """A Prefect worker of one pool, on this machine: `python -m refine.services.worker POOL`.
 
-It waits until the server answers, so that the two can be started together and either can be started again.
+It waits until the server answers, so server and worker can be started together and restarted in any order.
 """
 
 from __future__ import annotations
@@ -12,32 +12,29 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from refine import paths
 from refine.errors import ServiceError
-from refine.services import work_pools
+from refine.services import checkout, environment, prefect_api, work_pools
 from refine.services.work_pools import PROCESSES
+from refine.system.one_line_errors import one_line_errors
+from refine.system.processes import ProcessFailed, run_in_own_process
+from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
 
 
 def main(pool: str) -> None:
-    """Become `prefect worker start` for `pool` (made as a pool of processes where there is none)."""
-    from refine.services.prefect_api import wait_until_ready
-
-    wait_until_ready(os.environ["PREFECT_API_URL"], patience=600)
+    """Replace this process by `prefect worker start`. A pool that does not exist is created as a pool of processes."""
+    prefect_api.wait_until_ready(os.environ["PREFECT_API_URL"], patience=600)
     prefect = str(Path(sys.executable).parent / "prefect")
     name = f"{socket.gethostname()}-{pool}"
     os.execv(prefect, [prefect, "worker", "start", "--pool", pool, "--type", PROCESSES, "--name", name])
 
 
 def serve(pool: str) -> None:
-    """Run a worker of `pool` until this process is ended, however it is; the worker and its runs end with it.
+    """Run a worker of `pool` until this process ends. The worker and its runs always end with it.
 
-    Raises SettingError: this is not the project's folder; ServiceError: a server does not answer, $REFINE_HOME cannot
-    be written to, or there is no such pool of processes.
+    Raises SettingError: this is not the project's folder. Raises ServiceError: a server does not answer, $REFINE_HOME
+    cannot be written to, or there is no pool of processes with this name.
     """
-    from refine import paths
-    from refine.services import checkout, environment, prefect_api
-    from refine.system.processes import ProcessFailed, run_in_own_process
-    from refine.tracking.connection import VARIABLE, check_answers, tracking_uri, writable
-
     here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
     url = prefect_api.server()
     mlflow = tracking_uri()
@@ -50,14 +47,14 @@ def serve(pool: str) -> None:
     work_pools.check(pool, PROCESSES)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        run_in_own_process([sys.executable, "-m", "refine.services.worker", pool], echo=_tell, name="the worker")
+        run_in_own_process([sys.executable, "-m", "refine.services.worker", pool], echo=_print, name="the worker")
     except ProcessFailed as error:
         raise ServiceError(str(error).splitlines()[0]) from None
     except KeyboardInterrupt:
         return
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
@@ -66,4 +63,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with one_line_errors():
+        main(sys.argv[1])

@@ -5,6 +5,7 @@ A killed process leaves a hidden file or folder beside the place, `.NAME....unfi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -85,6 +86,8 @@ def replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(new, folder)
         return
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     old = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)

@@ -1,4 +1,4 @@
-"""The services that `refine up` started: their addresses, and whether their supervisor runs."""
+"""The files that describe the services of `refine up`, and whether their supervisor still runs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ import psutil
 from refine import paths
 
 
+def services_folder() -> Path:
+    """The folder of the services' configuration, state, logs and Prefect's database."""
+    return paths.home() / "services"
+
+
 def state_file() -> Path:
-    """The file in which `refine up` notes its services."""
-    return paths.home() / "services" / "state.json"
+    """The file in which `refine up` records what it started."""
+    return services_folder() / "state.json"
 
 
-def noted(name: str) -> str | None:
-    """What `refine up` noted under `name` (prefect, prefect_api, mlflow, pool). None if it started nothing."""
+def services_state() -> dict[str, str]:
+    """What `refine up` started: the addresses prefect, prefect_api and mlflow, and the worker's pool. Empty if it
+    started nothing."""
     try:
-        return str(json.loads(state_file().read_text(encoding="utf-8"))[name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {name: str(value) for name, value in json.loads(state_file().read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def configuration_file() -> Path:
-    """The configuration of the supervisor."""
-    return paths.home() / "services" / "supervisord.conf"
+    """The configuration that supervisord reads."""
+    return services_folder() / "supervisord.conf"
 
 
 def supervisor_runs() -> bool:
@@ -34,10 +40,11 @@ def supervisor_runs() -> bool:
 
 
 def supervisor_pid() -> int | None:
-    """Process id of the supervisor of this $REFINE_HOME; None if it does not run."""
+    """Process id of the supervisor of this $REFINE_HOME. None if it does not run."""
     try:
-        pid = int((paths.home() / "services" / "supervisord.pid").read_text())
+        pid = int((services_folder() / "supervisord.pid").read_text())
         process = psutil.Process(pid)
+        # After a reboot another process may have this id.
         ours = str(configuration_file()) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, psutil.Error):
         return None

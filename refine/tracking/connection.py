@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from refine import paths
 from refine.errors import ServiceError, reason
 from refine.system.files import why_not_writable
-from refine.system.local_services import noted, supervisor_runs
+from refine.system.local_services import services_state, supervisor_runs
 from refine.tracking import connection, outbox
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def tracking_uri() -> str:
 def running_server() -> str | None:
     """The MLflow server that `refine up` keeps running: models that it was given come from it alone. One that is away
     for a while is still the one: what was meant for it never goes to a file beside it."""
-    return noted("mlflow") if supervisor_runs() else None
+    return services_state().get("mlflow") if supervisor_runs() else None
 
 
 def artifact_root() -> str | None:

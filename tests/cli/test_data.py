@@ -1,4 +1,4 @@
-"""`refine data` and `refine prepare` as a user meets them: one line for each mistake, nothing half-written."""
+"""`refine data` and `refine prepare`: each user error is one line, and no file is left half-written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINES = "KING JOHN:\nNow, say, Chatillon, what would France with us? {}\n\n"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, checkout):
-    """A project folder with small sources on disk, settings that name them, and data/ made and recorded of them."""
+    """A project folder with small sources on disk, settings that name them, and data/ fetched and recorded."""
     folder = tmp_path_factory.mktemp("project")
     values = yaml.safe_load((checkout / "params.yaml").read_text())
     values["data"] = {}
@@ -49,7 +49,7 @@ def fetched(project, tmp_path, monkeypatch):
 
 @pytest.fixture
 def place(fetched):
-    """The same before anything was fetched."""
+    """The same folder before `refine data fetch`."""
     shutil.rmtree(fetched / "data")
     (fetched / "data.dvc").unlink()
     return fetched
@@ -66,9 +66,9 @@ def refused(capsys, *arguments: str) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and said.startswith("error: ") and said.count("\n") == 1
-    return said
+    printed = capsys.readouterr().err
+    assert ended.value.code == 1 and printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
 
 
 def test_fetch_writes_records_and_then_has_nothing_to_do(place, capsys):
@@ -80,7 +80,7 @@ def test_fetch_writes_records_and_then_has_nothing_to_do(place, capsys):
     assert version.recorded().md5 in capsys.readouterr().out
 
 
-def test_altered_data_is_refused_by_check_fetch_and_the_stages_alike(fetched, capsys):
+def test_altered_data_is_refused_by_check_by_fetch_and_by_the_stages(fetched, capsys):
     (fetched / "data" / "train.parquet").write_bytes(b"altered")
     assert "data/train.parquet differs" in refused(capsys, "data", "check")
     assert "data/train.parquet differs" in refused(capsys, "data", "fetch")
@@ -90,7 +90,7 @@ def test_altered_data_is_refused_by_check_fetch_and_the_stages_alike(fetched, ca
     main_ends("data", "check")
 
 
-def test_missing_data_says_what_brings_it(fetched, capsys):
+def test_missing_data_is_reported_with_the_command_that_fetches_it(fetched, capsys):
     shutil.rmtree(fetched / "data")
     for arguments in (("data", "check"), ("prepare", "tokenizer")):
         assert "is missing: run `refine data fetch`" in refused(capsys, *arguments)
@@ -102,8 +102,8 @@ def test_a_changed_source_needs_update_and_then_is_the_new_version(fetched, caps
     rows = pq.read_table("train_texts.parquet").slice(0, 2)
     shutil.rmtree(fetched / "data")
     pq.write_table(rows, "train_texts.parquet")
-    said = refused(capsys, "data", "fetch")
-    assert "data/train.parquet differs" in said and "--update" in said and not (fetched / "data").exists()
+    printed = refused(capsys, "data", "fetch")
+    assert "data/train.parquet differs" in printed and "--update" in printed and not (fetched / "data").exists()
     main_ends("data", "fetch", "--update")
     main_ends("data", "check")
 
@@ -114,14 +114,14 @@ def test_an_unwritable_data_folder_is_one_line(place, capsys):
     assert (place / "data").read_text() == "a file in the way"
 
 
-def test_the_stages_make_what_the_contract_says(fetched, capsys):
+def test_the_stages_write_the_contracts_files(fetched, capsys):
     for stage in ("tokenizer", "documents", "needles"):
         main_ends("prepare", stage)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "tokenizer: 340 pieces" in said
-        and "validation: 8 of" in said
-        and "needles: 2 prompts in each of 1 files" in said
+        "tokenizer: 340 pieces" in printed
+        and "validation: 8 of" in printed
+        and "needles: 2 prompts in each of 1 files" in printed
     )
     rows = load_token_sequences("prepared/documents/validation.parquet")
     assert len(rows) == 8 and len(rows[0]["tokens"]) == 64
@@ -136,16 +136,16 @@ def test_a_stage_can_be_run_again_with_another_setting(fetched, capsys):
     assert len(load_token_sequences("prepared/documents/train.parquet")[0]["tokens"]) == 32
 
 
-def test_documents_that_are_all_too_short_leave_what_was_there(fetched, capsys):
+def test_documents_that_are_all_too_short_leave_the_former_output(fetched, capsys):
     main_ends("prepare", "tokenizer")
     main_ends("prepare", "documents")
     before = Path("prepared/documents/train.parquet").read_bytes()
-    said = refused(capsys, "prepare", "documents", "-S", "documents.sequence_length=99999")
-    assert "none of its 3 documents has the 99999 tokens" in said
+    printed = refused(capsys, "prepare", "documents", "-S", "documents.sequence_length=99999")
+    assert "none of its 3 documents has the 99999 tokens" in printed
     assert Path("prepared/documents/train.parquet").read_bytes() == before
 
 
-def test_documents_without_a_tokenizer_say_so(fetched, capsys):
+def test_stages_without_a_tokenizer_say_how_to_make_it(fetched, capsys):
     for stage in ("documents", "needles"):
         assert "prepared/tokenizer is missing: run `dvc repro tokenizer`" in refused(capsys, "prepare", stage)
 

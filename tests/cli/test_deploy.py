@@ -1,4 +1,4 @@
-"""`refine deploy` refuses what cannot run before it registers anything: one line each."""
+"""`refine deploy` refuses, in one line, what cannot run, before it registers anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refine.errors import ServiceError, SettingError
 @pytest.mark.parametrize(
     ("cron", "timezone"), [("every night", "UTC"), ("0 25 * * *", "UTC"), ("0 2 * * *", "Mars/Olympus")]
 )
-def test_a_schedule_that_is_none_says_what_one_looks_like(cron, timezone):
+def test_an_invalid_schedule_is_refused_with_an_example(cron, timezone):
     with pytest.raises(SettingError, match=r"minute hour day month weekday, as in '0 2 \* \* \*'") as error:
         deploy.check_schedule(cron, timezone)
     assert cron in str(error.value) and "\n" not in str(error.value)
@@ -36,13 +36,13 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path, monkeypatch, checko
 
 
 class Prefect(BaseHTTPRequestHandler):
-    """As much of Prefect's API as `refine deploy` asks before it registers anything."""
+    """The part of Prefect's API that `refine deploy` uses before it registers anything."""
 
     locked = False
 
     def do_GET(self):
         if "csrf" in self.path:
-            return self.answer({}, 404)  # as a server without CSRF tokens says
+            return self.answer({}, 404)  # as a server without CSRF tokens answers
         self.answer("3.8.8" if self.path.endswith("/version") else True)
 
     def do_POST(self):
@@ -63,13 +63,13 @@ class Prefect(BaseHTTPRequestHandler):
     [(False, "error: no work pool 'gpus' (did you mean 'gpu'?)"), (True, "set PREFECT_API_AUTH_STRING")],
 )
 def test_it_asks_the_server_that_refine_up_started(tmp_path, checkout, locked, message):
-    """In a process of its own: Prefect reads the address once, when it is imported."""
+    """In a new process: Prefect reads the address once, when it is imported."""
     handler = type("Handler", (Prefect,), {"locked": locked})
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "services").mkdir()
-    noted = {"prefect_api": f"http://127.0.0.1:{server.server_port}/api", "pool": "gpu"}
-    (tmp_path / "services" / "state.json").write_text(json.dumps(noted))
+    state = {"prefect_api": f"http://127.0.0.1:{server.server_port}/api", "pool": "gpu"}
+    (tmp_path / "services" / "state.json").write_text(json.dumps(state))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {"REFINE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "refine.cli.main", "deploy", "--pool", "gpus"]
     try:

@@ -1,4 +1,4 @@
-"""`refine doctor` says what is wrong and what to do, and fails where something that is needed is broken."""
+"""`refine doctor` and its checks (refine/services/diagnosis.py): what is wrong, what to do, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refine.services import diagnosis
 
 @pytest.fixture
 def doctor(tmp_path, monkeypatch, checkout):
-    """Run `refine doctor` in a folder with the sample's settings and data of its own."""
+    """Run `refine doctor` in a folder with the sample's settings and its own data."""
     from refine.data.corpus import version
 
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def doctor(tmp_path, monkeypatch, checkout):
     return run
 
 
-def test_a_whole_installation_is_told_in_seconds(doctor):
+def test_a_complete_installation_is_checked_in_seconds(doctor):
     started = time.monotonic()
     code, found = doctor()
     assert code == 0, found
@@ -44,13 +44,13 @@ def test_a_whole_installation_is_told_in_seconds(doctor):
     assert "torch" in found["packages"] and "mlflow.db" in found["mlflow"]
 
 
-def test_versions_that_do_not_fit_are_broken(doctor, monkeypatch):
+def test_unsupported_versions_are_broken(doctor, monkeypatch):
     there = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "prefect" else there(name))
     asked = ["prefect<4,>=3.6", "click>=8.1", "pg8000>=1.31; extra == 'team'", "nowhere>=1; extra == 'dev'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
     code, found = doctor()
-    assert code == 1 and found["packages"] == "BROKEN versions that do not fit: prefect 0.1 (expected <4,>=3.6)"
+    assert code == 1 and found["packages"] == "BROKEN unsupported versions: prefect 0.1 (expected <4,>=3.6)"
 
 
 def test_altered_data_and_wrong_settings_are_broken(doctor, tmp_path):
@@ -61,7 +61,7 @@ def test_altered_data_and_wrong_settings_are_broken(doctor, tmp_path):
     assert found["data"].startswith("BROKEN") and found["settings"].startswith("BROKEN params.yaml:")
 
 
-def test_servers_that_are_named_and_do_not_answer_are_broken(doctor, monkeypatch):
+def test_configured_servers_that_do_not_answer_are_broken(doctor, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     code, found = doctor()

@@ -1,4 +1,4 @@
-"""`refine evaluate` and `refine report` from outside: what they write, what they record, what they refuse."""
+"""`refine evaluate` and `refine report`: what they write, record and refuse."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_everything_in_prepared_is_scored_into_one_folder(prepared, checkpoint):
     assert len((prepared / "out" / "answers.jsonl").read_text().splitlines()) == 4
 
 
-def test_needles_are_made_at_lengths_that_are_not_prepared_with_data_s_text(prepared, checkpoint):
+def test_needles_of_lengths_that_are_not_prepared_are_made_from_the_validation_text(prepared, checkpoint):
     run(
         evaluate,
         checkpoint,
@@ -155,7 +155,7 @@ def test_lm_eval_s_tasks_alone_need_no_prepared_data(prepared, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--tasks", "factsq"], r"no task 'factsq' \(did you mean 'factsqa'\?\)"),
         (["--tasks", "niah_single_1", "--lengths", "90"], "niah_single_1 does not fit in 90 tokens"),
@@ -166,9 +166,9 @@ def test_lm_eval_s_tasks_alone_need_no_prepared_data(prepared, checkpoint):
         (["--tasks", "qasper", "--lengths", "4096"], "holds no prompts of qasper at length 4096"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_model_is_loaded(arguments, said, prepared, checkpoint, monkeypatch):
+def test_a_user_error_is_reported_before_the_model_is_loaded(arguments, message, prepared, checkpoint, monkeypatch):
     monkeypatch.setattr(refine.models, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
-    with pytest.raises(RefineError, match=said) as refused:
+    with pytest.raises(RefineError, match=message) as refused:
         run(evaluate, checkpoint, *arguments)
     assert "\n" not in str(refused.value)
     assert not (prepared / "results").exists()
@@ -197,7 +197,7 @@ def test_adapting_to_each_prompt_takes_the_settings_and_reports_its_time(prepare
     assert found.metrics()["eval/factsqa/64/adapt_seconds"] > 0 and not found.next_token
 
 
-def test_a_checkpoint_or_version_that_is_not_there_is_one_line(mlflow_home):
+def test_a_missing_checkpoint_or_version_is_one_line(mlflow_home):
     with pytest.raises(RefineError, match="none"):
         run(evaluate, "none")
     with pytest.raises(RefineError, match="no registered model 'none'"):

@@ -1,4 +1,8 @@
-"""The command as a user first meets it."""
+"""The command as a user first meets it.
+
+Verbs that have no test file here: `prepare` is tested in test_data.py, `report` and models:/NAME@ALIAS in
+test_evaluate.py, `pretrain` in tests/phases/test_pretraining.py, `up`, `down` and `worker` in tests/services.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +41,12 @@ def test_every_verb_has_its_own_help(verb):
 
 
 def test_a_mistyped_verb_names_the_nearest():
-    said = _run("evalute")
-    assert said.returncode != 0
-    assert "did you mean 'evaluate'?" in said.stderr
+    ran = _run("evalute")
+    assert ran.returncode != 0
+    assert "did you mean 'evaluate'?" in ran.stderr
 
 
-def test_an_error_a_user_can_mend_is_one_line_without_a_traceback(capsys, monkeypatch):
+def test_an_error_that_a_user_can_correct_is_one_line_without_a_traceback(capsys, monkeypatch):
     from refine.cli import main as cli_main
     from refine.errors import SettingError
 

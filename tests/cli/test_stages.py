@@ -43,7 +43,8 @@ def test_a_data_stage_names_just_the_code_that_it_uses(name, stages, checkout, i
     cli = ast.parse((checkout / "refine/cli/prepare.py").read_text())
     functions = {node.name: node for node in cli.body if isinstance(node, ast.FunctionDef)}
     called = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)} & set(functions)
-    start = set.union(*(modules_imported(functions[function]) for function in {name} | called))
+    shared = [node for node in cli.body if not isinstance(node, ast.FunctionDef)]
+    start = set.union(*(modules_imported(node) for node in [*shared, *(functions[one] for one in {name} | called)]))
     assert _code(stages[name]) == imported_files(*start, apart=_is_apart) | {"refine/cli/prepare.py"}
 
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.fixtures.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 TWO_MINUTES = 120.0
@@ -43,7 +44,7 @@ def deployed(plan, workplace, checkout, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(checkout))
     try:
-        addresses = up.up(up.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        addresses = up.up(up.UpOptions(prefect_port=free_port(), mlflow_port=free_port()))
         yield Deployed(workplace, addresses["prefect_api"])
     finally:
         up.down()
@@ -82,15 +83,6 @@ class Deployed:
         )
         flow, *tasks = asked.stdout.split()
         return flow, tasks
-
-
-def wait_for(condition, seconds: float):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
 
 
 def processes(folder: Path) -> dict[str, psutil.Process]:

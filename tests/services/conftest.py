@@ -1,4 +1,4 @@
-"""A home of its own, and services on ports that are free."""
+"""An empty $REFINE_HOME, and services on free ports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """$REFINE_HOME in tmp_path; no server is named."""
+    """$REFINE_HOME in tmp_path, without configured servers."""
     monkeypatch.setenv("REFINE_HOME", str(tmp_path))
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -18,11 +18,11 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def services(home):
-    """`refine up` on free ports; gives the addresses. Whatever happens, `refine down` at the end."""
+    """`refine up` on free ports; the addresses. `refine down` always follows."""
     from refine.services import up
     from refine.services.prefect_api import free_port
 
     try:
-        yield up.up(up.Wanted(prefect_port=free_port(), mlflow_port=free_port()))
+        yield up.up(up.UpOptions(prefect_port=free_port(), mlflow_port=free_port()))
     finally:
         up.down()

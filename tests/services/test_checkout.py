@@ -1,4 +1,4 @@
-"""Every worker finds the project in its own folder; a folder that is something else is named before a run begins."""
+"""Every worker uses its own checkout; a folder that is no checkout is refused before a run starts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_the_workers_own_folder_goes_before_the_deployments(project, tmp_path, m
     assert checkout.enter(str(project)) == {"directory": str(project)} and os.getcwd() == str(project)
 
 
-def test_a_folder_that_is_not_the_projects_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv(checkout.VARIABLE, raising=False)
     with pytest.raises(SettingError, match=r"no params\.yaml, dvc\.yaml, flows.*REFINE_CHECKOUT.*--checkout") as error:
         checkout.enter(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
-def test_the_deployments_pull_step_is_one_that_prefect_can_call(project, tmp_path, monkeypatch, request):
+def test_prefect_can_call_the_deployments_pull_step(project, tmp_path, monkeypatch, request):
     from prefect.utilities.importtools import import_object
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What the janitor takes for dead among Prefect's runs; tests/flows/test_crashes.py does it with real processes."""
+"""Which Prefect runs the janitor counts as dead. tests/flows/test_crashes.py tests it with real processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from refine.services.janitor import RUNNING, _in, _taken_up_again, is_dead
+from refine.services.janitor import RUNNING, _has_process, _is_in, is_dead
 from refine.system.liveness import ALIVE, OWNER, owner
 
 NOW = time.time()
@@ -29,9 +29,9 @@ def a_run(state, seconds: float, labels: dict | None = None, tags: tuple[str, ..
     ("state", "expected"),
     [(Running(), True), (Cancelling(), True), (Pending(), False), (Scheduled(), False), (Completed(), False)],
 )
-def test_only_what_runs_can_have_died_with_its_mlflow_run(state, expected):
-    assert _in(RUNNING, SimpleNamespace(state=state)) is expected
-    assert not _in(RUNNING, SimpleNamespace(state=None))
+def test_only_a_running_prefect_run_can_have_died_with_its_mlflow_run(state, expected):
+    assert _is_in(RUNNING, SimpleNamespace(state=state)) is expected
+    assert not _is_in(RUNNING, SimpleNamespace(state=None))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_only_what_runs_can_have_died_with_its_mlflow_run(state, expected):
         (a_run(Running(), 100, SILENT), "kubernetes", True),
         (a_run(Running(), 100, LIVING), "process", False),
         (a_run(Running(), 100, HEARD), "process", False),
-        (a_run(Running(), 5, DEAD), "process", False),  # a retry that has not said yet whose it is
-        (a_run(Running(), 100), "process", True),  # died before it could say
+        (a_run(Running(), 5, DEAD), "process", False),  # a retry that has not labelled its run yet
+        (a_run(Running(), 100), "process", True),  # died before it labelled its run
         (a_run(Running(), 100, tags=()), "process", False),  # somebody else's
         (a_run(Pending(), 200), "process", True),  # its worker died with it
         (a_run(Pending(), 200, DEAD), "process", True),
@@ -52,11 +52,11 @@ def test_only_what_runs_can_have_died_with_its_mlflow_run(state, expected):
         (a_run(Completed(), 9000, DEAD), "process", False),
     ],
 )
-def test_a_run_is_dead_without_a_process_that_says_it_is_its_own(flow_run, pool, expected):
+def test_a_run_without_a_living_process_is_dead_after_a_grace_period(flow_run, pool, expected):
     assert is_dead(flow_run, pool, NOW) is expected
 
 
-def test_a_run_that_was_tried_again_meanwhile_is_left_alone():
-    assert _taken_up_again(a_run(Running(), 100, LIVING), NOW) and _taken_up_again(a_run(Running(), 0, DEAD), NOW)
-    assert not _taken_up_again(a_run(Running(), 100, DEAD), NOW)
-    assert not _taken_up_again(a_run(Completed(), 0, DEAD), NOW)
+def test_a_run_that_was_retried_in_the_meantime_is_left_alone():
+    assert _has_process(a_run(Running(), 100, LIVING), NOW) and _has_process(a_run(Running(), 0, DEAD), NOW)
+    assert not _has_process(a_run(Running(), 100, DEAD), NOW)
+    assert not _has_process(a_run(Completed(), 0, DEAD), NOW)

@@ -1,4 +1,4 @@
-"""A flow has an API to talk to: the one that is named, the one that runs, or one of its own."""
+"""A flow uses the Prefect API in PREFECT_API_URL, that of `refine up`, or a temporary server (temporary_prefect.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def post(url: str, values: dict):
 
 
 def scheduled(url: str) -> list[dict]:
-    """What Prefect's server puts into its database for a deployment with a cron."""
+    """The runs that Prefect's server schedules for a deployment with a cron."""
     flow = post(f"{url}/flows/", {"name": "any"})
     nightly = {"active": True, "schedule": {"cron": "0 2 * * *", "timezone": "UTC"}}
     made = post(f"{url}/deployments/", {"name": "nightly", "flow_id": flow["id"], "schedules": [nightly]})
@@ -32,7 +32,7 @@ def scheduled(url: str) -> list[dict]:
     return post(f"{url}/flow_runs/filter", {"deployments": {"id": {"any_": [made["id"]]}}})
 
 
-def test_a_server_of_its_own_answers_schedules_and_is_gone_afterwards(home):
+def test_a_temporary_server_answers_schedules_and_is_gone_afterwards(home):
     with prefect_api.prefect_api() as url:
         assert os.environ["PREFECT_API_URL"] == url
         prefect_api.wait_until_ready(url)
@@ -41,7 +41,7 @@ def test_a_server_of_its_own_answers_schedules_and_is_gone_afterwards(home):
     assert not prefect_api.answers(url) and "PREFECT_API_URL" not in os.environ
 
 
-def test_a_named_server_that_does_not_answer_is_one_line(home, monkeypatch):
+def test_a_configured_server_that_does_not_answer_is_one_line(home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
     named = prefect_api.prefect_api()
     with pytest.raises(ServiceError, match=r"Prefect server http://127\.0\.0\.1:9/api does not answer") as error, named:
@@ -49,7 +49,7 @@ def test_a_named_server_that_does_not_answer_is_one_line(home, monkeypatch):
     assert "secret" not in str(error.value)
 
 
-def test_a_server_that_was_noted_and_is_gone_is_passed_over(home):
+def test_a_recorded_server_that_is_gone_is_ignored(home):
     state_file().parent.mkdir(parents=True)
     state_file().write_text(json.dumps({"prefect_api": "http://127.0.0.1:9/api"}))
     assert prefect_api.running_server() is None

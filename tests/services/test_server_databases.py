@@ -1,4 +1,4 @@
-"""A database that a server cannot use is one line before the server is started, without its password."""
+"""A database that a server cannot use is one line, without its password, before the server starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from refine.services import server_databases
     ("url", "server", "error", "message"),
     [
         ("no address", "prefect", SettingError, r"expected postgresql\+asyncpg://USER:PASSWORD@HOST:PORT/DATABASE"),
-        ("postgresql+pg8000://me:secret@db/x", "prefect", SettingError, r"begin with postgresql\+asyncpg"),
-        ("postgresql+asyncpg://me:secret@db/x", "mlflow", SettingError, r"begin with postgresql\+pg8000"),
-        ("mysql://me:secret@db/x", "mlflow", SettingError, "begin with"),
+        ("postgresql+pg8000://me:secret@db/x", "prefect", SettingError, r"begins with postgresql\+asyncpg"),
+        ("postgresql+asyncpg://me:secret@db/x", "mlflow", SettingError, r"begins with postgresql\+pg8000"),
+        ("mysql://me:secret@db/x", "mlflow", SettingError, "begins with"),
         ("postgresql+asyncpg://me:secret@127.0.0.1:9/x", "prefect", ServiceError, "127.0.0.1:9/x cannot be used: "),
     ],
 )
-def test_what_cannot_be_used_is_one_line_that_names_the_option(url, server, error, message):
+def test_an_unusable_database_is_one_line_that_names_the_option(url, server, error, message):
     with pytest.raises(error, match=message) as found:
         server_databases.check(url, server)
-    said = str(found.value)
-    assert f"--{server}-database" in said and "secret" not in said and "\n" not in said
+    message = str(found.value)
+    assert f"--{server}-database" in message and "secret" not in message and "\n" not in message
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch):
@@ -42,8 +42,8 @@ def test_sqlite_needs_no_asking(tmp_path):
     server_databases.check(f"sqlite:///{tmp_path}/mlflow.db", "mlflow")
 
 
-def test_a_store_of_models_that_does_not_answer_is_told_within_15_seconds(monkeypatch):
-    """A server that takes the connection and says nothing is the slowest way to be away."""
+def test_an_artifact_store_that_does_not_answer_is_reported_within_15_seconds(monkeypatch):
+    """The slowest failure is a server that accepts the connection and sends nothing."""
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "hush"}.items():
         monkeypatch.setenv(name, value)
     with socket.socket() as silent:
@@ -54,7 +54,7 @@ def test_a_store_of_models_that_does_not_answer_is_told_within_15_seconds(monkey
             server_databases.check_artifacts("s3://models/mlflow")
         silent.setblocking(False)
         silent.accept()
-        with pytest.raises(BlockingIOError):  # it was asked once, so the limits of one request are all that is waited
+        with pytest.raises(BlockingIOError):  # only one request: its limits bound the wait
             silent.accept()
     assert parquet.CONNECT + parquet.ANSWER < 15
     assert "hush" not in str(error.value)

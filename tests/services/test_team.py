@@ -20,11 +20,11 @@ import pytest
 from refine.errors import ServiceError
 from refine.services.prefect_api import free_port
 
-PASSWORD = 'p%40s:s/w"rd'  # signs that URLs, shells and supervisord read as something else
+PASSWORD = 'p%40s:s/w"rd'  # characters with a meaning in URLs, shells and supervisord.conf
 
 
 def _programs() -> Path | None:
-    """The folder of PostgreSQL's programs; Debian keeps them off the PATH."""
+    """The folder of PostgreSQL's programs. On Debian it is not on the PATH."""
     found = [Path(there).resolve().parent] if (there := shutil.which("initdb")) else []
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((one for one in found if all((one / name).exists() for name in ("initdb", "pg_ctl", "psql"))), None)
@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def _owner() -> str:
-    """PostgreSQL refuses to run as root: whom it runs as."""
+    """The user that runs PostgreSQL: it refuses to run as root."""
     if os.getuid() != 0:
         return getpass.getuser()
     return next(name for name in ("postgres", "nobody") if name in {one.pw_name for one in pwd.getpwall()})
@@ -46,20 +46,20 @@ def _owner() -> str:
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[int]:
-    """The port of a PostgreSQL with user refine and databases prefect and mlflow of theirs, and nothing else."""
+    """The port of a PostgreSQL with a user refine, who owns the databases prefect and mlflow."""
     assert PROGRAMS is not None
     folder, owner, port = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp")), _owner(), free_port()
-    told = {"env": {**os.environ, "PGPASSWORD": "first"}, "cwd": folder, "check": True, "capture_output": True}
+    run = {"env": {**os.environ, "PGPASSWORD": "first"}, "cwd": folder, "check": True, "capture_output": True}
     if os.getuid() == 0:
         shutil.chown(folder, owner)
-        told["user"] = owner
+        run["user"] = owner
     (folder / "password").write_text("first")
     (folder / "password").chmod(0o644)
     data = folder / "data"
     create = [PROGRAMS / "initdb", "-D", data, "-A", "scram-sha-256", "-U", "first", f"--pwfile={folder / 'password'}"]
-    subprocess.run([*create, "--no-sync"], **told)
+    subprocess.run([*create, "--no-sync"], **run)
     options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
-    subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start"], **told)
+    subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start"], **run)
     try:
         psql = [PROGRAMS / "psql", "-h", "127.0.0.1", "-p", str(port), "-U", "first", "-d", "postgres", "-c"]
         for statement in (
@@ -67,16 +67,16 @@ def postgresql() -> Iterator[int]:
             "CREATE DATABASE prefect OWNER refine",
             "CREATE DATABASE mlflow OWNER refine",
         ):
-            subprocess.run([*psql, statement], **told)
+            subprocess.run([*psql, statement], **run)
         yield port
     finally:
-        subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **told)
+        subprocess.run([PROGRAMS / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **run)
         shutil.rmtree(folder)
 
 
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[str]:
-    """An empty bucket of an S3 server on loopback."""
+    """An empty bucket on an S3 server on loopback."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -122,7 +122,7 @@ def test_runs_models_and_pools_are_kept_by_postgresql_and_s3(home, postgresql, b
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights" * 99)
-    wanted = up.Wanted(
+    wanted = up.UpOptions(
         free_port(), free_port(), prefect_database=url("asyncpg", postgresql, "prefect"),
         mlflow_database=url("pg8000", postgresql, "mlflow"), artifacts=f"s3://{bucket}/mlflow",
     )  # fmt: skip

@@ -1,13 +1,11 @@
-"""`refine up` starts all or nothing, keeps it running, and leaves nothing behind, whoever is killed."""
+"""`refine up` starts all services or none and restarts a service that dies; no process outlives the supervisor."""
 
 from __future__ import annotations
 
-import configparser
 import os
 import signal
 import socket
 import stat
-import time
 
 import psutil
 import pytest
@@ -18,15 +16,7 @@ from refine.errors import ServiceError, SettingError
 from refine.services import up
 from refine.services.prefect_api import answers, running_server
 from refine.system.local_services import state_file
-
-
-def wait_for(condition, seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
+from tests.fixtures.waiting import wait_for
 
 
 def family() -> list[psutil.Process]:
@@ -35,65 +25,40 @@ def family() -> list[psutil.Process]:
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
 
 
-def test_a_port_that_is_taken_is_named_before_anything_starts(home):
+def test_the_configuration_with_its_passwords_is_readable_by_its_owner_alone(home):
+    file = home / "services" / "supervisord.conf"
+    up._write_private(file, "password")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_taken_port_is_reported_before_anything_starts(home):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(ServiceError, match=rf"port {port} is taken.*--prefect-port") as error:
-            up.up(up.Wanted(prefect_port=port))
+            up.up(up.UpOptions(prefect_port=port))
     assert "\n" not in str(error.value) and not up.supervisor_runs() and not state_file().exists()
 
 
-def test_ports_that_are_none_or_the_same_are_refused(home):
+def test_ports_out_of_range_and_equal_ports_are_refused(home):
     with pytest.raises(SettingError, match="--prefect-port and --mlflow-port are both 4300"):
-        up.up(up.Wanted(prefect_port=4300, mlflow_port=4300))
-    told = CliRunner().invoke(cli, ["up", "--prefect-port", "99999"])
-    assert told.exit_code == 2 and "99999 is not in the range 1<=x<=65535" in told.output
+        up.up(up.UpOptions(prefect_port=4300, mlflow_port=4300))
+    refused = CliRunner().invoke(cli, ["up", "--prefect-port", "99999"])
+    assert refused.exit_code == 2 and "99999 is not in the range 1<=x<=65535" in refused.output
     assert not up.supervisor_runs()
 
 
-def test_a_home_that_cannot_be_written_to_is_named(monkeypatch):
+def test_an_unwritable_home_is_reported(monkeypatch):
     monkeypatch.setenv("REFINE_HOME", "/proc/home")
     with pytest.raises(ServiceError, match=r"cannot write to /proc/home.*REFINE_HOME"):
-        up.up(up.Wanted())
+        up.up(up.UpOptions())
 
 
-def test_passwords_with_signs_survive_the_configuration_and_stay_private(home):
-    url = 'postgresql+pg8000://me:50%25"off@db/mlflow'
-    wanted = up.Wanted(mlflow_database=url)
-    text = up.configuration(wanted, home / "socket")
-    read = configparser.RawConfigParser()
-    read.read_string(text)
-    assert {f"program:{name}" for name in up.PROGRAMS} <= set(read.sections())
-    assert '50%%25\\"off' in read["program:mlflow"]["environment"] and url not in read["program:mlflow"]["command"]
-    up._write_private(home / "services" / "supervisord.conf", text)
-    assert stat.S_IMODE((home / "services" / "supervisord.conf").stat().st_mode) == 0o600
-
-
-def test_servers_for_others_are_told_which_name_they_go_by(home):
-    wanted = up.Wanted(host="trainer-1", mlflow_port=5001)
-    read = configparser.RawConfigParser()
-    read.read_string(up.configuration(wanted, home / "socket"))
-    mlflow, prefect, worker = (read[f"program:{name}"] for name in ("mlflow", "prefect", "worker"))
-    assert '"--host" "trainer-1"' in mlflow["command"] and '"--host" "trainer-1"' in prefect["command"]
-    assert 'MLFLOW_SERVER_CORS_ALLOWED_ORIGINS="http://trainer-1:5001"' in mlflow["environment"]
-    assert "trainer-1,trainer-1:*" in mlflow["environment"]
-    assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
-    alone = up.configuration(up.Wanted(), home / "socket")
-    assert "ALLOWED" not in alone and '"127.0.0.1"' in alone
-
-
-def test_an_address_of_another_machine_is_named_before_anything_starts(home):
+def test_another_machines_address_is_reported_before_anything_starts(home):
     with pytest.raises(ServiceError, match=r"--host 203\.0\.113\.1: .*name an address of this machine"):
-        up.up(up.Wanted(host="203.0.113.1"))
+        up.up(up.UpOptions(host="203.0.113.1"))
     assert not up.supervisor_runs()
-
-
-def test_without_services_status_and_down_say_so(home):
-    status = CliRunner().invoke(cli, ["status"])
-    assert status.exit_code == 0 and "do not run" in status.output and "no run goes on" in status.output
-    assert CliRunner().invoke(cli, ["down"]).output == "nothing runs\n"
 
 
 def test_a_process_id_that_another_process_has_now_is_not_taken_for_the_supervisor(home):
@@ -103,7 +68,7 @@ def test_a_process_id_that_another_process_has_now_is_not_taken_for_the_supervis
 
 
 @pytest.mark.slow
-def test_what_dies_comes_back_and_down_ends_all(services):
+def test_a_killed_service_is_restarted_and_down_ends_all(services):
     assert running_server() == services["prefect_api"] and answers(services["prefect_api"])
     assert {one.name: one.state for one in up.programs()} == dict.fromkeys(up.PROGRAMS, "RUNNING")
     everything = family()
@@ -133,10 +98,10 @@ def test_nothing_outlives_a_supervisor_that_is_killed(services):
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_come_up_takes_all_down_and_says_why(home, monkeypatch):
+def test_when_one_server_does_not_come_up_all_end_with_its_last_line_and_log(home, monkeypatch):
     from refine.services.prefect_api import free_port
 
-    wanted = up.Wanted(free_port(), free_port(), mlflow_database="sqlite:////proc/none/mlflow.db")
+    wanted = up.UpOptions(free_port(), free_port(), mlflow_database="sqlite:////proc/none/mlflow.db")
     with pytest.raises(ServiceError, match=r"mlflow ends instead of answering: .*mlflow\.log"):
         up.up(wanted)
     assert not up.supervisor_runs() and not state_file().exists()

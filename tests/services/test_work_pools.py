@@ -1,4 +1,4 @@
-"""A pool that is not there, or whose runs are no processes, is named before anything waits for its runs."""
+"""A pool that does not exist, or does not run processes, is refused before a worker waits for its runs."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def server(monkeypatch):
     monkeypatch.setattr(prefect.client.orchestration, "get_client", lambda sync_client: Client())
 
 
-def test_a_pool_that_is_not_there_is_named_with_those_that_are(server):
+def test_an_unknown_pool_is_reported_with_the_existing_ones(server):
     work_pools.check("gpu")
     work_pools.check("k8s")
-    with pytest.raises(ServiceError, match=r"no work pool 'gpus' \(did you mean 'gpu'\?\); there are: gpu, k8s"):
+    with pytest.raises(ServiceError, match=r"no work pool 'gpus' \(did you mean 'gpu'\?\); existing pools: gpu, k8s"):
         work_pools.check("gpus")
 
 
 @pytest.mark.parametrize(
     ("pool", "message"), [("gpux", "no work pool 'gpux'"), ("k8s", "'k8s' is of type kubernetes.*prefect worker start")]
 )
-def test_a_worker_waits_for_runs_of_a_pool_of_processes_alone(server, home, monkeypatch, request, pool, message):
+def test_a_worker_accepts_only_a_pool_of_processes(server, home, monkeypatch, request, pool, message):
     folder = request.getfixturevalue("checkout")
     monkeypatch.setenv(checkout.VARIABLE, str(folder))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")

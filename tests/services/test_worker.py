@@ -1,4 +1,4 @@
-"""`refine worker` looks at what it needs before it waits for runs; each refusal is one line."""
+"""`refine worker` checks what it needs before it waits for runs; each refusal is one line."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from refine.services import checkout, prefect_api, worker
 
 @pytest.fixture
 def place(home, monkeypatch, request):
-    """The project's folder, and no server named."""
+    """The project's folder, without configured servers."""
     monkeypatch.chdir(request.getfixturevalue("checkout"))
     monkeypatch.delenv(checkout.VARIABLE, raising=False)
 
 
-def test_it_belongs_into_a_checkout(place, tmp_path, monkeypatch):
+def test_it_must_start_in_a_checkout(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingError, match="is not the project's folder on this machine"):
         worker.serve("gpu")
 
 
-def test_servers_have_to_be_named_and_to_answer(place, monkeypatch):
-    with pytest.raises(ServiceError, match="no Prefect server runs: start one with `refine up`, or name yours in"):
+def test_servers_must_be_configured_and_answer(place, monkeypatch):
+    with pytest.raises(
+        ServiceError, match="no Prefect server runs: start one with `refine up`, or set PREFECT_API_URL"
+    ):
         worker.serve("gpu")
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
     with pytest.raises(ServiceError, match="does not answer") as error:

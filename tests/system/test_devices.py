@@ -13,6 +13,7 @@ import pytest
 
 from refine.errors import SettingError
 from refine.system.devices import device_slots, devices
+from tests.fixtures.waiting import wait_for
 
 HOLDER = """
 import sys, time
@@ -28,15 +29,6 @@ def locks(tmp_path, monkeypatch):
     """Locks of our own, and two devices."""
     monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("REFINE_DEVICES", "2")
-
-
-def wait_for(condition, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_devices_can_be_counted_and_named(monkeypatch):

@@ -60,3 +60,10 @@ def test_a_folder_that_cannot_be_written_has_a_reason(tmp_path):
     assert why_not_writable(tmp_path / "new" / "folder") is None and not list((tmp_path / "new" / "folder").iterdir())
     (tmp_path / "file").write_text("in the way")
     assert why_not_writable(tmp_path / "file" / "folder") == "Not a directory"
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused_and_stays(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(DataError, match=r"out: cannot be written \(Not a directory\)"), folder_beside(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").read_text() == "in the way" and [one.name for one in tmp_path.iterdir()] == ["out"]

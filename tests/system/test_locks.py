@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from refine.system.locks import Locked, hold, holder, stage_lock, try_hold
+from tests.fixtures.waiting import wait_for
 
 HOLDER = """
 import sys, time
@@ -22,15 +22,6 @@ with hold(Path(sys.argv[1]), "the first"):
     print("held", flush=True)
     time.sleep(600)
 """
-
-
-def wait_for(condition, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_lock_has_one_holder_whose_name_the_others_see(tmp_path):

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from refine.system.processes import ProcessFailed, run_in_own_process
+from tests.fixtures.waiting import wait_for
 
 # Writes its own id and its child's, then sleeps far longer than any test.
 FAMILY = """
@@ -32,15 +32,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(condition, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def start_parent(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:

@@ -1,0 +1,44 @@
+"""`refine status`: the services of this machine and the runs in progress."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+
+@click.command()
+def status() -> None:
+    """Show the services and the runs in progress."""
+    for line in _services():
+        click.echo(line)
+    runs = _running()
+    click.echo("\nno run is in progress" if not runs else "\nruns in progress:")
+    for line in runs:
+        click.echo(f"  {line}")
+
+
+def _services() -> list[str]:
+    """A line for each program of `refine up`: name, state, process id, how long it runs, address."""
+    from refine.services import up
+    from refine.system.local_services import services_state
+
+    state = services_state()
+    lines = []
+    for program in up.programs():
+        since = f"for {timedelta(seconds=round(program.seconds))}" if program.pid else ""
+        where = f"pool {state.get('pool')}" if program.name == "worker" else state.get(program.name, "")
+        lines.append(f"{program.name:<8} {program.state:<9} {program.pid or '':<8} {since:<12} {where}")
+    return lines or ["the services do not run; `refine up` starts them"]
+
+
+def _running() -> list[str]:
+    """A line for each run that MLflow shows as RUNNING. Runs whose process is dead are ended first."""
+    from refine.tracking.connection import connect
+    from refine.tracking.run import end_dead_runs
+
+    client = connect()
+    end_dead_runs(client)
+    experiments = {one.experiment_id: one.name for one in client.search_experiments()}
+    found = client.search_runs(list(experiments), "attributes.status = 'RUNNING'", max_results=200)
+    return [f"{experiments[run.info.experiment_id]}: {run.info.run_name}  (MLflow {run.info.run_id})" for run in found]

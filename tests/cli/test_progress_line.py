@@ -1,0 +1,14 @@
+"""Long work shows one changing line on a terminal; in files and logs only the lasting lines are printed."""
+
+from __future__ import annotations
+
+from refine.cli.progress_line import moving_line
+
+
+def test_a_file_gets_the_lasting_lines_alone(capsys):
+    with moving_line() as (show, say):
+        show("document 1 of 2")
+        say("train: 2 documents")
+        show("document 2 of 2")
+    captured = capsys.readouterr()
+    assert captured.out == "train: 2 documents\n" and "document 1" not in captured.err

@@ -1,0 +1,40 @@
+"""`refine status` lists the services and the runs in progress; `refine down` says when there is nothing to stop."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from refine.cli.main import cli
+from refine.services import up
+from refine.system.local_services import state_file
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """$REFINE_HOME in tmp_path, without MLflow's server."""
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_without_services_status_and_down_say_so(home):
+    status = CliRunner().invoke(cli, ["status"])
+    assert status.exit_code == 0 and "do not run" in status.output and "no run is in progress" in status.output
+    assert CliRunner().invoke(cli, ["down"]).output == "nothing runs\n"
+
+
+def test_programs_have_a_line_each_and_so_have_runs_in_progress(home, monkeypatch):
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.run import open_run
+
+    state_file().parent.mkdir()
+    state_file().write_text('{"mlflow": "http://127.0.0.1:5000", "pool": "gpu"}')
+    programs = [up.Program("mlflow", "RUNNING", 12, 61.0), up.Program("worker", "FATAL", 0, 0.0)]
+    monkeypatch.setattr(up, "programs", lambda: programs)
+    client = connect()
+    with open_run(client, experiment_id(client, "sample"), "mid refine") as run:
+        lines = CliRunner().invoke(cli, ["status"]).output.splitlines()
+    assert lines[0].split() == ["mlflow", "RUNNING", "12", "for", "0:01:01", "http://127.0.0.1:5000"]
+    assert lines[1].split() == ["worker", "FATAL", "pool", "gpu"]
+    assert lines[-1].strip() == f"sample: mid refine  (MLflow {run.run_id})"
