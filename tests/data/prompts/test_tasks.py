@@ -1,4 +1,4 @@
-"""All tasks and their answers. `encoding` (tokens of prompts and answers) is tested in tests/evaluation/test_answers.py."""
+"""All tasks and their answers. (`encoding` is tested in tests/evaluation/test_answers.py.)"""
 
 from __future__ import annotations
 
