@@ -1,4 +1,4 @@
-"""What tests of the data share: small raw documents, sources on disk, a version record, a tokenizer."""
+"""Fixtures for tests of the data: small raw documents, sources on disk, a version record, a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSE = "Of Mans First Disobedience, and the Fruit of that Forbidden Tree, whose
 
 @pytest.fixture
 def parquet(tmp_path: Path) -> Callable[..., str]:
-    """Write columns as `name`.parquet and give its path."""
+    """Write columns as `name`.parquet and return its path."""
 
     def write(name: str, **columns: list[Any]) -> str:
         path = tmp_path / f"{name}.parquet"
@@ -42,7 +42,7 @@ def small_settings(parquet) -> DataSettings:
 
 @pytest.fixture
 def write_record(tmp_path: Path) -> Callable[..., Path]:
-    """Write data.dvc for a folder, as `dvc add` and `refine data fetch` leave it."""
+    """Write data.dvc for a folder, as `dvc add` and `refine data fetch` do."""
 
     def write(folder: Path, meta: bool = True, made: dict[str, str] | None = None) -> Path:
         found = version.of(folder)

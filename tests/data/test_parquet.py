@@ -1,4 +1,4 @@
-"""Parquet in S3, over HTTP: streamed, and whole whatever the server does on the way."""
+"""Parquet in S3, over HTTP: streamed, and complete although the server fails on the way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = [
 
 
 class Between(BaseHTTPRequestHandler):
-    """Stands between client and S3 server, and does to each request what `server.plan` says next."""
+    """A proxy before the S3 server. `server.plan(request)` names the mishap of each request, or None."""
 
     protocol_version = "HTTP/1.1"
 
@@ -72,7 +72,7 @@ class Between(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def s3_server():
-    """An S3 server on loopback with the bucket `texts` and in it folder/a.parquet and folder/b.parquet."""
+    """An S3 server on loopback whose bucket `texts` holds folder/a.parquet and folder/b.parquet."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -97,7 +97,7 @@ def _parquet(texts: list[str]) -> bytes:
 
 @pytest.fixture
 def s3(s3_server, monkeypatch):
-    """The server behind `Between`; set `.plan` to a function of the request that names a mishap or gives None."""
+    """The server behind `Between`. Set `.plan` to a function of the request that returns a mishap or None."""
     between = ThreadingHTTPServer(("127.0.0.1", 0), Between)
     between.daemon_threads = True
     between.behind, between.client = s3_server
@@ -121,7 +121,7 @@ def _texts(path: str, **options) -> list[str]:
 
 
 def _mishaps(*what, of=lambda request: request.command == "GET" and "Range" in request.headers):
-    """A plan: the mishaps, one for each request that `of` picks, after the first three of those."""
+    """A plan: of the requests that `of` picks, three succeed, then each has the next mishap."""
     waiting = [None, None, None, *what]
     return lambda request: waiting.pop(0) if waiting and of(request) else None
 
@@ -136,7 +136,7 @@ def test_a_single_object_and_a_title_free_id(s3):
     assert document.id == "s3://texts/folder/b.parquet#0" and document.text == TEXTS[ROWS // 2]
 
 
-def test_a_few_documents_of_a_large_file_do_not_read_the_rest(s3, monkeypatch):
+def test_reading_a_few_documents_of_a_large_file_leaves_the_rest_unread(s3, monkeypatch):
     big = _parquet([text * 8 for text in TEXTS])
     s3.client.put_object(Bucket="texts", Key="big/big.parquet", Body=big)
     sent = []
@@ -152,13 +152,13 @@ def test_a_few_documents_of_a_large_file_do_not_read_the_rest(s3, monkeypatch):
 
 
 @pytest.mark.parametrize("mishap", ["cut", "half", 500, 503])
-def test_a_request_that_fails_now_and_then_is_made_again_and_no_row_is_lost_or_doubled(s3, mishap, monkeypatch):
+def test_a_failed_request_is_repeated_and_no_row_is_lost_or_doubled(s3, mishap, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK", 2**17)
     s3.plan = _mishaps(mishap, mishap, None, mishap)
     assert _texts("s3://texts/folder") == TEXTS
 
 
-def test_a_server_that_goes_away_for_a_while_is_waited_for(s3, monkeypatch):
+def test_reading_goes_on_after_a_server_has_been_away_for_a_while(s3, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK", 2**17)
     gone = threading.Event()
     seen = []
@@ -176,7 +176,7 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(s3, monkeypatch):
     assert time.monotonic() - start > 3
 
 
-def test_a_server_that_stays_away_ends_in_one_line_and_nothing_is_taken_for_whole(s3, monkeypatch, tmp_path, parquet):
+def test_a_server_that_stays_away_ends_in_one_line_and_leaves_no_half_data(s3, monkeypatch, tmp_path, parquet):
     monkeypatch.setattr(retries, "PATIENCE", 1.5)
     monkeypatch.setattr(reading, "BLOCK", 2**17)
     held = [ParquetSource(path=parquet(name, text=[name])) for name in ("validation", "second")]
@@ -209,7 +209,7 @@ def test_an_object_replaced_while_it_is_read_is_not_mixed_with_its_successor(s3,
 
 
 @pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["refuses", "is silent"])
-def test_an_unreachable_server_is_reported_within_15_seconds(silent, monkeypatch):
+def test_a_server_that_does_not_answer_is_an_error_within_15_seconds(silent, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if silent:
@@ -222,7 +222,7 @@ def test_an_unreachable_server_is_reported_within_15_seconds(silent, monkeypatch
         assert "\n" not in str(refused.value) and "not-to-be-printed" not in str(refused.value)
 
 
-def test_what_is_not_there_not_allowed_or_not_parquet_is_one_line_each(s3):
+def test_a_missing_forbidden_or_other_file_is_an_error_of_one_line(s3):
     with pytest.raises(DataError, match="s3://texts/nothing: no parquet file there"):
         _texts("s3://texts/nothing")
     with pytest.raises(DataError, match="s3://no-such-bucket/x: no "):
@@ -237,7 +237,7 @@ def test_what_is_not_there_not_allowed_or_not_parquet_is_one_line_each(s3):
         _texts("s3://texts/folder")
 
 
-def test_missing_credentials_say_what_to_set(s3, monkeypatch, tmp_path):
+def test_an_error_about_missing_credentials_names_the_variables_to_set(s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

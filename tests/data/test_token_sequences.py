@@ -1,4 +1,4 @@
-"""Token sequences: exact, of one document each, in order, spread evenly where they are capped."""
+"""Token sequences are of exact length and one document, in order, and evenly spread if capped."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def test_a_document_that_just_fills_a_sequence_is_taken_and_one_token_less_is_no
     assert found == [] and (counts.documents, counts.skipped) == (1, 1)
 
 
-def test_short_documents_are_skipped_counted_and_told(raw, small_tokenizer, tmp_path):
+def test_short_documents_are_skipped_counted_and_reported(raw, small_tokenizer, tmp_path):
     data = raw(
         train={"a": TEXT * 9, "short": "God"}, validation={"v": TEXT * 9}, second_domain={"s": TEXT * 9, "t": "t"}
     )
-    told = []
+    lines = []
     counts = prepare_token_sequences(
-        DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "out", told.append
+        DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "out", lines.append
     )
     assert (counts["train"].skipped, counts["validation"].skipped, counts["second_domain"].skipped) == (1, 0, 1)
-    assert told[0].startswith("train: ") and told[0].endswith("from 2 documents, 1 shorter than a sequence skipped")
+    assert lines[0].startswith("train: ") and lines[0].endswith("from 2 documents, 1 shorter than a sequence skipped")
     assert set(load_token_sequences(tmp_path / "out" / "train.parquet")["document"]) == {"a"}
 
 

@@ -1,4 +1,4 @@
-"""A trained BPE, a model's own tokenizer, the published models' one: the same in every process, and lossless."""
+"""A trained BPE, a model's own tokenizer, the published models' one: the same in all processes, and lossless."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _digest(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_trained_tokenizer_has_the_pieces_asked_for_and_bos_eos_in_front(small_tokenizer):
+def test_a_trained_tokenizer_has_the_pieces_asked_for_and_bos_and_eos_in_front(small_tokenizer):
     assert len(small_tokenizer) == 320
     assert (small_tokenizer.bos_token, small_tokenizer.bos_token_id) == ("<s>", 0)
     assert (small_tokenizer.eos_token, small_tokenizer.eos_token_id) == ("</s>", 1)
@@ -41,7 +41,7 @@ def test_a_text_is_read_as_bos_and_its_tokens(small_tokenizer, mistral):
 
 
 @pytest.mark.parametrize("text", [text for text in ODD if "<s>" not in text])
-def test_any_text_comes_back_as_it_was(small_tokenizer, mistral, text):
+def test_any_text_decodes_to_itself(small_tokenizer, mistral, text):
     for made in (small_tokenizer, mistral):
         assert made.decode(made(text)["input_ids"], skip_special_tokens=True) == text
 
@@ -67,7 +67,7 @@ def test_too_little_text_for_the_vocabulary_is_an_error(parquet, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_s_own_tokenizer_is_taken_as_it_is(small_tokenizer, tmp_path):
+def test_a_model_s_own_tokenizer_is_not_changed(small_tokenizer, tmp_path):
     small_tokenizer.save_pretrained(tmp_path / "model")
     chosen = TokenizerSettings(path=str(tmp_path / "model"))
     prepare_tokenizer(chosen, tmp_path / "not needed", tmp_path / "out")
@@ -144,7 +144,7 @@ def test_single_digits_are_never_joined_and_nothing_is_lost():
         assert made.decode(made(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_the_tokenizer_beside_a_model_that_transformers_does_not_know_loads_without_a_word():
+def test_the_tokenizer_beside_a_model_that_transformers_does_not_know_loads_silently():
     code = "from refine.data.tokenizer import load_tokenizer\nassert len(load_tokenizer('sample/delta_net')) == 2048"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stderr == "" and told.stdout == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout == ""

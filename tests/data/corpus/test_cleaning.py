@@ -1,4 +1,4 @@
-"""Markup, line numbers and notes go; speakers, scenes and stage directions stay."""
+"""Cleaning removes markup, line numbers and notes, and keeps speakers, scenes and stage directions."""
 
 from __future__ import annotations
 
@@ -29,20 +29,41 @@ __\\[Reads]_
 
 def test_a_play_reads_as_a_play():
     assert cleaning.play(SCENE).split("\n") == [
-        "Macbeth", "", "SCENE I. A desert place.", "", "[Thunder and lightning. Enter three Witches]", "",
-        "First Witch:", "When shall we three meet again", "In thunder, lightning, or in rain?", "",
-        "MACBETH:", "[Aside]", "Two truths are told, verily,", "", "[Reads]", "", "[Exeunt.]", "",
-    ]  # fmt: skip
+        "Macbeth",
+        "",
+        "SCENE I. A desert place.",
+        "",
+        "[Thunder and lightning. Enter three Witches]",
+        "",
+        "First Witch:",
+        "When shall we three meet again",
+        "In thunder, lightning, or in rain?",
+        "",
+        "MACBETH:",
+        "[Aside]",
+        "Two truths are told, verily,",
+        "",
+        "[Reads]",
+        "",
+        "[Exeunt.]",
+        "",
+    ]
 
 
 def test_line_numbers_dots_and_marginal_notes_leave_the_verse():
-    text = ("\ufeffAgainst the foe, and brought'st him thence        10\r\n"
-            "............Of Cerberus\r\n>From haunted spring\r\n"
-            "They *contrive                *Jagnarimu.\r\nin the year 1645.\r\n")  # fmt: skip
+    text = (
+        "\ufeffAgainst the foe, and brought'st him thence        10\r\n"
+        "............Of Cerberus\r\n>From haunted spring\r\n"
+        "They *contrive                *Jagnarimu.\r\nin the year 1645.\r\n"
+    )
     assert cleaning.verse(text).split("\n") == [
-        "Against the foe, and brought'st him thence", "Of Cerberus", "From haunted spring", "They *contrive",
-        "in the year 1645.", "",
-    ]  # fmt: skip
+        "Against the foe, and brought'st him thence",
+        "Of Cerberus",
+        "From haunted spring",
+        "They *contrive",
+        "in the year 1645.",
+        "",
+    ]
 
 
 def test_footnotes_go_with_the_marks_that_point_to_them():

@@ -1,4 +1,4 @@
-"""data/ is what data.dvc records, or nothing is changed; no work and no text is in two splits."""
+"""A fetch gives the data/ that data.dvc records, or changes nothing; no work and no text is in two splits."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_sources_that_give_something_else_than_recorded_are_refused_with_the_rea
     other = chosen.model_copy(update={"train": (ParquetSource(path=parquet("new", text=["Sing, heav'nly Muse"])),)})
     with pytest.raises(DataError) as refused:
         fetch_data(other, **places)
-    said = str(refused.value)
-    assert "data/train.parquet differs" in said and "validation" not in said
-    assert "the section `data` of the settings" in said and "pyarrow is" in said and "--update" in said
+    message = str(refused.value)
+    assert "data/train.parquet differs" in message and "validation" not in message
+    assert "the section `data` of the settings" in message and "pyarrow is" in message and "--update" in message
     assert _state(places["folder"]) == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
@@ -144,8 +144,10 @@ def test_rows_of_one_file_may_be_shared_out_but_not_shared(parquet, tmp_path):
     parts = [ParquetSource(path=path, skip=2 * number, documents=2) for number in range(3)]
     chosen = DataSettings(train=(parts[0],), validation=(parts[1],), second_domain=(parts[2],))
     assert {split: counts.documents for split, counts in write_splits(chosen, tmp_path).items()} == {
-        "validation": 2, "second_domain": 2, "train": 2,
-    }  # fmt: skip
+        "validation": 2,
+        "second_domain": 2,
+        "train": 2,
+    }
     overlapping = chosen.model_copy(update={"train": (ParquetSource(path=path, skip=1, documents=2),)})
     with pytest.raises(DataError, match=r"all\.parquet#2' is in two splits, validation and train"):
         write_splits(overlapping, tmp_path)

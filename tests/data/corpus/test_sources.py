@@ -1,4 +1,4 @@
-"""One schema out of packages, Hugging Face data sets and parquet; each mistake is one line that says what to do."""
+"""Packages, Hugging Face data sets and parquet give one schema; each mistake is one line that names the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prose that needles are hidden in: files, folders, parquet, data sets; what holds no text is refused."""
+"""Essays come from files, folders, parquet and data sets; a source without text is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_another_column_can_be_named(tmp_path):
     assert read_essays(tmp_path / "c.parquet", column="essay") == ["One."]
 
 
-def test_what_holds_no_text_is_refused_by_name(tmp_path):
+def test_a_source_without_text_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="no text in it; essays are"):
         read_essays(tmp_path)
     pq.write_table(pa.table({"essay": ["One."]}), tmp_path / "c.parquet")

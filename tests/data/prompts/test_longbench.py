@@ -32,10 +32,21 @@ def jsonl(tmp_path):
 def test_the_fourteen_tasks_generate_their_own_number_of_tokens():
     tokens = {task: kind.answer_tokens for task, kind in TASKS.items()}
     assert tokens == {
-        "narrativeqa": 128, "qasper": 128, "multifieldqa_en": 64, "hotpotqa": 32, "2wikimqa": 32, "musique": 32,
-        "gov_report": 512, "qmsum": 512, "multi_news": 512, "trec": 64, "triviaqa": 32, "samsum": 128, "lcc": 64,
+        "narrativeqa": 128,
+        "qasper": 128,
+        "multifieldqa_en": 64,
+        "hotpotqa": 32,
+        "2wikimqa": 32,
+        "musique": 32,
+        "gov_report": 512,
+        "qmsum": 512,
+        "multi_news": 512,
+        "trec": 64,
+        "triviaqa": 32,
+        "samsum": 128,
+        "lcc": 64,
         "repobench-p": 64,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.requires_shared
@@ -93,15 +104,15 @@ def test_a_hub_name_that_cannot_be_reached_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"context": "x", "answers": ["y"]}, "row 1 needs context, input"),
         ({**ROW, "answers": []}, "row 1 has no answer or an empty one"),
         ({**ROW, "answers": [""]}, "row 1 has no answer or an empty one"),
     ],
 )
-def test_a_row_without_question_or_answer_is_refused_by_number(row, said, jsonl):
-    with pytest.raises(DataError, match=said):
+def test_a_row_without_question_or_answer_is_refused_by_number(row, message, jsonl):
+    with pytest.raises(DataError, match=message):
         load_longbench("qasper", jsonl(rows=[ROW, row]))
 
 

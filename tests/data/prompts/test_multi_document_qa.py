@@ -30,7 +30,7 @@ class Words:
 
 
 def squad(articles: int = 6, paragraphs: int = 5, about: str = "town") -> dict:
-    """SQuAD v2's file: an answerable question a paragraph, and one without an answer in each article."""
+    """SQuAD v2's file: one answerable question a paragraph, and one question without an answer an article."""
     data = []
     for a in range(articles):
         made = []
@@ -100,10 +100,17 @@ def test_squad_s_file_gives_passages_by_article_and_answerable_questions_only(sq
 
 def test_squad_from_the_hub_s_columns_is_the_same_pool(squad_file, tmp_path):
     rows = [
-        {"id": qa["id"], "title": article["title"], "context": paragraph["context"], "question": qa["question"],
-         "answers": {"text": [a["text"] for a in qa["answers"]], "answer_start": [0 for _ in qa["answers"]]}}
-        for article in squad()["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]
-    ]  # fmt: skip
+        {
+            "id": qa["id"],
+            "title": article["title"],
+            "context": paragraph["context"],
+            "question": qa["question"],
+            "answers": {"text": [a["text"] for a in qa["answers"]], "answer_start": [0 for _ in qa["answers"]]},
+        }
+        for article in squad()["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
     folder = tmp_path / "squad_v2"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "validation-0.parquet")
@@ -115,17 +122,21 @@ def test_hotpotqa_keeps_the_supporting_passages_and_the_others_as_first_distract
     question = pool.questions[3]
     assert [pool.passages[n].split("\n")[0] for n in question.own] == ["Own 3 a", "Own 3 b"]
     assert len(question.related) == 8 and question.answers == ("bridge3",)
-    assert len(pool.passages) == 5 * 2 + 12  # a passage that several questions share is there once
+    assert len(pool.passages) == 5 * 2 + 12  # a passage that several questions share is stored once
     assert pool.passages[question.own[0]] == "Own 3 a\nOwn 3 a says this. It names bridge3."
 
 
 def test_hotpotqa_from_the_hub_s_columns_is_the_same_pool(hotpot_file, tmp_path):
     rows = [
-        {"id": row["_id"], "question": row["question"], "answer": row["answer"],
-         "supporting_facts": {"title": [t for t, _ in row["supporting_facts"]], "sent_id": [0, 1, 0]},
-         "context": {"title": [t for t, _ in row["context"]], "sentences": [s for _, s in row["context"]]}}
+        {
+            "id": row["_id"],
+            "question": row["question"],
+            "answer": row["answer"],
+            "supporting_facts": {"title": [t for t, _ in row["supporting_facts"]], "sent_id": [0, 1, 0]},
+            "context": {"title": [t for t, _ in row["context"]], "sentences": [s for _, s in row["context"]]},
+        }
         for row in hotpot()
-    ]  # fmt: skip
+    ]
     folder = tmp_path / "hotpot_qa"
     folder.mkdir()
     (folder / "README.md").write_text(
@@ -180,24 +191,24 @@ def test_a_split_shares_no_passage_and_every_question_can_be_answered(squad_file
                 assert any_found(text, question.answers) == 1.0
 
 
-def test_a_training_pool_loses_what_the_test_pool_has_but_for_case_and_spaces():
+def test_a_training_pool_loses_the_passages_of_the_test_pool_whatever_their_case_and_spaces():
     test = QuestionPool(("The  cat sat.",), ())
     train = QuestionPool(("the cat SAT.", "A dog."), ())
     assert without_shared_passages(train, test).passages == ("A dog.",)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"data": [{"title": "x"}]}', r"not in the data set's form \(KeyError: 'paragraphs'\)"),
         ("{oops", r"not in the data set's form \(JSONDecodeError"),
         ('{"data": []}', "no question with an answer"),
     ],
 )
-def test_a_file_that_is_not_squad_is_one_line(content, said, tmp_path):
+def test_a_file_that_is_not_squad_is_one_line(content, message, tmp_path):
     path = tmp_path / "squad.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=said) as refused:
+    with pytest.raises(DataError, match=message) as refused:
         read_squad(path)
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Our needles beside those of lm-eval's own generator: the same form, the same bounds, the same score."""
+"""Our needles and those of lm-eval's generator: the same form, the same bounds, the same score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HAYSTACKS = {"noise": "repeat", "essay": "essay", "needles": "needle"}
 
 
 class Tokens:
-    """Pieces of words; the attribute that lm-eval reads beside the key that we read."""
+    """Pieces of words, as the attribute that lm-eval reads and the key that we read."""
 
     def __init__(self, text: str) -> None:
         self.input_ids = re.findall(r"\w{1,4}|[^\w\s]|\n", text)
@@ -51,10 +51,18 @@ def theirs(monkeypatch):
         haystack = ESSAY.split() if kind.haystack == "essay" else prepare_niah.get_haystack(HAYSTACKS[kind.haystack])
         random.seed(0)
         return prepare_niah.generate_samples(
-            haystack, Tokens, max_seq_length=LENGTH, type_haystack=HAYSTACKS[kind.haystack], type_needle_k=kind.key,
-            type_needle_v=kind.value, template=niah_utils.TEMPLATE, num_samples=4, num_needle_v=kind.values,
-            num_needle_k=kind.keys, num_needle_q=kind.queries,
-        )  # fmt: skip
+            haystack,
+            Tokens,
+            max_seq_length=LENGTH,
+            type_haystack=HAYSTACKS[kind.haystack],
+            type_needle_k=kind.key,
+            type_needle_v=kind.value,
+            template=niah_utils.TEMPLATE,
+            num_samples=4,
+            num_needle_v=kind.values,
+            num_needle_k=kind.keys,
+            num_needle_q=kind.queries,
+        )
 
     return generate
 
@@ -63,7 +71,7 @@ NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for ([^:]+?) is: 
 
 
 def form(prompt: str) -> tuple[str, str, str]:
-    """(what stands before the context, what fills it, what asks), keys and values replaced by their kind."""
+    """(head, context, question) of a prompt, with keys replaced and needles taken out."""
     head, *context, question = prompt.split("\n")
     keys = {key for _, key, _ in NEEDLE.findall(prompt)}
     for key in sorted(keys, key=len, reverse=True):
@@ -105,10 +113,10 @@ def test_scores_are_those_of_lm_eval_s_ruler(theirs):
         for one in make_needles(task, LENGTH, 4, Tokens, ESSAY)
     ]
     for accepted in answers:
-        for said in (
+        for text in (
             "",
             " ".join(accepted).upper(),
             f"\n\n{accepted[0]}\x07, and",
             "".join(chance.choices("0123456789 ", k=200)),
         ):
-            assert share_found(said, accepted) == string_match_all(postprocess_pred([said]), [list(accepted)])
+            assert share_found(text, accepted) == string_match_all(postprocess_pred([text]), [list(accepted)])

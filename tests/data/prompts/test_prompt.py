@@ -1,4 +1,4 @@
-"""The one schema of prompts: round trip, published names, refusals by file and row."""
+"""The schema of prompts: round trip, published names, errors that name file and row."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_missing_column_is_named_with_the_file(column, parquet):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"answers": []}, "row 1 has no answer or an empty one"),
         ({"answers": ["Ann", ""]}, "row 1 has no answer or an empty one"),
@@ -61,12 +61,12 @@ def test_a_missing_column_is_named_with_the_file(column, parquet):
         ({"length": None}, "row 1 has no length"),
     ],
 )
-def test_a_row_that_cannot_be_asked_or_scored_is_refused_by_number(change, said, parquet):
-    with pytest.raises(DataError, match=said):
+def test_a_row_that_cannot_be_asked_or_scored_is_refused_by_number(change, message, parquet):
+    with pytest.raises(DataError, match=message):
         load_prompts(parquet(ROW, ROW | change))
 
 
-def test_no_file_no_parquet_and_no_rows_are_refused(tmp_path, parquet):
+def test_a_missing_file_another_format_and_no_rows_are_refused(tmp_path, parquet):
     with pytest.raises(DataError, match="no such file of prompts"):
         load_prompts(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("not parquet")

@@ -1,4 +1,4 @@
-"""The questions' stage: three sets for each length that share no passage, from invented facts or a data set."""
+"""The stage of questions: three sets for each length that share no passage, from invented facts or a data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Words:
 
 @pytest.fixture
 def data(tmp_path):
-    """Raw documents in which no sentence is another's."""
+    """Raw documents in which no sentence comes twice."""
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
         texts = [
@@ -67,18 +67,38 @@ def test_three_sets_of_invented_facts_share_no_passage_and_hide_people_among_rea
 def test_squad_s_training_file_loses_what_the_test_file_has(data, tmp_path):
     def squad(towns: range) -> str:
         articles = [
-            {"title": f"town {t}", "paragraphs": [
-                {"context": f"In year {p} King {t}x{p} ruled town {t}.",
-                 "qas": [{"id": f"{t}-{p}", "question": f"Who ruled town {t} in {p}?", "is_impossible": False,
-                          "answers": [{"text": f"King {t}x{p}", "answer_start": 0}]}]} for p in range(3)]}
+            {
+                "title": f"town {t}",
+                "paragraphs": [
+                    {
+                        "context": f"In year {p} King {t}x{p} ruled town {t}.",
+                        "qas": [
+                            {
+                                "id": f"{t}-{p}",
+                                "question": f"Who ruled town {t} in {p}?",
+                                "is_impossible": False,
+                                "answers": [{"text": f"King {t}x{p}", "answer_start": 0}],
+                            }
+                        ],
+                    }
+                    for p in range(3)
+                ],
+            }
             for t in towns
-        ]  # fmt: skip
+        ]
         return json.dumps({"data": articles})
 
     (tmp_path / "train.json").write_text(squad(range(12)))
     (tmp_path / "dev.json").write_text(squad(range(9, 14)))
-    of = QuestionsSettings(source="squad", train=str(tmp_path / "train.json"), test=str(tmp_path / "dev.json"),
-                           lengths=(200,), train_samples=20, validation_samples=2, test_samples=15)  # fmt: skip
+    of = QuestionsSettings(
+        source="squad",
+        train=str(tmp_path / "train.json"),
+        test=str(tmp_path / "dev.json"),
+        lengths=(200,),
+        train_samples=20,
+        validation_samples=2,
+        test_samples=15,
+    )
     write_questions(of, data, Words(), 1, tmp_path / "q")
     train, test = (passages(tmp_path / "q" / f"ruler_squadqa_200{name}.parquet") for name in ("_train", ""))
     assert len(test) == 15 and not train & test
@@ -88,7 +108,7 @@ def test_squad_s_training_file_loses_what_the_test_file_has(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"source": "facts", "train": "x.json"}, "questions.train is given, but source 'facts' makes its own"),
         ({"source": "squad", "train": "x.json"}, "source 'squad' needs questions.train and questions.test"),
@@ -96,6 +116,6 @@ def test_squad_s_training_file_loses_what_the_test_file_has(data, tmp_path):
         ({"source": "sqad"}, "'facts', 'squad' or 'hotpotqa'"),
     ],
 )
-def test_settings_at_odds_are_refused(values, said):
-    with pytest.raises(SettingError, match=said):
+def test_settings_at_odds_are_refused(values, message):
+    with pytest.raises(SettingError, match=message):
         validated(QuestionsSettings, values)

@@ -1,4 +1,4 @@
-"""Recall exercises: the form of the tests, their answers in them, and nothing that any test could ask."""
+"""Recall exercises have the form of the tests and their answers, and share nothing that a test can ask for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def made() -> dict[str, str]:
     return dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2))
 
 
-def test_all_kinds_come_and_the_same_arguments_give_the_same(made):
+def test_all_kinds_come_and_the_same_arguments_give_the_same_texts(made):
     assert {name.split("/")[0] for name in made} == {"facts", "recital", *NEEDLES}
     assert dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2)) == made
     assert dict(exercises(TEXTS, 50, seed=3, recitals_share=0.2)) == dict(list(made.items())[:50])
@@ -47,17 +47,17 @@ def test_no_name_is_one_that_a_test_can_have(made):
     assert not any(map(kept_for_exercises, tested))
 
 
-def test_a_needle_exercise_ends_its_prompt_with_the_values_asked_for_and_tells_all_again(made):
+def test_a_needle_exercise_answers_its_prompt_and_repeats_all_needles(made):
     for name, text in made.items():
         task = name.split("/")[0]
         if task not in NEEDLES:
             continue
         context, rest = text.split("\nWhat ", 1) if "\nWhat " in text else text.rsplit("\nWhat ", 1)
-        told = NEEDLE.findall(context)
+        hidden = NEEDLE.findall(context)
         first, *again = rest.split("\n")
         asked = re.findall(r"\d{7}", first)
-        assert asked and set(asked) <= {value for _, value in told}
-        assert sorted(NEEDLE.findall("\n".join(again))) == sorted(told)
+        assert asked and set(asked) <= {value for _, value in hidden}
+        assert sorted(NEEDLE.findall("\n".join(again))) == sorted(hidden)
 
 
 def test_the_answers_of_a_facts_exercise_stand_in_its_passages(made):
@@ -69,7 +69,7 @@ def test_the_answers_of_a_facts_exercise_stand_in_its_passages(made):
         assert len(answers) == 4 and all(answer in passages for answer in answers)
 
 
-def test_shares_of_more_than_a_whole_are_refused():
+def test_shares_above_one_are_refused():
     with pytest.raises(Exception, match="exceed 1"):
         validated(
             ExercisesSource, {"texts": "plays", "documents": 1, "facts_share": 0.7, "recitals_share": 0.7}, "data"
