@@ -9,7 +9,7 @@ import pytest
 
 from refine import settings as settings_module
 from refine.data.prompts.prompt import Prompt, write_prompts
-from refine.phases import mid, start
+from refine.phases import mid, post, start
 from refine.phases.prepared_data import Prepared
 
 # Twelve steps with a checkpoint after each: most of the time is spent writing.
