@@ -1,4 +1,4 @@
-"""`refine pretrain`: a small model from a settings file alone; how the models that come with the package were made."""
+"""`refine pretrain`: makes a small model from a settings file alone, as the package's own models were made."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 @click.option("--output", required=True, type=Path, help="Folder of the text, the run and the model.")
 @click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
 def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
-    """Text, tokenizer and next-token training of a new model; started again, it resumes. The model, in bf16, goes to
-    OUTPUT/model."""
+    """Make text, tokenizer and a new model by next-token training. Started again, it resumes. The model goes to
+    OUTPUT/model, in bf16."""
     from refine import settings
     from refine.cli.train import become_processes
     from refine.phases import pretraining, run_folder

@@ -29,7 +29,7 @@ OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 
 
 def common(command: Any) -> Any:
-    """The options that every phase has."""
+    """The options of every phase."""
     for names, options in reversed(OPTIONS):
         command = click.option(*names, **options)(command)
     return command
@@ -37,7 +37,7 @@ def common(command: Any) -> Any:
 
 @click.group()
 def train() -> None:
-    """Train one arm of one phase; started again, it resumes."""
+    """Train one arm of one phase. Started again, a run resumes."""
     from refine.system.processes import die_with_parent
 
     die_with_parent()
@@ -126,7 +126,7 @@ def post(
 @click.option("--params", type=FOLDER, default=Path("params.yaml"), show_default=True, help="Settings file.")
 @click.option("-S", "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
 def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
-    """Rehearse all phases of a settings file on a tiny random model and made-up text."""
+    """Rehearse all phases of a settings file with a tiny random model and made-up text."""
     from refine import settings
     from refine.phases.rehearsal import rehearse
 
