@@ -1,4 +1,4 @@
-"""`refine pretrain`: a small model from a settings file alone; how the models that come with the package were made."""
+"""`refine pretrain`: makes a small model from a settings file alone, as the package's own models were made."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from refine.cli import options
 @options.settings(params=None)
 @options.output()
 def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
-    """Text, tokenizer and next-token training of a new model; started again, it resumes. The model, in bf16, goes to
-    OUTPUT/model. The package's own settings files are refine/settings/recipes/*.yaml."""
+    """Make text, tokenizer and a new model by next-token training. Started again, it resumes. The model goes to
+    OUTPUT/model, in bf16. The settings files of the shipped models are refine/settings/recipes/*.yaml."""
     from refine import settings
     from refine.cli.train import become_processes
     from refine.phases import pretraining, run_folder

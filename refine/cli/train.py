@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def common(command: Any) -> Any:
-    """The options that every phase has."""
+    """The options of every phase."""
     return options.output()(options.data(paths.prepared())(options.settings()(command)))
 
 
 @click.group()
 def train() -> None:
-    """Train one arm of one phase; started again, it resumes."""
+    """Train one arm of one phase. Started again, a run resumes."""
     from refine.system.processes import die_with_parent
 
     die_with_parent()
@@ -118,7 +118,7 @@ def post(
 @options.output()
 @options.settings()
 def tiny(output: Path, params: Path, overrides: tuple[str, ...]) -> None:
-    """Rehearse all phases of a settings file on a tiny random model and made-up text."""
+    """Rehearse all phases of a settings file with a tiny random model and made-up text."""
     from refine import settings
     from refine.phases.rehearsal import rehearse
 

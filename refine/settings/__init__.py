@@ -1,7 +1,7 @@
-"""params.yaml as validated, documented settings. The only reader of that file.
+"""params.yaml as validated, documented settings. Only this package reads that file.
 
-A section per file; each forbids what it does not know. `load` raises SettingError with one line that names
-the setting at fault and the nearest known name.
+Each file holds related sections. A section refuses unknown names. `load` raises SettingError with one line that names
+the wrong setting and the nearest known name.
 """
 
 from refine.settings.base import Section, validated

@@ -1,4 +1,4 @@
-"""What every section of params.yaml has in common: unknown names and wrong values are refused, by name."""
+"""The base of every section of params.yaml. It refuses unknown names and wrong values, and names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refine.errors import SettingError, nearest
 
 
 class Section(BaseModel):
-    """A frozen group of settings. Field descriptions carry the unit."""
+    """A frozen group of settings. Each field's description states its unit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Section)
 
 
 def validated(section: type[S], values: Any, where: str = "params.yaml") -> S:
-    """`values` as a `section`. Raises SettingError with one line that names the first setting at fault."""
+    """`values` as a `section`. Raises SettingError: one line that names the first wrong setting."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -43,7 +43,7 @@ def _one_line(error: ErrorDetails, section: type[Section]) -> str:
 
 
 def _known_names(section: type[Section], path: list[str]) -> list[str]:
-    """The settings of the section that `path` leads to from `section` (union tags in the path are passed over)."""
+    """The names in the section at `path` below `section`. Union tags in the path do not count."""
     here: type[Section] = section
     for part in path:
         field = here.model_fields.get(part)

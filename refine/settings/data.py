@@ -1,4 +1,4 @@
-"""Settings of the raw text, the tokenizer, the token sequences and the test prompts."""
+"""Settings of the raw text, the tokenizer and the token sequences."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from refine.settings.base import Section
 
 
 class PackageSource(Section):
-    """Texts that Python packages carry: the sample corpus, installable wherever the package registry is."""
+    """Texts inside Python packages: the sample corpus, which needs nothing but the package registry."""
 
     kind: Literal["package"] = "package"
-    texts: Literal["plays", "bible", "milton"] = Field(description="which of the sample's texts")
+    texts: Literal["plays", "bible", "milton"] = Field(description="one of the sample's texts")
     works: tuple[str, ...] | None = Field(
-        None, min_length=1, description="take only these works (ids); null takes all that no other split names"
+        None, min_length=1, description="take only these works (ids); null takes every work that no other split names"
     )
 
 
 class ExercisesSource(Section):
-    """Recall exercises around a package's texts: needles and questions about invented people, answers included, none
-    of whose keys, values and names any test has."""
+    """Recall exercises in a package's text: needles, and questions about invented people, with their answers. No test
+    has the same keys, values or names."""
 
     kind: Literal["exercises"] = "exercises"
-    texts: Literal["plays", "bible", "milton"] = Field(description="the text they are hidden in, less held-out works")
-    documents: int = Field(ge=1, description="how many exercises")
-    facts_share: float = Field(0.35, ge=0, le=1, description="share of questions about people")
+    texts: Literal["plays", "bible", "milton"] = Field(description="text around the exercises, without held-out works")
+    documents: int = Field(ge=1, description="number of exercises")
+    facts_share: float = Field(0.35, ge=0, le=1, description="share of questions about invented people")
     recitals_share: float = Field(
-        0.3, ge=0, le=1, description="share of texts told over and over, nearly all recall; the rest are needles"
+        0.3, ge=0, le=1, description="share of texts that repeat, so nearly every token is recall; the rest are needles"
     )
-    seed: int = Field(1, ge=0, description="seed of their draws")
+    seed: int = Field(1, ge=0, description="seed of the exercises")
 
     @model_validator(mode="after")
     def _shares(self) -> ExercisesSource:
@@ -40,27 +40,27 @@ class ExercisesSource(Section):
 
 
 class _TextColumn(Section):
-    """What sources that are tables of documents have in common."""
+    """Shared by the sources that are tables of documents."""
 
-    text_column: str = Field("text", description="column that holds the text")
+    text_column: str = Field("text", description="column of the text")
     title_column: str | None = Field(
-        None, description="column that names the work a document is of; null makes each document a work of its own"
+        None, description="column that names a document's work; null: each document is a work"
     )
     min_characters: int = Field(
-        0, ge=0, description="shorter documents are passed over [characters]; 1.5 × the tokens wanted is a good bound"
+        0, ge=0, description="skip shorter documents [characters]; 1.5 × sequence_length is a good bound"
     )
-    skip: int = Field(0, ge=0, description="documents (long enough ones) to pass over first")
+    skip: int = Field(0, ge=0, description="number of long enough documents to skip first")
 
 
 class HubSource(_TextColumn):
     """A Hugging Face data set (or a local data-set folder), streamed; long documents only."""
 
     kind: Literal["hub"] = "hub"
-    name: str = Field(min_length=1, description="data set name or local folder")
+    name: str = Field(min_length=1, description="name of the data set, or local folder")
     config: str | None = Field(None, description="configuration of the data set")
     split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="branch, tag or commit")
-    documents: int = Field(ge=1, description="how many documents to take")
+    documents: int = Field(ge=1, description="number of documents to take")
 
 
 class ParquetSource(_TextColumn):
@@ -68,14 +68,14 @@ class ParquetSource(_TextColumn):
 
     kind: Literal["parquet"] = "parquet"
     path: str = Field(min_length=1, description="file, folder or pattern; local or s3://")
-    documents: int | None = Field(None, ge=1, description="how many documents to take; null takes all")
+    documents: int | None = Field(None, ge=1, description="number of documents to take; null takes all")
 
 
 Source = Annotated[PackageSource | ExercisesSource | HubSource | ParquetSource, Field(discriminator="kind")]
 
 
 class DataSettings(Section):
-    """Sources of the raw documents of each split; no work is in two splits."""
+    """Sources of the raw documents of each split. No work is in two splits."""
 
     train: tuple[Source, ...] = Field(min_length=1, description="training text")
     validation: tuple[Source, ...] = Field(min_length=1, description="held-out text of the same kind")
@@ -83,23 +83,25 @@ class DataSettings(Section):
 
 
 class TokenizerSettings(Section):
-    """A BPE trained on the training text, or a model's own tokenizer."""
+    """A BPE trained on the training text, or an existing tokenizer."""
 
     path: str | None = Field(
         None, description="folder or hub name of an existing tokenizer, or mistral_v1; null trains one"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub tokenizer")
-    vocabulary: int = Field(4096, ge=300, description="pieces of a trained BPE")
-    single_digits: bool = Field(False, description="a trained BPE never joins digits: numbers are read digit by digit")
+    vocabulary: int = Field(4096, ge=300, description="size of a trained BPE [pieces]")
+    single_digits: bool = Field(False, description="a trained BPE makes each digit a piece")
 
 
 class DocumentsSettings(Section):
-    """Token sequences of a set length; nothing crosses a split."""
+    """Token sequences of a fixed length, made within each split."""
 
-    sequence_length: int = Field(1024, ge=2, description="tokens per sequence")
+    sequence_length: int = Field(1024, ge=2, description="length of a sequence [tokens]")
     packing: bool = Field(
-        False, description="lay shorter training documents whole into rows of sequence_length; false leaves them out"
+        False, description="pack complete shorter training documents into rows of sequence_length; false drops them"
     )
     validation_sequences: int | None = Field(
-        None, ge=1, description="sequences kept per validation split, spread evenly over its documents; null keeps all"
+        None,
+        ge=1,
+        description="sequences to keep per validation split, spread evenly over documents; null keeps all",
     )

@@ -1,4 +1,4 @@
-"""Settings of evaluation and of the registry that compares what came out."""
+"""Settings of the evaluation and of the model registry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from refine.settings.base import Section
 
 
 class EvaluationSettings(Section):
-    """How models are scored."""
+    """Scoring of models."""
 
-    batch_size: int = Field(8, ge=1, description="sequences or prompts per forward pass; changes no score")
+    batch_size: int = Field(8, ge=1, description="sequences or prompts per forward pass; does not change scores")
 
 
 class RegistrySettings(Section):
-    """Which registered version becomes champion."""
+    """The rule by which a registered version becomes champion."""
 
     model_name: str = Field("refine-sample", min_length=1, description="name of the registered model")
     metric: str = Field("val/loss", description="metric that picks the champion")
     goal: Literal["minimise", "maximise"] = Field(
-        "minimise", description="whether less or more of the metric is better"
+        "minimise", description="whether a smaller or a larger metric is better"
     )
-    minimum_gain: float = Field(0.0, ge=0, description="`refine promote` asks for at least this gain in the metric")
+    minimum_gain: float = Field(0.0, ge=0, description="`refine promote` requires at least this gain in the metric")
     guards: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="`refine promote` allows each of these metrics to get worse by at most this"
+        default_factory=dict, description="metrics and the largest loss in each that `refine promote` accepts"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Everything in params.yaml."""
+"""The settings of an experiment: everything in params.yaml."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from refine.settings.training import CommonTraining, TrainingSettings
 
 
 class CommonSettings(Section):
-    """What a model is trained from and how."""
+    """Shared by experiments and pretraining: data, model and training."""
 
-    seed: int = Field(ge=0, description="seed of the whole run; every draw derives from it")
+    seed: int = Field(ge=0, description="seed of the experiment; every random draw derives from it")
     data: DataSettings
     tokenizer: TokenizerSettings
     documents: DocumentsSettings

@@ -1,4 +1,4 @@
-"""The only reader of params.yaml: a file and overrides in, validated settings out."""
+"""Reads a settings file, applies overrides, and validates the result."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from refine.settings.pretraining import PretrainingSettings
 
 
 def load(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:
-    """Settings from `path`, with ``section.key=value`` overrides (values are YAML) laid over them.
+    """The settings of an experiment in file `path`; each override ``section.key=value`` (value in YAML) replaces one.
 
-    Raises SettingError: file missing or no YAML, unknown name, value out of range, contradiction.
+    Raises SettingError: the file is missing or not YAML, a name is unknown, a value is out of range, or two settings
+    contradict each other.
     """
     return validated(Settings, _values(Path(path), overrides), str(path))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingSettings:
-    """The settings of a pretraining, as `load` gives those of an experiment; raises as that does."""
+    """The settings of a pretraining; otherwise as `load`."""
     return validated(PretrainingSettings, _values(Path(path), overrides), str(path))
 
 

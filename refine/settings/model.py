@@ -1,4 +1,4 @@
-"""Settings of the starting model: an existing checkpoint, or a new model that is trained on the training text."""
+"""Settings of the starting model: an existing checkpoint, or a new model that phase `start` trains."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from refine.settings.base import Section
 
 
 class ModelSettings(Section):
-    """Where the starting model comes from."""
+    """The starting model."""
 
     checkpoint: str | None = Field(
-        None, description="a checkpoint folder or hub name; null trains a new model in stage `start`"
+        None, description="checkpoint folder or hub name; null trains a new model in phase `start`"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub checkpoint")
     config: dict[str, Any] | None = Field(
-        None, description="config.json fields of the new model (vocab_size comes from the tokenizer)"
+        None, description="config.json fields of the new model, without vocab_size, which comes from the tokenizer"
     )
 
     shifted_keys: bool = Field(
         False,
-        description="a new model's keys begin as the tokens before and its queries as the last tokens: it learns to "
-        "recall within a million tokens (LaCT: with qkv_bias and ttt_nope)",
+        description="a new model starts with keys from the previous tokens and queries from the latest; it then learns "
+        "to recall within a million tokens (LaCT also needs qkv_bias and ttt_nope)",
     )
 
     embedding_scale: float = Field(
         1.0,
         gt=0,
-        description="a new model's embeddings begin this many times as wide: pieces that are used alike, such as "
-        "digits, stay far enough apart to be recalled",
+        description="factor on a new model's initial embeddings; a larger one keeps pieces with similar use, such as "
+        "digits, far enough apart to recall them",
     )
 
     @model_validator(mode="after")

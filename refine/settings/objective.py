@@ -1,4 +1,4 @@
-"""Settings of one REFINE step (METHOD: select, roll out, reward, advantage, loss)."""
+"""Settings of one REFINE step (docs/method.md: Positions, Rollouts, Rewards, Advantages, Loss)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from refine.settings.base import Section
 
 
 class ObjectiveSettings(Section):
-    """Every option of a REFINE step; the defaults are the paper's."""
+    """All options of a REFINE step, with the paper's values as defaults."""
 
-    positions: int = Field(8, ge=1, description="c: positions chosen in each document")
-    rollout_length: int = Field(5, ge=1, description="k: tokens of a rollout")
+    positions: int = Field(8, ge=1, description="c: positions selected in each document")
+    rollout_length: int = Field(5, ge=1, description="k: length of a rollout [tokens]")
     rollouts: int = Field(1, ge=1, description="n: rollouts at each position")
-    reward: Literal["cosine", "binary", "hybrid"] = Field("cosine", description="the reward that is optimised")
+    reward: Literal["cosine", "binary", "hybrid"] = Field("cosine", description="reward to optimise")
     selection: Literal["entropy", "uniform", "argmax", "argmin"] = Field(
-        "entropy", description="how positions are chosen"
+        "entropy", description="how positions are selected"
     )
     selection_temperature: float = Field(
         1.0, gt=0, description="temperature of the softmax over smoothed entropies [nats]"
     )
-    min_prefix: int = Field(20, ge=1, description="tokens read before the first admissible position")
+    min_prefix: int = Field(20, ge=1, description="tokens before the first position that can be selected")
     group: Literal["sequence", "position"] = Field(
-        "sequence", description="whose rollouts are compared for the advantage"
+        "sequence", description="rollouts that are compared for an advantage: of a sequence, or of a position"
     )
-    temperature: float = Field(1.0, gt=0, description="temperature that rollouts are sampled and scored at")
+    temperature: float = Field(1.0, gt=0, description="temperature that samples and scores rollouts")
     nsp_weight: float = Field(
-        0.2, ge=0, description="λ_RL: weight of the next-sequence loss; 0 leaves next-token training"
+        0.2, ge=0, description="λ_RL: weight of the next-sequence loss; 0 is plain next-token training"
     )
     ntp_weight: float = Field(1.0, ge=0, description="λ_SFT: weight of the next-token loss")
     ratio_clip: float = Field(0.2, gt=0, description="policy ratios are clipped to 1 ± this")
-    dual_clip: float = Field(3.0, gt=1, description="bound on the ratio's loss where the advantage is negative")
+    dual_clip: float = Field(3.0, gt=1, description="bound on the ratio's loss for a negative advantage")
 
     @model_validator(mode="after")
     def _consistent(self) -> ObjectiveSettings:
@@ -42,5 +42,5 @@ class ObjectiveSettings(Section):
                 f"not {self.rollouts}: raise rollouts, or use group 'sequence'"
             )
         if self.nsp_weight == 0 and self.ntp_weight == 0:
-            raise ValueError("nsp_weight and ntp_weight are both 0: nothing would be trained")
+            raise ValueError("nsp_weight and ntp_weight are both 0: nothing would train the model")
         return self

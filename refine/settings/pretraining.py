@@ -11,13 +11,13 @@ from refine.settings.training import StartSettings
 
 
 class Drill(Section):
-    """What a pretraining begins with: text that is nearly all recall, until the model recalls."""
+    """The first part of a pretraining: text in which nearly every token is recall, until the model recalls."""
 
-    train: tuple[Source, ...] = Field(min_length=1, description="text of the drill")
-    start: StartSettings = Field(description="its training, as training.start")
+    train: tuple[Source, ...] = Field(min_length=1, description="training text of the drill")
+    start: StartSettings = Field(description="training of the drill, with the keys of training.start")
 
 
 class PretrainingSettings(CommonSettings):
     """A pretraining (`refine pretrain`)."""
 
-    drill: Drill | None = Field(None, description="a first training on text that is nearly all recall; null: none")
+    drill: Drill | None = Field(None, description="a first training on text that is nearly all recall; null skips it")

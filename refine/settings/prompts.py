@@ -1,4 +1,4 @@
-"""Settings of the prompts that are made from text: needles in haystacks, questions over many passages."""
+"""Settings of the prompts: needles in a haystack, and questions over many passages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEEDLE_TASKS = (
 class NeedlesSettings(Section):
     """RULER needle-in-a-haystack prompts for the experiment's evaluation."""
 
-    tasks: tuple[str, ...] = Field(("niah_single_1",), min_length=1, description="RULER task names")
+    tasks: tuple[str, ...] = Field(("niah_single_1",), min_length=1, description="names of RULER tasks")
     lengths: tuple[int, ...] = Field((256, 512, 1024), min_length=1, description="prompt and answer together [tokens]")
     samples: int = Field(50, ge=1, description="prompts per task and length")
     answer_tokens: int = Field(128, ge=1, description="tokens to generate; RULER's are 128")
@@ -35,7 +35,7 @@ class NeedlesSettings(Section):
         for task in tasks:
             if task not in NEEDLE_TASKS:
                 raise ValueError(
-                    f"no needle task {task!r}{nearest(task, NEEDLE_TASKS)}; there are {', '.join(NEEDLE_TASKS)}"
+                    f"no needle task {task!r}{nearest(task, NEEDLE_TASKS)}; the tasks are {', '.join(NEEDLE_TASKS)}"
                 )
         if len(set(tasks)) != len(tasks):
             raise ValueError(f"names a task twice: {', '.join(tasks)}")
@@ -48,20 +48,20 @@ class NeedlesSettings(Section):
 
 
 class QuestionsSettings(Section):
-    """Questions over many passages, in RULER's form: to post-train on, to choose settings by, and to test with."""
+    """Questions over many passages, in RULER's form, for post-training, validation and tests."""
 
     source: Literal["facts", "squad", "hotpotqa"] = Field(
-        "facts", description="facts about invented people hidden in data/'s text, or a data set"
+        "facts", description="facts about invented people in the text of data/, or a data set"
     )
     train: str | None = Field(None, description="squad, hotpotqa: .json file, folder or hub name of the training set")
     test: str | None = Field(None, description="squad, hotpotqa: .json file, folder or hub name of the test set")
-    train_split: str = Field("train", description="split of a training set that is no file")
-    test_split: str = Field("validation", description="split of a test set that is no file")
+    train_split: str = Field("train", description="split of a training set that is not a file")
+    test_split: str = Field("validation", description="split of a test set that is not a file")
     revision: str | None = Field(None, description="branch, tag or commit of hub sets")
     lengths: tuple[int, ...] = Field((512,), min_length=1, description="prompt and answer together [tokens]")
-    train_samples: int = Field(256, ge=1, description="training prompts of each length")
-    validation_samples: int = Field(50, ge=1, description="prompts of each length to choose settings by")
-    test_samples: int = Field(50, ge=1, description="test prompts of each length")
+    train_samples: int = Field(256, ge=1, description="training prompts per length")
+    validation_samples: int = Field(50, ge=1, description="validation prompts per length")
+    test_samples: int = Field(50, ge=1, description="test prompts per length")
     answer_tokens: int = Field(32, ge=1, description="tokens to generate; RULER's are 32")
 
     @field_validator("lengths")
@@ -74,7 +74,7 @@ class QuestionsSettings(Section):
         named = [name for name in ("train", "test") if getattr(self, name) is not None]
         if self.source == "facts" and named:
             raise ValueError(
-                f"questions.{named[0]} is given, but source 'facts' makes its own: set source, or leave it out"
+                f"questions.{named[0]} is given, but source 'facts' makes its own: change source, or leave it out"
             )
         if self.source != "facts" and len(named) < 2:
             raise ValueError(

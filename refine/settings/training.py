@@ -36,22 +36,23 @@ class PhaseSettings(OptimizerSettings):
     steps: int = Field(ge=0, description="optimizer steps")
     sequences_per_step: int = Field(ge=1, description="sequences per optimizer step, all processes together")
     sequences_per_pass: int = Field(
-        ge=1, description="sequences per forward pass of one process; lowers memory, changes no result"
+        ge=1,
+        description="sequences per forward pass of one process; fewer need less memory and change no result",
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule"
     )
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time; changes no result"
+        False, description="recompute activations in the backward pass: less memory, more time, the same result"
     )
     checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints")
     evaluate_every: int = Field(50, ge=1, description="optimizer steps between validations")
     early_stop_after: int | None = Field(
-        None, ge=1, description="end after this many validations in a row without a lower loss; null never ends early"
+        None, ge=1, description="stop after this many validations in a row without a lower loss; null never stops early"
     )
     keep: Literal["last", "best"] = Field(
-        "last", description="the result is the last model, or the checkpoint with the lowest validation loss"
+        "last", description="result: the last model, or the checkpoint with the lowest validation loss"
     )
 
     @model_validator(mode="after")
@@ -62,8 +63,8 @@ class PhaseSettings(OptimizerSettings):
             )
         if self.keep == "best" and self.checkpoint_every % self.evaluate_every:
             raise ValueError(
-                f"keep 'best' needs a validation at every checkpoint: checkpoint_every {self.checkpoint_every} is no "
-                f"multiple of evaluate_every {self.evaluate_every}"
+                f"keep 'best' needs a validation at every checkpoint: checkpoint_every {self.checkpoint_every} is not "
+                f"a multiple of evaluate_every {self.evaluate_every}"
             )
         return self
 
@@ -73,7 +74,7 @@ class StartSettings(PhaseSettings):
 
 
 class _Arms(Section):
-    """A phase that is trained in several arms."""
+    """A phase with several arms."""
 
     @field_validator("arms", check_fields=False)
     @classmethod
@@ -84,13 +85,13 @@ class _Arms(Section):
 
 
 class MidSettings(_Arms, PhaseSettings):
-    """Mid-training on long documents (METHOD: phases)."""
+    """Mid-training on long documents (docs/method.md: Phases)."""
 
     arms: tuple[MidArm, ...] = Field(get_args(MidArm), min_length=1, description="which arms are trained and compared")
     length: int | None = Field(
-        None, ge=2, description="sequences are cut into pieces of at most this [tokens]; null takes them as prepared"
+        None, ge=2, description="cut sequences into pieces of at most this length [tokens]; null does not cut"
     )
-    packing: bool = Field(False, description="lay several short sequences into each row of `length` tokens")
+    packing: bool = Field(False, description="pack several short sequences into each row of `length` tokens")
     objective: ObjectiveSettings = Field(
         default_factory=lambda: ObjectiveSettings(), description="the REFINE step of arm `refine`"
     )
@@ -98,22 +99,26 @@ class MidSettings(_Arms, PhaseSettings):
     @model_validator(mode="after")
     def _packs_into_a_length(self) -> MidSettings:
         if self.packing and self.length is None:
-            raise ValueError("packing lays sequences into rows of `length` tokens: set length")
+            raise ValueError("packing fills rows of `length` tokens: set length")
         return self
 
 
 class PostSettings(_Arms, PhaseSettings):
-    """Post-training on prompts with answers (METHOD: phases). `steps` counts steps on answers; the nested arms take
-    `prompt_steps` steps on the prompts before each."""
+    """Post-training on prompts with answers (docs/method.md: Phases). `steps` counts steps on answers. The nested arms
+    take `prompt_steps` steps on the prompts before each."""
 
     arms: tuple[PostArm, ...] = Field(
         get_args(PostArm), min_length=1, description="which arms are trained and compared"
     )
     prompt_steps: int = Field(
-        4, ge=1, description="nested arms: steps on equal shares of a batch's prompts before the step on its answers"
+        4,
+        ge=1,
+        description="nested arms: steps on a batch's prompts before the step on its answers, each on an equal share",
     )
     length: int | None = Field(
-        None, ge=2, description="longer prompts lose their middle: prompt and answer together [tokens]; null cuts none"
+        None,
+        ge=2,
+        description="prompt and answer together [tokens]; a longer prompt loses its middle; null does not cut",
     )
     objective: ObjectiveSettings = Field(
         default_factory=lambda: ObjectiveSettings(reward="hybrid"),
@@ -123,21 +128,19 @@ class PostSettings(_Arms, PhaseSettings):
     @model_validator(mode="after")
     def _shares(self) -> PostSettings:
         if self.prompt_steps > self.sequences_per_step:
-            raise ValueError(
-                f"prompt_steps {self.prompt_steps} share out sequences_per_step {self.sequences_per_step}: at most that"
-            )
+            raise ValueError(f"prompt_steps {self.prompt_steps} exceeds sequences_per_step {self.sequences_per_step}")
         return self
 
 
 class TestTimeSettings(_Arms, OptimizerSettings):
-    """Test-time training on each prompt before it is answered (METHOD: phases)."""
+    """Test-time training on each prompt before the model answers it (docs/method.md: Phases)."""
 
-    __test__ = False  # not a test, whatever its name begins with
+    __test__ = False  # pytest takes the name for a test's
 
     arms: tuple[TestTimeArm, ...] = Field(get_args(TestTimeArm), min_length=1, description="which arms are compared")
     steps: int = Field(1, ge=1, description="optimizer steps on each prompt, by a new AdamW")
     carry_over: bool = Field(
-        False, description="never restore the weights, so that a score depends on the samples' order (as published)"
+        False, description="never restore the weights, as published; scores then depend on the order of the prompts"
     )
     objective: ObjectiveSettings = Field(
         default_factory=lambda: ObjectiveSettings(reward="binary", nsp_weight=0.4),
@@ -146,23 +149,23 @@ class TestTimeSettings(_Arms, OptimizerSettings):
 
 
 class CommonTraining(Section):
-    """How a new model is trained, and on how many processes."""
+    """Training of a new model, and the processes that train."""
 
     processes: int = Field(
         1,
         ge=1,
-        description="training processes on this machine, a GPU each; shares sequences_per_step out, changes no draw",
+        description="training processes on this machine, one GPU each; they divide sequences_per_step, change no draw",
     )
     sharding: Literal["none", "full"] = Field(
         "none",
-        description="none: each process holds the model (DDP); full: they share out weights and optimizer (FSDP)",
+        description="none: each process holds the model (DDP); full: processes divide weights and optimizer (FSDP)",
     )
     start: StartSettings
 
 
 class TrainingSettings(CommonTraining):
-    """One section for each phase."""
+    """The training of an experiment, a section per phase."""
 
     mid: MidSettings
-    post: PostSettings | None = Field(None, description="post-training; null where the experiment has none")
-    test_time: TestTimeSettings | None = Field(None, description="test-time training; null where there is none")
+    post: PostSettings | None = Field(None, description="post-training; null: none")
+    test_time: TestTimeSettings | None = Field(None, description="test-time training; null: none")

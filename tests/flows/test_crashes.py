@@ -1,4 +1,4 @@
-"""Deployed flows under SIGKILL: nothing survives, nothing stays Running, and a retry goes on where it was."""
+"""Deployed flows under SIGKILL: no process survives, no run stays Running, and a retry resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fixtures.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 TWO_MINUTES = 120.0
-SIGNS = {"worker": "worker start --pool", "flow": "-m prefect.engine", "child": "trainer.py train"}  # in command lines
+SIGNS = {"worker": "worker start --pool", "flow": "-m prefect.engine", "child": "trainer.py train"}  # command lines
 
 DEPLOYMENT = """
 name: test
@@ -28,7 +28,7 @@ deployments:
 
 @pytest.fixture
 def deployed(plan, workplace, checkout, monkeypatch):
-    """Services, and the experiment deployed with scripted training; gives functions to start runs and look at them."""
+    """Services, and the experiment deployed with scripted training."""
     from refine.services import up
     from refine.services.prefect_api import free_port
 
@@ -51,7 +51,7 @@ def deployed(plan, workplace, checkout, monkeypatch):
 
 
 class Deployed:
-    """The deployment, by Prefect's own command line and API."""
+    """The deployment, through Prefect's own command line and API."""
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder = folder
@@ -65,11 +65,12 @@ class Deployed:
         return done.stdout
 
     def start(self) -> str:
-        said = self.prefect("deployment", "run", "refine-experiment/test")
-        return next(line.split("UUID:")[1].strip() for line in said.splitlines() if "UUID:" in line)
+        """Start a run. Returns its id."""
+        printed = self.prefect("deployment", "run", "refine-experiment/test")
+        return next(line.split("UUID:")[1].strip() for line in printed.splitlines() if "UUID:" in line)
 
     def states(self, run_id: str) -> tuple[str, list[str]]:
-        """State of the flow run, and of its task runs."""
+        """The states of the flow run and of its task runs."""
         code = (
             "import sys\nfrom uuid import UUID\nfrom prefect.client.orchestration import get_client\n"
             "from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId\n"
@@ -86,25 +87,21 @@ class Deployed:
 
 
 def processes(folder: Path) -> dict[str, psutil.Process]:
-    """The flow's process, its training child, and the worker, of the services in `folder`."""
+    """The worker, the flow's process and its training child."""
     from refine.services import up
 
     below = psutil.Process(up.supervisor_pid()).children(recursive=True)
     found = {}
     for one in below:
         line = " ".join(one.cmdline()) if one.is_running() and one.status() != psutil.STATUS_ZOMBIE else ""
-        for name, sign in (
-            ("worker", "worker start --pool"),
-            ("flow", "-m prefect.engine"),
-            ("child", "trainer.py train"),
-        ):
+        for name, sign in SIGNS.items():
             if sign in line and "refine.services.supervised_program" not in line and " -c " not in line:
                 found[name] = one
     return found
 
 
 @pytest.mark.parametrize("killed", [("flow",), ("worker", "flow", "child"), ("worker",)], ids="-".join)
-def test_what_is_killed_ends_is_told_and_goes_on(deployed, plan, calls, workplace, killed):
+def test_a_killed_flow_ends_is_marked_crashed_and_resumes(deployed, plan, calls, workplace, killed):
     from refine.tracking.connection import connect
     from refine.tracking.run import end_dead_runs
 
@@ -117,15 +114,15 @@ def test_what_is_killed_ends_is_told_and_goes_on(deployed, plan, calls, workplac
     for name in killed:
         os.kill(found[name].pid, signal.SIGKILL)
     ended = [found["flow"], found["child"]]
-    assert not psutil.wait_procs(ended, timeout=15)[1], "a flow, or its training, outlived a death above it"
-    if len(killed) > 1:  # somebody looks before the janitor does (`refine status`): MLflow's runs are ended then
+    assert not psutil.wait_procs(ended, timeout=15)[1], "a flow or its training outlived its parent"
+    if len(killed) > 1:  # as `refine status` does, before the janitor comes
         end_dead_runs(client)
     assert wait_for(lambda: deployed.states(run_id)[0] == "CRASHED", TWO_MINUTES), deployed.states(run_id)
     experiments = [one.experiment_id for one in client.search_experiments()]
     assert wait_for(lambda: not client.search_runs(experiments, "attributes.status = 'RUNNING'"), TWO_MINUTES)
     deployed.prefect("flow-run", "retry", run_id)
     assert wait_for(lambda: deployed.states(run_id)[0] == "COMPLETED", 180), deployed.states(run_id)
-    assert calls() == ["start", "mid none", "mid none", "mid sft", "mid refine", "evaluation"], "something ran again"
+    assert calls() == ["start", "mid none", "mid none", "mid sft", "mid refine", "evaluation"], "a stage ran again"
     assert "RUNNING" not in deployed.states(run_id)[1]
     finished = client.search_runs(experiments, "attributes.status = 'FINISHED'")
-    assert len(finished) == 8, "a run was left, or made twice"
+    assert len(finished) == 8, "a run is missing or exists twice"

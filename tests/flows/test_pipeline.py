@@ -1,4 +1,4 @@
-"""The whole flow through a real Prefect API: it records itself, goes on after deaths, and leaves nothing behind."""
+"""The flow with a real Prefect API: it records itself, resumes after a kill, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ALL = ["start", "mid none", "mid sft", "mid refine", "evaluation"]
 
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory) -> Path:
-    """One Prefect database for all flows of this file: making its tables takes seconds."""
+    """One Prefect database for all flows of this file, because creating its tables takes seconds."""
     return tmp_path_factory.mktemp("prefect")
 
 
 @pytest.fixture
 def start(plan, workplace, prefect_home, checkout):
-    """Start `python -m flows.pipeline` on the scripted training, as a process."""
+    """Starts `python -m flows.pipeline` with scripted training, as a process."""
     (workplace / "run.py").write_text(
         "import sys\n"
         "from flows import pipeline, tasks\n"
@@ -56,7 +56,7 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def runs(workplace: Path) -> dict[str, list[str]]:
-    """Names of MLflow runs by status."""
+    """The names of the MLflow runs, by status."""
     from refine.tracking.connection import connect
 
     client = connect(f"sqlite:///{workplace}/home/mlflow.db")
@@ -80,24 +80,24 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     found = runs(workplace)
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
     code, _, err = finished(start())
-    assert code == 0 and calls() == ALL, "what was finished was done again"
-    assert not [child for child in psutil.process_iter(["cmdline"]) if "prefect_server" in str(child.info["cmdline"])
-                and str(workplace) in str(child.info["cmdline"])]  # fmt: skip
+    assert code == 0 and calls() == ALL, "a finished stage ran again"
+    commands = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in commands if "prefect_server" in line and str(workplace) in line]
     code, _, err = finished(start("-S", "training.mid.steps=29"))
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
-        "changed stages run again; the same weights are not scored again"
+        "changed stages run again, but the same weights were scored before"
     )
     assert "refine-sample: none, sft, refine: steps=29" in runs(workplace)["FINISHED"]
 
 
-def test_a_dead_training_is_tried_again_by_itself(start, plan, calls):
+def test_a_killed_training_is_retried(start, plan, calls):
     plan({"mid sft": ["die"]})
     code, _, err = finished(start())
     assert code == 0, err
     assert calls() == ["start", "mid none", "mid sft", "mid sft", "mid refine", "evaluation"]
 
 
-def test_what_the_user_has_to_mend_is_one_line_and_no_second_try(start, plan, calls, workplace):
+def test_an_error_that_the_user_must_correct_is_one_line_and_no_retry(start, plan, calls, workplace):
     plan({"mid none": ["user error"]})
     code, _, err = finished(start())
     assert code == 1 and err == "error: refine train mid none: model.config: no such thing\n"
@@ -106,7 +106,7 @@ def test_what_the_user_has_to_mend_is_one_line_and_no_second_try(start, plan, ca
     assert sorted(runs(workplace)["FAILED"]) == ["mid none", "refine-sample: none, sft, refine"]
 
 
-def test_nothing_outlives_a_flow_that_is_killed_and_the_next_one_goes_on(start, plan, calls, workplace):
+def test_no_process_outlives_a_killed_flow_and_the_next_one_resumes(start, plan, calls, workplace):
     plan({"mid none": ["sleep"]})
     process = start()
     deadline = time.monotonic() + 90
@@ -118,7 +118,7 @@ def test_nothing_outlives_a_flow_that_is_killed_and_the_next_one_goes_on(start, 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive, "these outlived the flow"
+    assert not alive, "these processes outlived the flow"
     assert sorted(runs(workplace)["RUNNING"]) == ["mid none", "refine-sample: none, sft, refine"]
     code, _, err = finished(start())
     assert code == 0, err

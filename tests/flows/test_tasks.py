@@ -1,4 +1,4 @@
-"""Tasks record what they do, go on where they were interrupted, and do nothing twice."""
+"""Tasks record their results, resume after an interruption, and do nothing twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refine.system.processes import ProcessFailed
 
 @pytest.fixture
 def experiment(plan, settings_with):
-    """An open experiment on the scripted training."""
+    """An open experiment with scripted training."""
     from refine.tracking.connection import connect
     from refine.tracking.run import open_run
 
@@ -25,7 +25,7 @@ def experiment(plan, settings_with):
         yield open_experiment(settings, None, client, run.run_id)
 
 
-def test_a_killed_training_goes_on_in_the_same_run_and_keeps_every_metric_once(experiment, plan, calls):
+def test_a_killed_training_resumes_in_the_same_run_and_keeps_every_metric_once(experiment, plan, calls):
     plan({"start": ["die"]})
     stage = experiment.stages.start()
     with pytest.raises(ProcessFailed, match="SIGKILL"):
@@ -54,7 +54,7 @@ def test_a_killed_training_goes_on_in_the_same_run_and_keeps_every_metric_once(e
     assert [file.path for file in experiment.client.list_artifacts(done.run_id)] == ["reward_histograms.csv"]
 
 
-def test_what_is_finished_is_not_done_again(experiment, calls):
+def test_a_finished_stage_is_not_done_again(experiment, calls):
     stage = experiment.stages.start()
     first, again = tasks.train.fn(experiment, stage), tasks.train.fn(experiment, stage)
     assert again.reused and not first.reused and again.run_id == first.run_id and again.model == first.model
@@ -64,7 +64,7 @@ def test_what_is_finished_is_not_done_again(experiment, calls):
     assert calls() == ["start", "evaluation"]
 
 
-def test_a_lost_tracking_database_gets_the_records_again_without_training(experiment, calls, monkeypatch):
+def test_a_deleted_run_is_recorded_again_without_training(experiment, calls, monkeypatch):
     stage = experiment.stages.start()
     first = tasks.train.fn(experiment, stage)
     experiment.client.delete_run(first.run_id)
@@ -73,7 +73,7 @@ def test_a_lost_tracking_database_gets_the_records_again_without_training(experi
     assert len(experiment.client.get_metric_history(again.run_id, "train/ntp_loss")) == 4
 
 
-def test_what_the_user_has_to_mend_is_not_tried_again(experiment, plan):
+def test_an_error_that_the_user_must_correct_is_not_retried(experiment, plan):
     class State:
         def __init__(self, error: Exception) -> None:
             self.error = error
@@ -90,7 +90,7 @@ def test_what_the_user_has_to_mend_is_not_tried_again(experiment, plan):
     assert tasks.worth_another_try(None, None, State(ConnectionError("away")))
 
 
-def test_a_version_carries_where_it_comes_from(experiment):
+def test_a_version_carries_its_origin(experiment):
     model = tasks.train.fn(experiment, experiment.stages.start())
     middle = tasks.train.fn(experiment, experiment.stages.mid("refine", model.model), model.model)
     (scored,) = tasks.evaluate.fn(experiment, [experiment.stages.evaluation(middle)], "refine")
@@ -101,7 +101,7 @@ def test_a_version_carries_where_it_comes_from(experiment):
     assert version.tags["arm"] == "refine" and version.tags["val/loss"] == "3.6000"
     assert {"identity.commit", "identity.data", "identity.params", "identity.seed"} <= set(version.tags)
     curve = experiment.client.get_metric_history(middle.run_id, "val/loss")
-    assert [point.step for point in curve] == [4], "the score of the version stands in the curve of its training"
+    assert [point.step for point in curve] == [4], "the version's score went into the training's curve"
     assert tasks.register.fn(experiment, scored).number == version.number
     best = tasks.champion.fn(experiment, [version], "val/loss")
     assert best.is_champion

@@ -1,4 +1,4 @@
-"""Post-training: only answers count, prompts come first, and every sample counts once."""
+"""Post-training: the loss counts answers only, prompts come first, and every sample counts once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`refine pretrain`: a settings file becomes a model folder, drill first; started again it resumes, or does nothing."""
+"""`refine pretrain` makes a model folder from a settings file. Started again, it resumes or does nothing."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_the_model_folder_holds_short_weights_a_tokenizer_and_how_it_was_trained
     model = refine.models.from_pretrained(folder / "out" / "model")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert len(load_tokenizer(folder / "out" / "model")) == model.config.vocab_size == 400
-    told = json.loads((folder / "out" / "model" / "training.json").read_text())
-    assert told == record
-    assert told["steps"] == 6 and told["tokens"] == sum(
+    written = json.loads((folder / "out" / "model" / "training.json").read_text())
+    assert written == record
+    assert written["steps"] == 6 and written["tokens"] == sum(
         json.loads((folder / "out" / run / "result.json").read_text())["tokens"]
         for run in ("training", "drill/training")
     )
-    assert [one["step"] for one in told["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert [one["step"] for one in written["curve"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_training_goes_on_from_the_drill(made):
@@ -72,7 +72,7 @@ def test_training_goes_on_from_the_drill(made):
     assert drilled.config.vocab_size == 400
 
 
-def test_a_finished_one_is_not_touched_and_another_s_folder_is_refused(made):
+def test_a_finished_pretraining_is_left_alone_and_another_one_s_folder_is_refused(made):
     folder, record = made
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
     assert pretrain(folder) == record
@@ -83,10 +83,10 @@ def test_a_finished_one_is_not_touched_and_another_s_folder_is_refused(made):
 
 
 @pytest.mark.parametrize("name", ["delta_net", "lact"])
-def test_the_recipes_of_the_shipped_models_are_whole(checkout: Path, name):
+def test_the_recipes_of_the_shipped_models_are_complete(checkout: Path, name):
     recipe = settings.load_recipe(checkout / "refine" / "settings" / "recipes" / f"{name}.yaml")
     assert recipe.drill is not None and recipe.model.config is not None
     sample = settings.load(checkout / "params.yaml").data
     assert sample.second_domain == recipe.data.validation, "plays that the model has not read"
     read = {source.texts for source in (*recipe.data.train, *recipe.drill.train)}
-    assert not read & {source.texts for source in (*sample.train, *sample.validation)}, "new to the model"
+    assert not read & {source.texts for source in (*sample.train, *sample.validation)}, "the model has read this text"

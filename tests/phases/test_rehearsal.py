@@ -1,4 +1,4 @@
-"""The paper's profiles are valid, describe the published models, and run end to end when made small."""
+"""The paper's profiles are valid, describe the published models, and run end to end in a rehearsal."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_profile_s_config_is_the_published_model_s(name, millions):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rehearsal_keeps_all_that_could_be_wrong(name):
-    """Objectives, arms, batches, precision and the model's options are the profile's own."""
+    """Objectives, arms, batches, precision and the model's options are those of the profile."""
     whole, small = profile(name), shrunk(profile(name))
     for phase in ("mid", "post"):
         before, after = getattr(whole.training, phase), getattr(small.training, phase)
@@ -80,10 +80,10 @@ def test_without_a_config_there_is_nothing_to_rehearse():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_profile_runs_end_to_end_when_made_small(name, tmp_path):
-    said: list[str] = []
-    rehearse(profile(name), tmp_path, said.append)
-    assert [line.partition(":")[0] for line in said] == [
+def test_a_profile_runs_end_to_end_in_a_rehearsal(name, tmp_path):
+    lines: list[str] = []
+    rehearse(profile(name), tmp_path, lines.append)
+    assert [line.partition(":")[0] for line in lines] == [
         "start", "mid none", "mid sft", "mid refine", "post sft", "post nested_sft", "post nested_refine",
         "test time none", "test time sft", "test time refine",
     ]  # fmt: skip

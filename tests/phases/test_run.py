@@ -1,4 +1,4 @@
-"""A run in a folder: it resumes to the same bits, and writes what it was asked for."""
+"""A run in a folder resumes to the same bits, and writes its model, record and metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_run_leaves_model_tokenizer_record_and_series(mid, tmp_path, series, c
 
     record = mid("run")
     assert "Loading weights" not in capfd.readouterr().err
-    assert logging.is_progress_bar_enabled(), "bars of the user's own are off"
+    assert logging.is_progress_bar_enabled(), "the run turned off the user's progress bars"
     output = tmp_path / "run"
     assert record == json.loads((output / "result.json").read_text())
     assert record["steps"] == 6 and record["tokens"] == 6 * 4 * 48 and record["arm"] == "refine" and record["seed"] == 1
@@ -42,7 +42,7 @@ def test_arms_differ_in_the_loss_alone(mid):
     assert none["steps"] == 0 and none["tokens"] == 0
     assert sft["steps"] == refine["steps"] and sft["tokens"] == refine["tokens"]
     losses = {record["metrics"]["val/loss"] for record in (none, sft, refine)}
-    assert len(losses) == 3, "the arms came out the same"
+    assert len(losses) == 3, "two arms gave the same model"
     assert {record["data"]["train_hash"] for record in (none, sft, refine)} == {refine["data"]["train_hash"]}
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_crashed_after_its_last_step_only_finishes(mid, tmp_path, wei
     assert series(tmp_path / "broken") == series(tmp_path / "whole")
 
 
-def test_the_best_checkpoint_is_the_result_where_that_is_asked_for(mid, tmp_path, weights, series):
+def test_with_keep_best_the_best_checkpoint_is_the_result(mid, tmp_path, weights, series):
     """At a learning rate that ruins the model, the best validation is an early one."""
     wild = (*WILD, "training.mid.steps=2")
     record = mid("best", "sft", *wild, "training.mid.keep=best")
@@ -120,8 +120,8 @@ def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(mid, tmp_path, 
 @pytest.mark.parametrize(
     "how", ["training.mid.sequences_per_pass=1", "training.mid.gradient_checkpointing=true", "training.processes=2"]
 )
-def test_a_run_goes_on_with_less_memory(mid, tmp_path, series, how, stop_at):
-    """What only changes how a step is computed is no other run: out of memory, one lowers it and starts again."""
+def test_a_run_resumes_with_settings_that_need_less_memory(mid, tmp_path, series, how, stop_at):
+    """After an out-of-memory error a user changes an execution setting and starts again: it is still the same run."""
     whole = mid("whole")
     with pytest.raises(RuntimeError, match="crash"):
         mid("run", callbacks=[stop_at(3)])
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_less_memory(mid, tmp_path, series, how, stop_at):
 
 
 def test_a_disk_that_is_full_between_checkpoints_is_one_line(mid, monkeypatch):
-    """Metrics are written at every step, whatever becomes of the checkpoints."""
+    """A run writes metrics at every step, also between checkpoints."""
     import errno
 
     from refine.training.metrics_file import MetricsFile
@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_between_checkpoints_is_one_line(mid, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(mid, tmp_path, weights, monkeypatch):
-    """A limit on the size of files stands in for a full disk: the third checkpoint's optimizer does not fit."""
+    """A limit on file sizes acts as a full disk: the optimizer of the checkpoint at step 4 does not fit."""
     import resource
 
     mid("whole")
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(mid, tmp_path, weights, mo
 
 
 def test_nothing_of_a_checkpoint_is_loaded_that_could_run_code(mid, tmp_path, monkeypatch, stop_at):
-    """Whatever torch.load is asked to read on resuming, it reads with weights_only."""
+    """Resuming reads every file with weights_only."""
     import torch
 
     with pytest.raises(RuntimeError, match="crash"):

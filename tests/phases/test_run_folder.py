@@ -1,4 +1,4 @@
-"""Whose folder an output folder is: never another run's, another model's or nobody's, and finished once."""
+"""A run uses only an empty output folder or its own, and finishes once. Also: the checks of its model and data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_finished_run_does_nothing(mid, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"} == before
 
 
-def test_a_changed_setting_never_goes_on_from_a_stale_checkpoint(mid, tmp_path, stop_at):
+def test_a_changed_setting_never_resumes_from_a_stale_checkpoint(mid, tmp_path, stop_at):
     with pytest.raises(RuntimeError, match="crash"):
         mid("run", callbacks=[stop_at(3)])
     with pytest.raises(
@@ -35,7 +35,7 @@ def test_a_changed_setting_never_goes_on_from_a_stale_checkpoint(mid, tmp_path, 
         mid("run", "sft")
 
 
-def test_other_data_or_another_start_never_goes_on_from_a_stale_checkpoint(
+def test_other_data_or_another_start_never_resumes_from_a_stale_checkpoint(
     mid, tmp_path, params, prepared_folder, start_model
 ):
     mid("run")

@@ -1,4 +1,4 @@
-"""A stage's folder follows from what decides its result, and from nothing else."""
+"""The folder of a stage depends on what decides its result, and on nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refine.settings import load
 
 @pytest.fixture
 def keys(settings_with, workplace):
-    """Keys of all stages with changed settings."""
+    """The keys of all stages, for settings with changes."""
 
     def found(changes: dict | None = None) -> dict[str, str]:
         stages = Stages(settings_with(changes), Prepared(workplace / "prepared"))
@@ -29,7 +29,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-def test_a_setting_changes_the_stages_it_decides(keys):
+def test_a_setting_changes_the_keys_of_its_stages(keys):
     before = keys()
     assert keys() == before and len(set(before.values())) == 5
     assert changed(before, keys({"training": {"start": {"steps": 151}}})) == {"start"}
@@ -37,7 +37,7 @@ def test_a_setting_changes_the_stages_it_decides(keys):
     assert changed(before, keys({"seed": 2})) == {"start", "none", "sft", "refine"}
 
 
-def test_what_only_names_or_speeds_changes_no_stage(keys):
+def test_settings_that_decide_no_result_change_no_key(keys):
     before = keys()
     assert keys({"registry": {"model_name": "other"}, "evaluation": {"batch_size": 3}}) == before
     assert keys({"training": {"mid": {"arms": ["refine"]}}}) == before

@@ -1,4 +1,4 @@
-"""params.yaml: complete, documented, and refused by name where it is wrong."""
+"""params.yaml is complete and documented, and a wrong setting is refused by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from refine import settings
 from refine.errors import SettingError
 from refine.settings import ObjectiveSettings, Section, Settings
 from refine.settings.evaluation import RegistrySettings
+from refine.settings.training import ARMS, MidSettings, OptimizerSettings, PostSettings, TestTimeSettings
 
 FREE_FORM = {"data", "model.config"}  # lists of sources, and a config.json
 
@@ -45,9 +46,20 @@ def test_every_setting_is_in_params_yaml(params):
     assert not missing, f"add to params.yaml, with their unit: {missing}"
 
 
-def test_every_setting_says_what_it_is():
-    silent = [path for path, field in _leaves(Settings).items() if not field.description]
-    assert not silent
+def test_every_setting_has_a_description():
+    undescribed = [path for path, field in _leaves(Settings).items() if not field.description]
+    assert not undescribed
+
+
+def test_each_phase_has_all_its_arms_by_default():
+    sections = {"mid": MidSettings, "post": PostSettings, "test_time": TestTimeSettings}
+    assert {phase: section.model_fields["arms"].default for phase, section in sections.items()} == ARMS
+
+
+def test_test_time_training_has_the_optimizer_settings_of_the_phases():
+    shared = OptimizerSettings.model_fields
+    assert set(shared) <= set(MidSettings.model_fields) & set(TestTimeSettings.model_fields)
+    assert all(TestTimeSettings.model_fields[name].default == MidSettings.model_fields[name].default for name in shared)
 
 
 def test_the_objective_s_defaults_are_the_paper_s():
@@ -90,7 +102,7 @@ def test_an_override_changes_just_that_setting(params):
 @pytest.mark.parametrize(
     ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("{}", "is missing")]
 )
-def test_a_broken_settings_file_is_said_so(tmp_path, text, said):
+def test_a_broken_settings_file_is_one_error(tmp_path, text, said):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(SettingError, match=said):
         settings.load(tmp_path / "params.yaml")
