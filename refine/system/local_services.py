@@ -1,4 +1,4 @@
-"""The services that `refine up` started: their addresses, and whether their supervisor runs."""
+"""What `refine up` noted of the services that it started, and whether they are still looked after."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from refine import paths
 
 
 def state_file() -> Path:
-    """The file in which `refine up` notes its services."""
+    """Where it is noted."""
     return paths.home() / "services" / "state.json"
 
 
 def noted(name: str) -> str | None:
-    """What `refine up` noted under `name` (prefect, prefect_api, mlflow, pool). None if it started nothing."""
+    """What `refine up` noted under `name` (prefect, prefect_api, mlflow, pool), if it started something."""
     try:
         return str(json.loads(state_file().read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):
@@ -24,7 +24,7 @@ def noted(name: str) -> str | None:
 
 
 def configuration_file() -> Path:
-    """The configuration of the supervisor."""
+    """What its supervisor goes by."""
     return paths.home() / "services" / "supervisord.conf"
 
 
@@ -34,7 +34,7 @@ def supervisor_runs() -> bool:
 
 
 def supervisor_pid() -> int | None:
-    """Process id of the supervisor of this $REFINE_HOME; None if it does not run."""
+    """Process id of the supervisor of this $REFINE_HOME, if it runs."""
     try:
         pid = int((paths.home() / "services" / "supervisord.pid").read_text())
         process = psutil.Process(pid)

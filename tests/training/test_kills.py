@@ -33,7 +33,7 @@ def killing(monkeypatch):
 
 @pytest.fixture
 def phases(params, prepared_folder, tmp_path):
-    """The function and arguments of each phase, without its output folder."""
+    """What each phase is called with, but for its output folder."""
     post = (
         "training.post={steps: 3, prompt_steps: 2, sequences_per_step: 4, sequences_per_pass: 4, learning_rate: 0.01, "
     )
