@@ -229,10 +229,10 @@ def _draw(shown: Demonstration, path: Path) -> Path:
     axis.plot(range(1, len(shown.entropy) + 1), shown.entropy, linewidth=0.8, color="C0")
     axis.axvspan(*shown.needle_at, color="C2", alpha=0.25, linewidth=0, label="the needle")
     axis.legend(loc="upper right", fontsize=8)
-    for one in shown.rollouts:
-        axis.axvline(one.position, color="C3", linewidth=0.8, alpha=0.6)
-        label = f"{one.written.strip()!r}\n({one.text.strip()!r})"
-        axis.annotate(label, (one.position, 8.2), rotation=40, fontsize=7, color="C3", annotation_clip=False)
+    for rollout in shown.rollouts:
+        axis.axvline(rollout.position, color="C3", linewidth=0.8, alpha=0.6)
+        label = f"{rollout.written.strip()!r}\n({rollout.text.strip()!r})"
+        axis.annotate(label, (rollout.position, 8.2), rotation=40, fontsize=7, color="C3", annotation_clip=False)
     answers = "; ".join(f"{name}: {' '.join(one.text.split())[:16]}" for name, (one, _) in shown.answers.items())
     axis.set(xlabel="tokens read", ylabel="entropy of the next token [nats]", ylim=(0, 8))
     figure.suptitle(f"{shown.needle}.\n{answers}", fontsize=9, y=1.13)

@@ -1,4 +1,4 @@
-"""One training a device, however many runs there are; a death gives the device back at once."""
+"""One training process per device, however many runs there are; a device is free once its process dies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with device_slots(1, "first", print):
 
 @pytest.fixture(autouse=True)
 def locks(tmp_path, monkeypatch):
-    """Locks of our own, and two devices."""
+    """Locks in a folder of the test, and two devices."""
     monkeypatch.setenv("REFINE_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("REFINE_DEVICES", "2")
 
@@ -42,9 +42,9 @@ def test_devices_can_be_counted_and_named(monkeypatch):
     assert devices() == ["cpu"], "an empty list hides all GPUs"
 
 
-@pytest.mark.parametrize("told", ["all", "0", "-1", "0,x"])
-def test_devices_that_are_none_are_refused(monkeypatch, told):
-    monkeypatch.setenv("REFINE_DEVICES", told)
+@pytest.mark.parametrize("value", ["all", "0", "-1", "0,x"])
+def test_a_variable_that_names_no_devices_is_refused(monkeypatch, value):
+    monkeypatch.setenv("REFINE_DEVICES", value)
     with pytest.raises(SettingError, match="REFINE_DEVICES is"):
         devices()
 
@@ -69,7 +69,7 @@ def test_as_many_train_at_once_as_there_are_devices(tmp_path):
     assert len(most) == 5 and max(most) == 2
 
 
-def test_a_run_on_two_devices_waits_for_both_and_says_for_whom(tmp_path):
+def test_a_run_on_two_devices_waits_for_both_and_names_their_holder(tmp_path):
     said: list[str] = []
     order: list[str] = []
 
@@ -81,18 +81,18 @@ def test_a_run_on_two_devices_waits_for_both_and_says_for_whom(tmp_path):
         thread = threading.Thread(target=both)
         thread.start()
         assert wait_for(lambda: said)
-        with device_slots(1, "another", said.append):  # what waits holds nothing
+        with device_slots(1, "another", said.append):  # a waiting run holds no device
             order.append("another")
     thread.join(timeout=10)
     assert order == ["another", "wide"] and "wide: waits for 2 devices; held by narrow" in said[0]
 
 
-def test_more_devices_than_there_are_is_all_of_them():
+def test_a_run_that_asks_for_too_many_devices_gets_all():
     with device_slots(8, "wide", print):
         pass
 
 
-def test_a_killed_run_gives_its_device_back_at_once(tmp_path, monkeypatch, checkout):
+def test_the_device_of_a_killed_run_is_free_at_once(tmp_path, monkeypatch, checkout):
     monkeypatch.setenv("REFINE_DEVICES", "1")
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "held")], env={**os.environ, "PYTHONPATH": str(checkout)}

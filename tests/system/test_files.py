@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there."""
+"""Files and folders are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from refine.errors import DataError
 from refine.system.files import file_beside, folder_beside, why_not_writable, write_json, write_text
 
 
-def test_a_folder_takes_its_place_with_all_that_was_written(tmp_path):
+def test_a_folder_appears_with_all_its_files_when_the_block_ends(tmp_path):
     with folder_beside(tmp_path / "deep" / "out") as beside:
         (beside / "a").write_text("1")
         assert not (tmp_path / "deep" / "out").exists()
     assert (tmp_path / "deep" / "out" / "a").read_text() == "1"
 
 
-def test_the_former_content_is_replaced_not_mixed(tmp_path):
+def test_the_old_content_is_replaced_not_mixed(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with folder_beside(tmp_path / "out") as beside:
@@ -24,7 +24,7 @@ def test_the_former_content_is_replaced_not_mixed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_failure_leaves_what_was_there_and_nothing_beside(tmp_path):
+def test_a_failure_leaves_the_old_content_and_nothing_beside(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with pytest.raises(ValueError), folder_beside(tmp_path / "out") as beside:
@@ -40,13 +40,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         pass
 
 
-def test_others_can_read_what_is_written(tmp_path):
+def test_other_users_can_read_the_folder(tmp_path):
     with folder_beside(tmp_path / "out"):
         pass
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
+def test_a_file_is_replaced_completely_or_stays_as_it_was(tmp_path):
     path = write_text(tmp_path / "deep" / "note.txt", "first")
     with pytest.raises(ValueError), file_beside(path) as beside:
         beside.write_text("half")

@@ -1,4 +1,4 @@
-"""One holder a lock; a death gives it back at once."""
+"""A lock has one holder, and is free at once when its holder dies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_lock_has_one_holder_whose_name_the_others_see(tmp_path):
         assert holder(path) == "the second"
 
 
-def test_a_killed_process_gives_its_lock_back_at_once(tmp_path, checkout: Path):
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path, checkout: Path):
     path = tmp_path / "lock"
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],

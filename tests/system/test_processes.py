@@ -1,4 +1,4 @@
-"""A training process never outlives the one who started it, and its failure is never silent."""
+"""A training process never outlives the process that started it, and its failure is never silent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from refine.system.processes import ProcessFailed, run_in_own_process
 from tests.fixtures.waiting import wait_for
 
-# Writes its own id and its child's, then sleeps far longer than any test.
+# Writes its process id and its child's, then sleeps far longer than any test.
 FAMILY = """
 import os, subprocess, sys, time
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
 
 
 def start_parent(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:
-    """A parent that runs FAMILY by `run_in_own_process` from a thread, as a flow's task does; the family's ids."""
+    """A parent that runs FAMILY with `run_in_own_process` in a thread, as a flow's task does; and the family's ids."""
     ids = tmp_path / "ids"
     parent = subprocess.Popen(
         [
@@ -73,7 +73,7 @@ def test_a_failure_is_raised_with_the_last_lines_of_output():
     assert not failure.value.user_error
 
 
-def test_what_the_user_can_mend_stays_one_line():
+def test_a_user_error_stays_one_line():
     code = "import sys; print('noise'); print('error: unknown setting'); sys.exit(1)"
     with pytest.raises(ProcessFailed) as failure:
         run_in_own_process([sys.executable, "-c", code], name="refine train mid")
@@ -114,11 +114,11 @@ def test_killing_parent_and_guard_at_once_leaves_no_training_running(tmp_path):
     os.kill(guard, signal.SIGKILL)
     parent.wait()
     assert wait_for(lambda: not alive(family[0]), 5)
-    if alive(family[1]):  # no longer anyone's: only a command that calls die_with_parent covers its own children
+    if alive(family[1]):  # nothing covers the child: the command does not call die_with_parent
         os.kill(family[1], signal.SIGKILL)
 
 
-def test_what_the_command_left_running_is_ended(tmp_path):
+def test_processes_that_the_command_left_running_are_ended(tmp_path):
     ids = tmp_path / "ids"
     code = FAMILY.replace("time.sleep(600)\n", "sys.exit(0)\n")
     run_in_own_process([sys.executable, "-c", code, str(ids)])
@@ -133,7 +133,7 @@ def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path):
         wait_for(ids.exists)
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     threading.Thread(target=interrupt).start()
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -145,7 +145,7 @@ def test_an_interrupt_ends_the_family_before_it_is_raised(tmp_path):
 
 
 def test_a_command_that_named_its_parent_ends_with_it_even_without_a_guard(tmp_path):
-    """`die_with_parent` alone: what covers the workers that a killed guard leaves behind."""
+    """`die_with_parent` alone covers the workers of a command whose guard is killed."""
     code = (
         "import os, sys, time; from refine.system.processes import die_with_parent; die_with_parent();"
         "open(sys.argv[1], 'w').close(); time.sleep(600)"

@@ -1,4 +1,4 @@
-"""Libraries' progress bars stay away where our own lines say more, and come back afterwards."""
+"""Progress bars of libraries are off in a block, and on again after it."""
 
 from __future__ import annotations
 

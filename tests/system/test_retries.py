@@ -1,4 +1,4 @@
-"""A server that is away is asked again for a while, and no longer."""
+"""A request to a server that does not answer is repeated for a while, and no longer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def short(monkeypatch):
 
 
 def failing(times: int, error: Exception):
-    """An action that fails so often, then returns how often it was asked."""
+    """An action that fails `times` times, then returns how often it was called."""
     asked = []
 
     def action() -> int:
@@ -28,11 +28,11 @@ def failing(times: int, error: Exception):
     return action
 
 
-def test_what_passes_is_asked_again():
+def test_an_error_that_may_pass_is_tried_again():
     assert patiently(failing(3, ConnectionError("away")), lambda error: True, "the store") == 4
 
 
-def test_what_does_not_pass_is_raised_at_once():
+def test_any_other_error_is_raised_at_once():
     with pytest.raises(PermissionError):
         patiently(failing(1, PermissionError("no")), lambda error: isinstance(error, ConnectionError), "the store")
 

@@ -1,5 +1,5 @@
-"""Run by torchrun in test_processes.py: one process of two that fail as the mode says, and are told of as the command
-line tells of them. python failing_worker.py (all | one | killed)"""
+"""Run by torchrun in test_torchrun.py: one of two processes, of which all or one fail, under the command's error
+handling. python failing_worker.py (all | one | killed)"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refine.errors import TrainingError
 
 
 def fail(**_: object) -> None:
-    """In all processes, or in process 1 while process 0 waits for it."""
+    """Fail in all processes, or only in process 1 while process 0 waits for it."""
     dist.init_process_group("gloo")
     dist.barrier()
     if sys.argv[1] == "all":

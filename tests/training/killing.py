@@ -1,4 +1,4 @@
-"""Runs phases in processes that can be killed at any moment; imported by name, so that a fork server can run it."""
+"""Run phases in processes that can be killed at any moment. Imported by name, so that a fork server can run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ context.set_forkserver_preload(["refine.phases.run", "refine.models", "refine.da
 
 
 def start(function: Callable[..., Any], *args: Any) -> multiprocessing.process.BaseProcess:
-    """`function(*args)` in a process of its own, with torch imported already."""
+    """Call `function(*args)` in a new process that has torch imported."""
     process = context.Process(target=quietly, args=(function, *args), daemon=True)
     process.start()
     return process
@@ -28,7 +28,7 @@ def train(plan: Callable[..., Plan], arguments: tuple[Any, ...], output: Path) -
 
 
 def quietly(function: Callable[..., Any], *args: Any) -> None:
-    """One thread, as the tests run, so that sums come out in the same order."""
+    """Call with one thread, as the tests run, so that sums have the same order."""
     import torch
 
     torch.set_num_threads(1)
@@ -38,9 +38,9 @@ def quietly(function: Callable[..., Any], *args: Any) -> None:
 def run_with_kills(
     output: Path, rows: int, chance: random.Random, kills: int, function: Callable[..., Any], *args: Any
 ) -> int:
-    """Run into `output` to the end, with SIGKILLs at `kills` moments: each when a share of the `rows` of metrics is
-    there and a random time has gone by. Returns how many processes were killed before they had finished."""
-    done = 0
+    """Run into `output` to the end, with SIGKILLs at `kills` moments: each a random time after a share of the `rows` of
+    metrics is written. Returns how many processes were killed before their end."""
+    killed = 0
     for number in range(kills):
         process = start(function, *args)
         while process.is_alive() and _rows(output / "metrics.jsonl") < rows * (number + 1) // (kills + 1):
@@ -48,14 +48,14 @@ def run_with_kills(
         process.join(chance.uniform(0.0, 0.08))
         if process.is_alive():
             process.kill()
-            done += 1
+            killed += 1
         process.join()
     finish(function, *args)
-    return done
+    return killed
 
 
 def finish(function: Callable[..., Any], *args: Any) -> None:
-    """Run to the end, undisturbed."""
+    """Run to the end without a kill."""
     process = start(function, *args)
     process.join()
     assert process.exitcode == 0, f"the run ended with {process.exitcode}"

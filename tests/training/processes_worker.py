@@ -1,8 +1,8 @@
-"""Run by torchrun in test_processes.py: one process of a training run with several.
+"""Run by torchrun in test_torchrun.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [crash]: trains the tiny model in OUTPUT, held whole by each
-process or shared out; `crash` ends all processes after step 3. `fsdp` compares the gradient under FSDP2 with that of
-one process, and writes the difference to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [crash]: trains the tiny model in OUTPUT, replicated or
+sharded; `crash` ends all processes after step 3. `fsdp` compares the gradient under FSDP2 with that of one process,
+and writes the difference to OUTPUT.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def model() -> Any:
 
 
 def pretend_accelerators() -> None:
-    """Make accelerate share the model out over processes on the CPU. It does so only where its distributed type is one
-    of accelerators; of MULTI_CPU it ignores the FSDP plugin without a word, and Trainer goes on with DDP."""
+    """Make accelerate shard the model over processes on the CPU. It shards only for distributed types of accelerators;
+    for MULTI_CPU it ignores the FSDP plugin silently, and Trainer uses DDP."""
     from accelerate.state import DistributedType, PartialState
 
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
-    """Six steps of five rows, in passes of two: with two processes a pass has uneven shares and stand-ins."""
+    """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
 
     from refine.training.arguments import SHARDED, RefineArguments
@@ -64,10 +64,19 @@ def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
     if sharded:
         several |= {"fsdp": True, "fsdp_config": dict(SHARDED)}
     args = RefineArguments(
-        output_dir=str(output), max_steps=6, sequences_per_step=5, per_device_train_batch_size=2, objective=OBJECTIVE,
-        learning_rate=1e-3, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
-        per_device_eval_batch_size=2, **several,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=6,
+        sequences_per_step=5,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        objective=OBJECTIVE,
+        learning_rate=1e-3,
+        save_strategy="steps",
+        save_steps=2,
+        use_cpu=True,
+        disable_tqdm=True,
+        **several,
+    )
     if sharded:
         pretend_accelerators()
     trainer = RefineTrainer(

@@ -1,4 +1,4 @@
-"""A checkpoint is complete or ignored."""
+"""A checkpoint is complete, or it is ignored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(output: Path, step: int, size: int = 10) -> Path:
     return folder
 
 
-def test_a_folder_appears_whole_and_lists_its_files(tmp_path):
+def test_a_folder_appears_complete_and_lists_its_files(tmp_path):
     folder = write(tmp_path, 3)
     assert json.loads((folder / "complete.json").read_text()) == {"weights": 10, "sub/state": 1}
     assert checkpoints.is_whole(folder) and checkpoints.last_whole(tmp_path) == folder
@@ -43,7 +43,7 @@ def test_an_error_while_writing_leaves_nothing_and_the_earlier_one_in_place(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"] and checkpoints.is_whole(before)
 
 
-def test_a_folder_is_replaced_by_a_whole_one(tmp_path):
+def test_a_folder_is_replaced_by_a_complete_one(tmp_path):
     write(tmp_path, 3, size=10)
     assert (write(tmp_path, 3, size=20) / "weights").stat().st_size == 20
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
@@ -86,7 +86,7 @@ def test_pruning_keeps_the_latest_and_the_best(tmp_path):
         RuntimeError('SafetensorError: I/O error: Os { code: 28, message: "No space left on device" }'),
     ],
 )
-def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path, error):
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(tmp_path, error):
     before = write(tmp_path, 3)
     promise = r"cannot write .*checkpoint-4: .* earlier checkpoints are complete"
     with pytest.raises(TrainingError, match=promise) as caught, checkpoints.written_whole(tmp_path / "checkpoint-4"):
@@ -108,7 +108,7 @@ for step in range(1, 100000):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_only_complete_checkpoints(tmp_path):
     chance = random.Random(0)
     for trial in range(6):
         output = tmp_path / str(trial)

@@ -1,4 +1,5 @@
-"""Any data set with tokens or text trains; documents keep their borders and their names."""
+"""Data sets with tokens or text become rows; documents keep their borders and names. Rows of prompts with answers:
+tests/phases/test_post.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from refine.training.order import STAND_IN
 
 
 def letters(text: str) -> dict[str, list[int]]:
-    """A tokenizer of one token a letter."""
+    """A tokenizer with one token per letter."""
     return {"input_ids": [ord(letter) - ord("a") + 1 for letter in text]}
 
 
@@ -24,7 +25,7 @@ def test_rows_of_tokens_keep_document_and_offset():
     assert row.tokens.tolist() == [4, 5, 6] and row.documents == ("lear@3",) and row.lengths == (3,)
 
 
-def test_text_is_read_by_the_tokenizer():
+def test_the_tokenizer_encodes_text():
     data = [{"text": "abc"}, {"text": "de"}]
     assert [row.tokens.tolist() for row in map(token_rows(data, letters).__getitem__, range(2))] == [
         [1, 2, 3],
@@ -38,7 +39,7 @@ def test_long_documents_are_cut_and_nothing_is_lost():
     assert rows[1].documents == ("row 0+3",)
 
 
-def test_packed_rows_hold_whole_pieces_and_know_their_borders():
+def test_packed_rows_hold_uncut_pieces_and_keep_their_borders():
     rows = token_rows([{"text": text} for text in ("ab", "cde", "fg", "h", "ijklmn")], letters, 5, packing=True)
     packed = [rows[index] for index in range(len(rows))]
     assert [row.lengths for row in packed] == [(2, 3), (2, 1), (5,), (1,)]
@@ -46,7 +47,7 @@ def test_packed_rows_hold_whole_pieces_and_know_their_borders():
     assert packed[0].documents == ("row 0", "row 1")
 
 
-def test_a_batch_is_padded_on_the_right_and_says_so_only_when_it_is():
+def test_a_batch_is_padded_on_the_right_and_has_lengths_only_if_it_is():
     rows = token_rows([{"tokens": [1, 2, 3]}, {"tokens": [4]}, {"tokens": [5, 6, 7], "lengths": [1, 2]}])
     batch = collate([rows[0], rows[1]])
     assert batch["tokens"].tolist() == [[1, 2, 3], [4, 0, 0]] and batch["lengths"] == [[3], [1]]

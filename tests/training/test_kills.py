@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, some of them while a checkpoint is written: the same bits and the same series come out."""
+"""After SIGKILLs at random moments, some while a checkpoint is written, weights and metrics are the same bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERY_STEP = tuple(
 
 @pytest.fixture
 def killing(monkeypatch):
-    """The module with the processes, importable by them."""
+    """The module that starts the processes, importable in them."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import killing
 
@@ -47,7 +47,7 @@ def phases(killing, params, prepared_folder, tmp_path):
 
 
 def same_after_kills(killing, phase, kills, seed, tmp_path, weights, series) -> int:
-    """Run `phase` undisturbed and with kills; what comes out must be the same. Returns how many kills hit."""
+    """Run `phase` without and with kills; weights and metrics must be the same. Returns how many kills hit."""
     killing.finish(*phase, tmp_path / "whole")
     whole, output = series(tmp_path / "whole"), tmp_path / "killed"
     killed = killing.run_with_kills(output, len(whole), random.Random(seed), kills, *phase, output)

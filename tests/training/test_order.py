@@ -1,4 +1,5 @@
-"""Every sequence counts once; batch sizes and processes change nothing."""
+"""Every sequence counts once, whatever the batch size and the number of processes. Nested steps:
+tests/phases/test_post.py."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def test_every_row_counts_once_an_epoch_whatever_the_step_size():
     assert sorted(flat[:7]) == sorted(flat[7:14]) == list(range(7)) and flat[:7] != flat[7:14]
 
 
-def test_the_order_is_the_seed_s_and_nothing_else():
+def test_the_order_depends_only_on_the_seed():
     one, again, other = (Stream(50, 50, 5, seed) for seed in (1, 1, 2))
     assert one.taken(0) == again.taken(0) != other.taken(0)
     assert Stream(50, 50, 5, None).taken(1) == [5, 6, 7, 8, 9]

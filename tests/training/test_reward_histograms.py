@@ -1,4 +1,4 @@
-"""The spread of the rewards can be seen: every held-out rollout is in one bin, at every validation, across a resume."""
+"""Every held-out rollout is in one bin, at every validation, across a resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_reward_has_a_range():
 
 @pytest.mark.parametrize("k", range(1, 13))
 def test_rewards_on_the_edge_of_a_bin_are_in_the_bin_above(k):
-    """Binary rewards are multiples of 1/k, some of which float32 rounds down."""
+    """Binary rewards are multiples of 1/k; float32 rounds some of them down."""
     shares = torch.arange(k + 1, dtype=torch.float32) / k
     found = reward_histograms.counts(shares, "binary")
     wanted = [0] * 20
@@ -61,7 +61,7 @@ def test_what_evaluate_returns_are_numbers(tiny_model, arguments, rows):
     assert all(isinstance(value, float) for value in found.values()) and "eval_reward/cosine/q50" in found
 
 
-def test_the_names_of_its_metrics_are_known_before(tiny_model, arguments, rows, params):
+def test_the_preflight_names_the_metrics_of_validation(tiny_model, arguments, rows, params):
     training = settings.load(params).training
     trainer = RefineTrainer(tiny_model(), arguments(objective=training.mid.objective), eval_dataset=rows[:2])
     made = {name.replace("eval_", "val/", 1) for name in trainer.evaluate()} - {"val/tokens"}
@@ -94,8 +94,8 @@ def test_the_picture_shows_each_validation_as_a_column_of_shares(tmp_path):
     assert axis.get_ylim() == (0.0, 0.1), "empty bins are cut off"
 
 
-def test_a_resumed_run_ends_with_the_whole_table(tiny_model, arguments, rows, tmp_path):
-    """The histograms of validations before the checkpoint come back with it."""
+def test_a_resumed_run_ends_with_the_complete_table(tiny_model, arguments, rows, tmp_path):
+    """The checkpoint restores the histograms of earlier validations."""
     args = arguments(max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
     whole = RefineTrainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows[:3])
     whole.train()
@@ -106,7 +106,7 @@ def test_a_resumed_run_ends_with_the_whole_table(tiny_model, arguments, rows, tm
     )
 
 
-def test_a_disk_that_takes_no_picture_stops_nothing(tmp_path, caplog):
+def test_a_picture_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     from transformers import TrainerState
 
     state = TrainerState(is_world_process_zero=True)
@@ -116,7 +116,7 @@ def test_a_disk_that_takes_no_picture_stops_nothing(tmp_path, caplog):
     assert "was not drawn" in caplog.text and "metrics.jsonl" in caplog.text
 
 
-def test_the_series_is_json_without_surprises(tiny_model, arguments, rows):
+def test_a_logged_row_survives_json(tiny_model, arguments, rows):
     trainer = RefineTrainer(tiny_model(), arguments(), eval_dataset=rows[:2])
     trainer.evaluate()
     (row,) = trainer.state.log_history

@@ -1,4 +1,4 @@
-"""Test-time training: it lowers the prompt's loss, and leaves nothing behind."""
+"""Test-time training lowers the prompt's loss, and restores the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def settings(**more) -> TestTimeSettings:
 
 
 def hash_of(model) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in model.state_dict().values():
-        whole.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_adapting_lowers_the_prompt_s_loss(tiny_model, prompts, arm):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_back_bit_for_bit(tiny_model, prompts, dtype):
+def test_weights_are_restored_bit_for_bit(tiny_model, prompts, dtype):
     model = tiny_model().to(dtype)
     before, trainer = hash_of(model), TestTimeTrainer(settings())
     for prompt in prompts:
@@ -57,7 +57,7 @@ def test_weights_are_back_bit_for_bit(tiny_model, prompts, dtype):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_weights_are_back_after_an_error_while_answering(tiny_model, prompts):
+def test_weights_are_restored_after_an_error_while_answering(tiny_model, prompts):
     model = tiny_model()
     before = hash_of(model)
     with pytest.raises(ZeroDivisionError), adapted(model, prompts[0], settings()):
@@ -76,7 +76,7 @@ def test_the_order_of_prompts_changes_nothing(tiny_model, prompts):
     assert hashes[0] == hashes[1] and len(set(hashes[0].values())) == 4
 
 
-def test_carrying_over_goes_on_from_prompt_to_prompt(tiny_model, prompts):
+def test_weights_carry_over_from_prompt_to_prompt_if_asked(tiny_model, prompts):
     model, trainer = tiny_model(), TestTimeTrainer(settings(carry_over=True))
     seen = [hash_of(model)]
     for prompt in prompts:
@@ -87,7 +87,7 @@ def test_carrying_over_goes_on_from_prompt_to_prompt(tiny_model, prompts):
     assert len(set(seen)) == 5
 
 
-def test_a_user_s_own_gradients_and_mode_are_left_alone(tiny_model, prompts):
+def test_the_user_s_gradients_and_mode_do_not_change(tiny_model, prompts):
     model = tiny_model().eval()
     weight = next(model.parameters())
     weight.grad = torch.full_like(weight, 7.0)
@@ -96,15 +96,15 @@ def test_a_user_s_own_gradients_and_mode_are_left_alone(tiny_model, prompts):
     assert not model.training and bool((weight.grad == 7.0).all())
 
 
-def test_a_bf16_model_moves_even_by_steps_that_its_rounding_would_lose(tiny_model, prompts):
-    """Forty steps of 1e-5 on weights of about 0.02: each is below half a bf16 step, together they are not."""
+def test_a_bf16_model_learns_from_steps_smaller_than_its_rounding(tiny_model, prompts):
+    """Forty steps of 1e-5 on weights of about 0.02: each is below half a bf16 spacing, their sum is not."""
     model = tiny_model().to(torch.bfloat16)
     before = hash_of(model)
     with adapted(model, prompts[0], settings(learning_rate=1e-5, steps=40), "sft"):
         assert hash_of(model) != before
 
 
-def test_a_loss_that_is_not_finite_is_named_and_the_weights_are_back(tiny_model, prompts):
+def test_a_loss_that_is_not_finite_is_an_error_and_the_weights_are_restored(tiny_model, prompts):
     model = tiny_model()
     with torch.no_grad():
         model.get_output_embeddings().weight[3].fill_(float("inf"))
@@ -117,12 +117,12 @@ def test_a_loss_that_is_not_finite_is_named_and_the_weights_are_back(tiny_model,
     assert hash_of(model) == before
 
 
-def test_a_prompt_too_short_for_rollouts_is_adapted_to_by_next_token_alone(tiny_model):
+def test_a_prompt_too_short_for_rollouts_trains_the_next_token_loss_alone(tiny_model):
     with adapted(tiny_model(), torch.tensor([1, 2, 3]), settings()) as done:
         assert len(done.losses) == 2 and not done.rewards
 
 
-def test_evaluation_takes_it_as_its_adapter(tiny_model, prepared_folder):
+def test_it_is_an_adapter_for_evaluation(tiny_model, prepared_folder):
     from transformers import AutoTokenizer
 
     from refine.data.prompts.prompt import Prompt

@@ -1,8 +1,9 @@
-"""Two processes give the result of one: the same draws, the same losses, weights within rounding; and they resume."""
+"""Two processes give the result of one (draws, losses, weights within rounding), resume, and fail in one line."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+from refine.training import torchrun
+
 WORKER = Path(__file__).parent / "processes_worker.py"
 
 
 def together(output: Path, *mode: str) -> int:
-    """Two processes on this machine; the exit code of torchrun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*torchrun, str(WORKER), str(output), *mode], capture_output=True, timeout=300).returncode
+    """Run two processes on this machine. Returns the exit code of torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*command, str(WORKER), str(output), *mode], capture_output=True, timeout=300).returncode
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,10 @@ def alone(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "sharded"])
 def test_two_processes_give_the_single_process_result_with_the_same_draws_and_resume(alone, tmp_path, mode):
-    """The run crashes after step 3, and its second half goes on from step 2: resume is part of what is compared."""
+    """The run crashes after step 3 and resumes from step 2, so that the comparison includes a resume."""
     assert together(tmp_path / "two", mode, "crash") != 0
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint-2"]
     assert together(tmp_path / "two", mode) == 0
@@ -47,24 +50,64 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
     assert all(float((others[name] - weights[name]).norm() / weights[name].norm()) <= 1e-5 for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "code", "said"),
+    ("mode", "code", "line"),
     [
         ("all", 1, "error: no room for anybody"),
         ("one", 1, "error: row 7 is odd"),
         ("killed", 137, "SIGKILL ended training process 1; start the command again to resume"),
     ],
 )
-def test_a_failure_of_several_processes_is_one_line(mode, code, said):
-    """Whichever of them it is; no traceback of the others, which lose their partner, or of torchrun."""
+def test_a_failure_of_several_processes_is_one_line(mode, code, line):
+    """From the process at fault, without a traceback of torchrun or of the processes that lose their partner."""
     command = [sys.executable, "-m", "refine.training.torchrun", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(WORKER.with_name("failing_worker.py")), mode], capture_output=True, text=True, timeout=300
     )
-    assert (done.returncode, done.stderr.strip().splitlines()) == (code, [said])
+    assert (done.returncode, done.stderr.strip().splitlines()) == (code, [line])
 
 
+@pytest.mark.slow
 def test_under_fsdp_the_gradient_is_that_of_one_process(tmp_path):
     assert together(tmp_path / "fsdp", "fsdp") == 0
     found = json.loads((tmp_path / "fsdp" / "found.json").read_text())
     assert found["same_draws"] and found["worst"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rank", "in_one_line", "seconds"),
+    [
+        (None, True, []),
+        ("0", True, []),
+        ("1", True, [torchrun.PATIENCE / 2]),
+        ("0", False, [torchrun.PATIENCE]),
+        ("1", False, [torchrun.PATIENCE]),
+    ],
+)
+def test_a_failing_process_waits_until_the_one_that_prints_has_printed(monkeypatch, rank, in_one_line, seconds):
+    slept: list[float] = []
+    monkeypatch.setattr(torchrun.time, "sleep", slept.append)
+    for name, value in (("RANK", rank), ("WORLD_SIZE", rank and "2")):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    torchrun.let_others_speak(in_one_line)
+    assert slept == seconds
+
+
+def test_a_process_becomes_torchrun_once(monkeypatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torchrun.become(1, ["train", "mid"])
+    assert not started, "one process needs no torchrun"
+    torchrun.become(2, ["train", "mid"])
+    (command,) = started
+    assert command[command.index("--nproc-per-node") + 1] == "2" and command[-3:] == ["refine.cli.main", "train", "mid"]
+    assert torchrun.is_first()
+    monkeypatch.setenv("RANK", "1")
+    torchrun.become(2, ["train", "mid"])
+    assert len(started) == 1, "it runs under torchrun already"
+    assert not torchrun.is_first()

@@ -1,4 +1,4 @@
-"""RefineTrainer: what a step sees and computes does not depend on how it is cut up."""
+"""RefineTrainer: what a step computes does not depend on how it is cut into passes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_training_lowers_the_loss_and_logs_every_step(tiny_model, arguments, row
 
 @pytest.mark.parametrize("per_pass", [1, 2, 3])
 def test_micro_batches_change_no_draw_no_loss_and_no_gradient(tiny_model, arguments, rows, per_pass):
-    """max_grad_norm tiny and one step of SGD: what the weights move by is the gradient's direction."""
+    """After one step of SGD the weights have moved in the direction of the gradient."""
     whole = trained(tiny_model(), arguments(max_steps=1, optim="sgd", max_grad_norm=1.0), rows)
     cut = trained(
         tiny_model(), arguments(max_steps=1, optim="sgd", max_grad_norm=1.0, per_device_train_batch_size=per_pass), rows
@@ -51,8 +51,8 @@ def test_micro_batches_change_no_draw_no_loss_and_no_gradient(tiny_model, argume
     start = flat(tiny_model())
     moved, also = flat(whole.model) - start, flat(cut.model) - start
     assert float((moved - also).norm() / moved.norm()) < 1e-4
-    for name in ("train/loss", "train/ntp_loss", "train/ntp_accuracy", "train/entropy", "train/rollouts",
-                 "train/grad_norm"):  # fmt: skip
+    for key in ("loss", "ntp_loss", "ntp_accuracy", "entropy", "rollouts", "grad_norm"):
+        name = f"train/{key}"
         assert logged(cut, name) == pytest.approx(logged(whole, name), rel=1e-4), name
     assert logged(cut, "train/reward/binary/mean") == pytest.approx(logged(whole, "train/reward/binary/mean"), abs=1e-6)
 
@@ -102,7 +102,7 @@ def test_validation_counts_every_sequence_once_whatever_the_batch(tiny_model, ar
         assert other["eval_reward/cosine/mean"] == pytest.approx(found[0]["eval_reward/cosine/mean"], rel=1e-4)
 
 
-def test_validation_runs_at_its_interval_at_the_end_and_moves_nothing(tiny_model, arguments, rows):
+def test_validation_runs_at_its_interval_and_at_the_end_and_changes_no_weight(tiny_model, arguments, rows):
     plain = trained(tiny_model(), arguments(max_steps=5), rows)
     args = arguments(max_steps=5, eval_strategy="steps", eval_steps=2, eval_on_start=True)
     watched = trained(tiny_model(), args, rows, eval_dataset={"val": rows[:3], "second_domain": rows[3:5]})
@@ -138,21 +138,26 @@ def test_text_trains_with_a_tokenizer(tiny_model, arguments, prepared_folder):
     assert logged(trainer, "train/tokens") == [120.0, 120.0]
 
 
-def test_packed_rows_are_trained_as_the_documents_they_hold(tiny_model, arguments, rows):
-    """One step over all documents: the same next-token loss packed and one a row."""
+def test_packed_rows_train_like_their_documents(tiny_model, arguments, rows):
+    """One step over all documents: the next-token loss is the same packed and with one document per row."""
     both = []
     for packing, per_step in ((False, 10), (True, 5)):
         args = arguments(
-            max_steps=1, sequences_per_step=per_step, max_length=100, packing=packing, objective={"nsp_weight": 0.0},
-            train_sampling_strategy="sequential", per_device_train_batch_size=10,
-        )  # fmt: skip
+            max_steps=1,
+            sequences_per_step=per_step,
+            per_device_train_batch_size=10,
+            max_length=100,
+            packing=packing,
+            objective={"nsp_weight": 0.0},
+            train_sampling_strategy="sequential",
+        )
         both.append(trained(tiny_model(), args, rows))
     assert len(both[1].rows) == 5
     assert logged(both[0], "train/tokens") == logged(both[1], "train/tokens")
     assert logged(both[1], "train/loss") == pytest.approx(logged(both[0], "train/loss"), rel=1e-5)
 
 
-def test_a_document_too_short_for_rollouts_trains_by_next_token_alone_and_says_so_once(tiny_model, arguments, caplog):
+def test_documents_too_short_for_rollouts_train_the_next_token_loss_with_one_warning(tiny_model, arguments, caplog):
     short = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
     trainer = trained(tiny_model(), arguments(max_steps=2, sequences_per_step=2), short)
     assert logged(trainer, "train/loss") == pytest.approx(logged(trainer, "train/ntp_loss"), rel=1e-6)
@@ -161,23 +166,23 @@ def test_a_document_too_short_for_rollouts_trains_by_next_token_alone_and_says_s
     ]
 
 
-def test_sft_and_documents_long_enough_say_nothing(tiny_model, arguments, rows, caplog):
+def test_sft_and_documents_long_enough_warn_of_nothing(tiny_model, arguments, rows, caplog):
     trained(tiny_model(), arguments(max_steps=1), rows)
     trained(tiny_model(), arguments(max_steps=1, objective={"nsp_weight": 0.0}), [{"tokens": [1, 2, 3]}])
     assert not caplog.records
 
 
-def test_what_trainer_would_leave_unused_is_refused(tiny_model, arguments, rows):
+def test_arguments_that_would_have_no_effect_are_refused(tiny_model, arguments, rows):
     with pytest.raises(SettingError, match="leave out data_collator, compute_metrics"):
         RefineTrainer(tiny_model(), arguments(), rows, compute_metrics=lambda _: {}, data_collator=list)
 
 
-def test_checkpoints_are_written_without_bars(tiny_model, arguments, rows, capfd):
+def test_writing_checkpoints_shows_no_bars(tiny_model, arguments, rows, capfd):
     trained(tiny_model(), arguments(max_steps=1, save_strategy="steps", save_steps=1), rows)
     assert capfd.readouterr().err == ""
 
 
-def test_a_non_finite_loss_stops_before_the_weights_move_and_names_step_and_documents(tiny_model, arguments, rows):
+def test_a_non_finite_loss_stops_before_the_weights_change_and_names_step_and_documents(tiny_model, arguments, rows):
     model = tiny_model()
     with torch.no_grad():
         model.get_output_embeddings().weight[3].fill_(float("inf"))
@@ -188,7 +193,7 @@ def test_a_non_finite_loss_stops_before_the_weights_move_and_names_step_and_docu
     assert torch.equal(flat(model), before)
 
 
-def test_a_non_finite_gradient_stops_before_the_weights_move(tiny_model, arguments, rows):
+def test_a_non_finite_gradient_stops_before_the_weights_change(tiny_model, arguments, rows):
     model = tiny_model()
     model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = flat(model)
@@ -221,7 +226,7 @@ def test_a_model_without_a_memory_is_refused(arguments, rows):
         RefineTrainer(torch.nn.Linear(2, 2), arguments(), train_dataset=rows)
 
 
-def test_objective_settings_are_checked_where_they_are_given(tmp_path):
+def test_objective_settings_are_checked_by_the_arguments(tmp_path):
     with pytest.raises(SettingError, match=r"RefineArguments\.objective.*did you mean 'positions'"):
         RefineArguments(output_dir=str(tmp_path), objective={"position": 8})
 

@@ -10,7 +10,7 @@ from refine.errors import DataError
 
 
 def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
-    """`tokens`; if they are more than `length`, their first and last halves, so that instruction and question stay."""
+    """`tokens`, cut in the middle to at most `length`, so that the instruction and the question stay."""
     if len(tokens) <= length:
         return list(tokens)
     head = length - length // 2
@@ -18,10 +18,10 @@ def cut_middle(tokens: Sequence[int], length: int) -> list[int]:
 
 
 def reference_tokens(tokenizer: Any, prompt: str, tokens: Sequence[int], reference: str, between: str) -> list[int]:
-    """The tokens of `reference` after `prompt`, which is encoded as `tokens`. `between`: text between the two.
+    """The tokens of the answer `reference` after `prompt`, whose tokens are `tokens`; `between` stands between them.
 
-    Both are encoded together, so that the space before the answer is tokenized as in running text. If that would
-    change a token of the prompt, the answer is encoded by itself.
+    Prompt and answer are encoded together, so that the space before the answer is tokenised as in running text. If
+    that changes the prompt's own tokens, the answer is encoded alone.
     """
     if prompt[-1].isspace():
         between = ""
