@@ -30,7 +30,9 @@ import torch
 from measure import allocated_on_cpu, kernels
 
 from refine.models import from_config
-from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
+from refine.objective import ObjectiveSettings, next_sequence_step
+from refine.objective.rereading import Rereading
+from refine.objective.rollouts import OneRead, ReadingStrategy
 from refine.ops.attention import window as window_attention
 from refine.ops.delta_rule import fla
 from refine.ops.token_statistics import token_statistics
@@ -64,6 +66,7 @@ ON_A_GPU = [
     "DeltaNet and the 760M LaCT (random weights, bfloat16), with tokens/s and the kernels in use, and writes",
     "refine_step_cuda.md and .png; `pytest -m requires_cuda` compares the kernels with their twins there.",
 ]
+ONE_READ = OneRead()
 GROWTH = (1024, 2048, 4096, 8192, 16384)
 QUICK = 64  # by so much --quick shortens texts and chunks; its models are two narrow layers of the same kind
 
@@ -122,9 +125,10 @@ class Bench:
         hidden = self.model.read(tokens).hidden
         token_statistics(hidden[:, :-1], self.model.lm_head.weight, tokens[:, 1:]).loss.backward()
 
-    def refine(self, tokens: torch.Tensor, settings: ObjectiveSettings, step: Any = next_sequence_step) -> None:
+    def refine(self, tokens: torch.Tensor, settings: ObjectiveSettings, read: ReadingStrategy = ONE_READ) -> None:
         """One REFINE step, forward and backward."""
-        step(self.model, tokens, settings, torch.tensor([7], device=self.device)).loss.backward()
+        seeds = torch.tensor([7], device=self.device)
+        next_sequence_step(self.model, tokens, settings, seeds, read=read).loss.backward()
 
     def seconds(self, step: Callable[[], None]) -> float:
         """How long `step` takes, gradients cleared before."""
@@ -183,10 +187,7 @@ def compare(name: str, bench: Bench, rounds: int) -> list[Row]:
 def against_twin(bench: Bench, rounds: int) -> float:
     """Median of the twin's time over the one-read step's at T = 4096, c = 8."""
     tokens, settings = bench.text(4096), ObjectiveSettings(positions=8)
-    steps = [
-        lambda: bench.refine(tokens, settings),
-        lambda: bench.refine(tokens, settings, by_rereading.next_sequence_step),
-    ]
+    steps = [lambda: bench.refine(tokens, settings), lambda: bench.refine(tokens, settings, Rereading())]
     times = [[bench.seconds(step) for step in steps] for _ in range(rounds)]
     return statistics.median(slow / fast for fast, slow in times)
 

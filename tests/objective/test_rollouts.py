@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refine.objective import ObjectiveSettings, next_sequence_step
-from refine.objective.documents import Documents, places_of
+from refine.objective.documents import Documents, RolloutStarts
 from refine.objective.rollouts import OneRead
 
 SEEDS = torch.tensor([4, 5, 6])
@@ -73,9 +73,10 @@ def test_in_bfloat16_they_agree_within_its_rounding(model, draw_tokens, autocast
 def test_tokens_are_sampled_from_the_very_distribution_that_is_scored(model, draw_tokens):
     """First tokens of many rollouts against softmax(logits / temperature): chi-square; and no token is left out."""
     tokens, n, temperature = draw_tokens(1, 60), 20_000, 1.3
-    places = places_of(torch.tensor([[31]]), Documents((1, 60), None), 1)
-    reader = OneRead(model, tokens, None, True)
-    drawn, log_probs = reader.sample(places, n, 1, torch.arange(n), temperature)
+    documents = Documents((1, 60), None)
+    starts = RolloutStarts.at(torch.tensor([[31]]), documents, 1)
+    reader = OneRead()(model, tokens, documents, tappable=True)
+    drawn, log_probs = reader.sample(starts, n, 1, torch.arange(n), temperature)
     wanted = torch.softmax(model.logits(reader.hidden[0, 30]).detach().double() / temperature, -1)
     counts = torch.bincount(drawn.flatten(), minlength=wanted.shape[0])
     expected = wanted * n

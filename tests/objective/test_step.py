@@ -20,10 +20,10 @@ SETTINGS = ObjectiveSettings(positions=4, rollouts=2, nsp_weight=1)
 
 def denominators(settings: ObjectiveSettings) -> dict[str, int]:
     lengths = [length for row in LENGTHS for length in row]
-    places = sum(len(admissible(length, settings)) for length in lengths)
+    starts = sum(len(admissible(length, settings)) for length in lengths)
     return {
         "ntp_tokens": sum(length - 1 for length in lengths),
-        "rollout_tokens": places * settings.rollouts * settings.rollout_length,
+        "rollout_tokens": starts * settings.rollouts * settings.rollout_length,
     }
 
 
@@ -32,16 +32,14 @@ def denominators(settings: ObjectiveSettings) -> dict[str, int]:
 def test_any_micro_batches_give_the_draws_and_the_gradient_of_the_whole_batch(model, draw_tokens, steps, passes, group):
     settings = SETTINGS.model_copy(update={"group": group})
     tokens, counts = draw_tokens(5, 149), denominators(settings)
-    whole, wanted = steps.gradients(next_sequence_step, model, tokens, settings, SEEDS, lengths=LENGTHS)
+    whole, wanted = steps.gradients(model, tokens, settings, SEEDS, lengths=LENGTHS)
     assert {"ntp_tokens": whole.ntp_tokens, "rollout_tokens": whole.rollout_tokens} == counts
     found = {key: torch.zeros_like(g) for key, g in wanted.items()}
     losses = torch.zeros(3)
     for rows in passes:
         lengths = [LENGTHS[b] for b in rows]
         width = max(sum(row) for row in lengths)
-        part, gradients = steps.gradients(
-            next_sequence_step, model, tokens[rows, :width], settings, SEEDS[rows], lengths=lengths, **counts
-        )
+        part, gradients = steps.gradients(model, tokens[rows, :width], settings, SEEDS[rows], lengths=lengths, **counts)
         losses += torch.stack([part.loss.detach(), part.nsp_loss, part.ntp_loss])
         columns = part.positions.shape[1]
         assert torch.equal(part.positions, whole.positions[rows, :columns])
@@ -77,9 +75,9 @@ def test_a_sequence_of_one_token_predicts_nothing_and_breaks_nothing(model, draw
 
 def test_one_rollout_alone_has_no_advantage_and_leaves_the_next_token_gradient(model, draw_tokens, steps):
     tokens = draw_tokens(2, 100)
-    lone, found = steps.gradients(next_sequence_step, model, tokens, ObjectiveSettings(positions=1), SEEDS[:2])
+    lone, found = steps.gradients(model, tokens, ObjectiveSettings(positions=1), SEEDS[:2])
     assert lone.valid.all() and not lone.advantages.any()
-    _, wanted = steps.gradients(next_sequence_step, model, tokens, ObjectiveSettings(nsp_weight=0), SEEDS[:2])
+    _, wanted = steps.gradients(model, tokens, ObjectiveSettings(nsp_weight=0), SEEDS[:2])
     steps.same_gradients(found, wanted, 1e-6)
 
 
@@ -112,9 +110,9 @@ def test_accuracy_entropy_and_loss_are_those_of_the_real_tokens(model, draw_toke
 
 def test_gradient_checkpointing_changes_nothing(model, draw_tokens, steps):
     tokens = draw_tokens(2, 211)
-    plain, wanted = steps.gradients(next_sequence_step, model, tokens, SETTINGS, SEEDS[:2])
+    plain, wanted = steps.gradients(model, tokens, SETTINGS, SEEDS[:2])
     model.model.gradient_checkpointing = True
-    found, gradients = steps.gradients(next_sequence_step, model.train(), tokens, SETTINGS, SEEDS[:2])
+    found, gradients = steps.gradients(model.train(), tokens, SETTINGS, SEEDS[:2])
     steps.same_draws(found, plain)
     steps.same_gradients(gradients, wanted, 1e-5)
 
