@@ -1,6 +1,6 @@
-"""Score a pretrained model beside an n-gram and make it one that ships: `python -m benchmarks.studies.sample_models
-NAME FOLDER`, where FOLDER is what `refine pretrain` wrote. The model, its tokenizer, training.json and a model
-card go to refine/models/sample/NAME, the loss curve to docs/sample-NAME.png.
+"""Scores a pretrained model beside an n-gram and installs it as a shipped model: `python -m
+benchmarks.studies.sample_models NAME FOLDER`, where `refine pretrain` wrote FOLDER. The model, its tokenizer,
+training.json and a model card go to refine/models/sample/NAME, the loss curve to docs/sample-NAME.png.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ tags: [fast-weights, {kind}]
 # sample/{name}
 
 A {kind} of {parameters:,} parameters that comes with REFINE, for its sample experiment, its demo and its tests:
-`refine.models.from_pretrained("sample/{name}")`. It shows what fast weights recall, on a laptop; it is no use for else.
+`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what fast weights recall. It has no other use.
 
 **Made by** `refine pretrain --params refine/settings/recipes/{name}.yaml --output FOLDER` (settings committed there):
 {steps:,} optimizer steps, {tokens:,} tokens, {hours:.2f} hours on {machine}. Loss curve: docs/sample-{name}.png and
 training.json.
 
 **Data.** Shakespeare's plays without Twelfth Night, King John, Coriolanus and The Tempest (public domain), and recall
-exercises made around them: needles in RULER's form and questions about invented people, whose keys, values and names
-no test draws (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, as the project.
+exercises made around them: needles in RULER's form and questions about invented people. No test draws their keys,
+values or names (`refine.data.prompts.kept_apart`). **Licence**: Apache-2.0, as the project.
 
-**Limits.** English of 1600 and the templates it was trained on; context of 1024 tokens in training; nothing it says is
-knowledge.
+**Limits.** It knows English of 1600 and the templates of its training, with contexts of 1024 tokens. Do not rely on
+anything it says.
 
 **Scores** ({samples} prompts of each kind and length, drawn with a seed that no experiment here uses, essays and
 passages from the four held-out plays; 95 % intervals):
@@ -69,19 +69,24 @@ def main(name: str, folder: Path, samples: int) -> None:
     documents = load_documents(folder / "prepared" / "documents" / "validation.parquet")
     inputs = Inputs({"val": documents}, _prompts(folder, tokenizer, samples))
     found = evaluate_model(folder / "model", inputs, tokenizer, name=f"sample/{name}")
-    told = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
+    training = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
     ngrams = ", ".join(f"{n}-gram {loss:.3f}" for n, loss in _ngrams(folder, tokenizer, documents).items())
     card = CARD.format(
-        name=name, kind=config["model_type"], hours=told["seconds"] / 3600, samples=samples, table=found.table(),
-        loss=found.next_token["val"].loss, ngrams=ngrams,
-        **{key: told[key] for key in ("parameters", "steps", "tokens", "machine")},
-    )  # fmt: skip
+        name=name,
+        kind=config["model_type"],
+        hours=training["seconds"] / 3600,
+        samples=samples,
+        table=found.table(),
+        loss=found.next_token["val"].loss,
+        ngrams=ngrams,
+        **{key: training[key] for key in ("parameters", "steps", "tokens", "machine")},
+    )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     place = paths.SHIPPED / name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder / "model", place)
-    _draw(told, name, Path("docs") / f"sample-{name}.png")
+    _draw(training, name, Path("docs") / f"sample-{name}.png")
     click.echo(card)
 
 
@@ -108,12 +113,14 @@ def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:
     return {n: KneserNey(training, n, len(tokenizer)).loss([list(row) for row in held_out]) for n in (3, 4)}
 
 
-def _draw(told: dict[str, Any], name: str, path: Path) -> None:
+def _draw(training: dict[str, Any], name: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    axis.plot([one["tokens"] / 1e6 for one in told["curve"]], [one["loss"] for one in told["curve"]], linewidth=1)
+    axis.plot(
+        [one["tokens"] / 1e6 for one in training["curve"]], [one["loss"] for one in training["curve"]], linewidth=1
+    )
     axis.set(
         xlabel="million tokens", ylabel="next-token loss [nats]", title=f"sample/{name}: training (drill, then all)"
     )
