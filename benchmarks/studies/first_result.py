@@ -65,9 +65,9 @@ def main(output: Path, model: str, seeds: str, part: str, params: Path, override
     """Train and score what a part lacks: the main arms; SFT for the time of each of them; ablations."""
     import torch
 
-    from refine.cli.evaluate import quiet
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     torch.set_num_threads(1)  # one process a core: give each process some of the seeds
     common = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
     data = _prepared(settings.load(params, common), output / "prepared")

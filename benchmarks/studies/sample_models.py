@@ -61,10 +61,10 @@ n-grams of the same tokens, trained on the same plays: {ngrams}.
 @click.option("--samples", default=50, show_default=True, help="Prompts of each kind and length.")
 def main(name: str, folder: Path, samples: int) -> None:
     """Score FOLDER/model and install it as sample/NAME."""
-    from refine.cli.evaluate import quiet
     from refine.evaluation import Inputs, evaluate_model
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     tokenizer = tokenizers.load(folder / "model")
     documents = load_documents(folder / "prepared" / "documents" / "validation.parquet")
     inputs = Inputs({"val": documents}, _prompts(folder, tokenizer, samples))

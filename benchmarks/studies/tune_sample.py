@@ -52,9 +52,9 @@ SEED_OF_NEEDLES = 1000  # test prompts are drawn with the experiment's seed
 @click.option("-S", "overrides", multiple=True, help="Override a setting of all arms.")
 def main(phase: str, output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Train each arm of a phase with each learning rate and score it on the validation prompts."""
-    from refine.cli.evaluate import quiet
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     lines = [
         "| arm | learning rate | loss | needles | questions | log-prob. of the answers |",
         "|---|---|---|---|---|---|",
