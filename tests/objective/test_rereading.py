@@ -24,7 +24,9 @@ SETTINGS = {
 def check(found, wanted, steps, bound):
     (a, a_gradients), (b, b_gradients) = found, wanted
     steps.same_draws(a, b)
-    assert float((a.loss - b.loss).detach().abs()) <= bound * float(b.ntp_loss)  # on-policy the loss itself is about 0
+    assert float((a.loss - b.loss).detach().abs()) <= bound * float(
+        b.ntp_loss
+    )  # on-policy the policy loss itself is about 0
     for name in ("ntp_loss", "entropy", "log_probs"):
         assert steps.distance(getattr(a, name), getattr(b, name)) <= bound, name
     steps.same_gradients(a_gradients, b_gradients, bound)
@@ -102,6 +104,6 @@ def test_bfloat16_agrees_within_its_rounding(model, draw_tokens, steps, autocast
     together, apart, exact = (
         torch.cat([g.flatten().double() for g in x.values()]) for x in (found[1], twin[1], wanted)
     )
-    rounding = steps.distance(apart, exact)  # how far bfloat16 takes the twin itself from float32
+    rounding = steps.distance(apart, exact)  # the twin's own distance between bfloat16 and float32
     assert rounding < 0.25
     assert steps.distance(together, exact) <= 1.5 * rounding + 1e-3

@@ -1,4 +1,4 @@
-"""A step counts every sequence once, whatever the batch; short sequences train too; a result says what happened."""
+"""A step counts every sequence once, whatever the batch. Short sequences train too. `result.py` is tested here too."""
 
 from __future__ import annotations
 
@@ -165,10 +165,11 @@ def test_a_further_update_keeps_rewards_advantages_and_old_log_probabilities(mod
 
 
 def test_trained_on_its_next_sequence_loss_alone_the_reward_grows(build, draw_tokens):
-    """Twenty updates on one sequence: rollouts that were rewarded become likelier."""
+    """Twenty updates on one sequence make the rewarded rollouts likelier."""
     model, tokens = build("delta_net"), draw_tokens(1, 100)
-    settings = ObjectiveSettings(positions=8, rollouts=16, rollout_length=2, reward="binary", group="position",
-                                 nsp_weight=1, ntp_weight=0)  # fmt: skip
+    settings = ObjectiveSettings(
+        positions=8, rollouts=16, rollout_length=2, reward="binary", group="position", nsp_weight=1, ntp_weight=0
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rewards = []
     for step in range(20):
@@ -181,7 +182,7 @@ def test_trained_on_its_next_sequence_loss_alone_the_reward_grows(build, draw_to
 
 
 class Objective(Trainer):
-    """transformers.Trainer with the step in the place of its loss, as a user would write it."""
+    """transformers.Trainer with the step as its loss, as a user would write it."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return next_sequence_step(model, inputs["input_ids"], SETTINGS, inputs["seed"]).loss
@@ -193,10 +194,20 @@ def test_it_trains_in_transformers_trainer_under_accelerate(model, draw_tokens, 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=bf16,
-        learning_rate=1e-3, report_to=[], remove_unused_columns=False, use_cpu=True, save_strategy="no",
-        logging_steps=1, disable_tqdm=True, **{recompute: True},
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        bf16=bf16,
+        learning_rate=1e-3,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        **{recompute: True},
+    )
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     trainer = Objective(model, arguments, train_dataset=rows)
     trainer.train()
