@@ -24,9 +24,7 @@ SETTINGS = {
 def check(found, wanted, steps, bound):
     (a, a_gradients), (b, b_gradients) = found, wanted
     steps.same_draws(a, b)
-    assert float((a.loss - b.loss).detach().abs()) <= bound * float(
-        b.ntp_loss
-    )  # on-policy the policy loss itself is about 0
+    assert float((a.loss - b.loss).detach().abs()) <= bound * float(b.ntp_loss)  # on-policy the loss is about 0
     for name in ("ntp_loss", "entropy", "log_probs"):
         assert steps.distance(getattr(a, name), getattr(b, name)) <= bound, name
     steps.same_gradients(a_gradients, b_gradients, bound)
