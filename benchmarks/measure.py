@@ -1,4 +1,4 @@
-"""How the benchmarks measure: seconds in rounds, peak memory, the kernels that run, matrix products by count."""
+"""How the benchmarks measure: seconds in rounds, peak memory, the kernels that run, counted matrix products."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
-def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long `run` takes by `clock`."""
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter, device: str = "cpu") -> float:
+    """How long `run` takes by `clock`, its work on `device` included."""
+    _wait_for(device)
     start = clock()
     run()
+    _wait_for(device)
     return clock() - start
+
+
+def _wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def measured_rounds(contenders: dict[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
@@ -29,17 +36,17 @@ def measured_rounds(contenders: dict[str, Callable[[], Any]], rounds: int) -> li
 
 
 def median(rounds: list[dict[str, float]], name: str, beside: str | None = None) -> float:
-    """Over the rounds: of contender `name`'s seconds, or of their ratio to those of `beside`."""
+    """Median over the rounds of contender `name`'s seconds, or of their ratio to `beside`'s."""
     return statistics.median(each[name] / (each[beside] if beside else 1) for each in rounds)
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns in a process of its own, which has loaded the models' code and done nothing else.
+    """What `function` returns in a new process, which has loaded the models' code and done nothing else.
 
-    Its tensors from 1 MiB up go back to the system when they are freed: glibc's malloc would keep them, broken into
-    pieces, and the process's size would say little about what the function needs.
+    glibc's malloc returns freed tensors of 1 MiB and more to the system there. By default it keeps them, and the
+    process's size then says little about what the function needs.
     """
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # for the server below, and so for its processes
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # the fork server below and its processes inherit it
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["refine.models", "transformers.models.llama.modeling_llama"])
     with context.Pool(1) as process:
@@ -47,13 +54,13 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def largest_resident_size() -> int:
-    """The most memory this process has held so far [bytes]. Linux's getrusage would count its parent's in, too."""
+    """The most memory this process has held so far [bytes]. Linux's getrusage would include the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def allocated_on_cpu(step: Callable[[], None]) -> float:
-    """The highest sum of live allocations made during `step` [bytes], from the profiler's record of each of them."""
+    """The highest sum of live allocations made during `step` [bytes], from the profiler's record of each."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.orchestration [OPTIONS OF flows.pipeline]
 
-runs the experiment of params.yaml once (with `REFINE_HOME` an empty folder, so that nothing is finished before), prints
-in seconds where the time went, and writes it to benchmarks/orchestration.md. The stages' processes are timed whole,
-their own imports included; what is timed inside of another entry is not counted twice. What is done while Prefect's
-server starts (MLflow's database is opened) costs orchestration what it takes beyond that start.
+Set `REFINE_HOME` to an empty folder, so that no stage is already finished. The benchmark runs the experiment of
+params.yaml once, prints in seconds where the time went, and writes that to benchmarks/orchestration.md. A stage's
+process counts from start to end, with its own imports. Time inside another entry is not counted twice. MLflow's
+database opens while Prefect's server starts: only the part beyond the server's start counts as orchestration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -21,12 +20,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
 BEGUN = time.perf_counter()
 STAGES, SERVER, IMPORTS = "stages' own work", "wait for Prefect's server", "imports"
 DEVICE = "wait for a device that another run holds"
 seconds: dict[str, float] = defaultdict(float)
 calls: dict[str, int] = defaultdict(int)
-_inner: list[float] = []  # of each entry that is open: seconds of the entries inside of it
+_inner: list[float] = []  # for each open entry: the seconds of the entries inside it
 started: list[float] = []  # seconds until Prefect's server answered
 
 
@@ -50,7 +51,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def entered(name: str, opened: Callable[..., Any]) -> Callable[..., Any]:
-    """`opened`, a context manager; the seconds until it lets in are added to `name`."""
+    """`opened`, a context manager; the seconds that entering it takes are added to `name`."""
 
     @contextlib.contextmanager
     def measured(*given: Any) -> Iterator[Any]:
@@ -61,10 +62,10 @@ def entered(name: str, opened: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watched(opened: Callable[[], Any], wait: Callable[[str], None]) -> Callable[[], Any]:
-    """`opened`, which gives the address of Prefect's server, noting how long that takes to answer."""
+    """`opened`, which yields the address of Prefect's server; notes how long the server takes to answer."""
 
     @contextlib.contextmanager
-    def noted() -> Iterator[str]:
+    def timed_start() -> Iterator[str]:
         begun = time.perf_counter()
         with opened() as url:
 
@@ -75,12 +76,12 @@ def watched(opened: Callable[[], Any], wait: Callable[[str], None]) -> Callable[
             threading.Thread(target=ask, daemon=True).start()
             yield url
 
-    return noted
+    return timed_start
 
 
 def watch() -> Callable[[list[str]], None]:
-    """Time what the flow is made of. Returns the flow's command."""
-    import matplotlib.pyplot  # noqa: F401  (imported where it is used, and an import all the same)
+    """Time the flow's parts. Returns the flow's command."""
+    import matplotlib.pyplot  # noqa: F401  (the flow imports it late; it counts as an import here)
     import mlflow  # noqa: F401
 
     from flows import artifacts, experiment, pipeline, tasks
@@ -106,8 +107,8 @@ def watch() -> Callable[[list[str]], None]:
         (tasks, "trained", "records of finished stages"),
         (stages.Stages, "scored_on", "hashes of inputs"),
     ]
-    for owner, name, told in parts:
-        setattr(owner, name, timed(told, getattr(owner, name)))
+    for owner, name, entry in parts:
+        setattr(owner, name, timed(entry, getattr(owner, name)))
     return pipeline.run
 
 
@@ -122,30 +123,31 @@ def table(total: float) -> list[str]:
 
 
 def report(total: float, arguments: list[str]) -> str:
-    """The table, with what it was measured by."""
+    """The table, with the command and the machine."""
     command = " ".join(["python -m benchmarks.orchestration", *arguments])
-    return "\n".join([
-        "# Orchestration", "",
-        f"`{command}` on {platform.processor() or platform.machine()}, Python {platform.python_version()}: a whole "
-        "experiment. *Orchestration* is all that is not the stages' own work, imports, waiting for other runs or the "
-        f"{started[0]:.1f} s in which Prefect's server started (MLflow's database is opened meanwhile).", "",
-        *table(total), "",
-        f"CPU time of the flow's own process, imports included: {time.process_time():.1f} s.", "",
-    ])  # fmt: skip
+    head = (
+        f"`{command}` on {platform.processor() or platform.machine()}, Python {platform.python_version()}: one "
+        "experiment. *Orchestration* is the time without the stages' own work, imports, waiting for other runs and the "
+        f"{started[0]:.1f} s in which Prefect's server started (MLflow's database opens meanwhile)."
+    )
+    cpu = f"CPU time of the flow's own process, imports included: {time.process_time():.1f} s."
+    return "\n".join(["# Orchestration", "", head, "", *table(total), "", cpu, ""])
 
 
-def main() -> None:
-    """Run the flow, print the table, write orchestration.md."""
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def main(options: tuple[str, ...]) -> None:
+    """Run the flow with OPTIONS (those of flows.pipeline), print the table, write orchestration.md."""
     run = timed("", watch)()
     seconds[IMPORTS] = time.perf_counter() - BEGUN
     seconds.pop("")
     try:
-        run(sys.argv[1:])
-    except SystemExit as ended:  # click ends the process, also where all went well
+        run(list(options))
+    except SystemExit as ended:  # click ends the process, also after success
         if ended.code:
             raise
-    text = report(time.perf_counter() - BEGUN, sys.argv[1:])
-    print(text)
+    text = report(time.perf_counter() - BEGUN, list(options))
+    click.echo(text)
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
 
 

@@ -1,17 +1,16 @@
-"""What recording costs: a training with every step logged to MLflow, beside the same training without.
+"""What recording costs: a training that logs every step to MLflow, beside the same training without.
 
-    python benchmarks/recording.py          # prints the table; writes recording.md beside this file
+    python -m benchmarks.recording          # prints the table; writes recording.md beside this file
 
-Three trainings by turns, in one process: nothing recorded; metrics.jsonl as `refine train` writes it; MlflowCallback
-into a SQLite file, which is written by this process itself (a server would do that work elsewhere). The CPU time of
-recording is measured where it is spent (the callbacks' own calls, and the thread that sends), so that it does not drown
-in the noise of the steps; beside it, the median over rounds of what the whole training took more than the one without.
-The once-only work at the end (histograms, checkpoints as logged models) is left out.
+Three trainings take turns in one process: nothing recorded; metrics.jsonl as `refine train` writes it; MlflowCallback
+into a SQLite file, which this process writes itself (with a server, the server does that work). The CPU time of
+recording is measured in the callbacks' own calls and in the thread that sends, so that the noise of the steps does not
+hide it. Beside it stands how much longer the whole training took than the one without, as a median over rounds. The
+work done once at the end (histograms, checkpoints as logged models) is left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import statistics
@@ -21,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
+from benchmarks.models import SMALL, with_default_mlp
 from refine.models import from_config
 from refine.tracking.connection import connect, experiment_id
 from refine.tracking.mlflow_callback import MlflowCallback
@@ -31,7 +32,7 @@ from refine.training.arguments import RefineArguments
 from refine.training.metrics_file import MetricsFile
 from refine.training.trainer import RefineTrainer
 
-CONFIG = {"model_type": "delta_net", "hidden_size": 128, "num_hidden_layers": 4, "num_heads": 2, "vocab_size": 4096}
+CONFIG = with_default_mlp(SMALL["DeltaNet"])
 
 
 def timed(callback: Any, *methods: str) -> list[float]:
@@ -58,9 +59,14 @@ def train(callbacks: list[Any], steps: int, tokens: int, folder: str) -> float:
     torch.manual_seed(0)
     rows = [{"tokens": torch.randint(0, 4096, (tokens,)).tolist()} for _ in range(8)]
     args = RefineArguments(
-        output_dir=folder, max_steps=steps, sequences_per_step=4, per_device_train_batch_size=4, use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=folder,
+        max_steps=steps,
+        sequences_per_step=4,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = RefineTrainer(from_config(CONFIG), args, rows, callbacks=callbacks)
     start = time.process_time()
     trainer.train()
@@ -87,8 +93,10 @@ def measure(steps: int, tokens: int, rounds: int) -> list[str]:
                 for name, (callbacks, recorded) in calls.items():
                     seconds[name].append(train(callbacks, steps, tokens, folder))
                     spent[name].append(sum(recorded))
-    lines = ["| recorded | CPU ms a step | recording: CPU ms a step | of a step | whole training, beside nothing |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| recorded | CPU ms a step | recording: CPU ms a step | of a step | whole training, beside nothing |",
+        "|---|---|---|---|---|",
+    ]
     for name, taken in seconds.items():
         step, own = statistics.median(taken) / steps, statistics.median(spent[name]) / steps
         beside = statistics.median(one / other for one, other in zip(taken, seconds["nothing"], strict=True)) - 1
@@ -96,24 +104,24 @@ def measure(steps: int, tokens: int, rounds: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Measure, print, write recording.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=1024, help="of each of the 4 sequences of a step")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+@click.command()
+@click.option("--steps", default=20, show_default=True, help="Optimizer steps of a training.")
+@click.option("--tokens", default=1024, show_default=True, help="Tokens of each of a step's 4 sequences.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--output", type=Path, default=Path(__file__).with_suffix(".md"), help="Default: recording.md, here.")
+def main(steps: int, tokens: int, rounds: int, output: Path) -> None:
+    """Measure what recording costs, print the table and write it."""
     torch.set_num_threads(1)
     size = sum(p.numel() for p in from_config(CONFIG).parameters()) / 1e6
     head = (
-        f"`python benchmarks/recording.py --steps {given.steps} --tokens {given.tokens} --rounds {given.rounds}` on "
+        f"`python -m benchmarks.recording --steps {steps} --tokens {tokens} --rounds {rounds}` on "
         f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}: DeltaNet {size:.1f}M, a "
-        f"REFINE step on 4 × {given.tokens} tokens, every step recorded (26 metrics)."
+        f"REFINE step on 4 × {tokens} tokens, every step recorded (26 metrics)."
     )
-    noise = "The last column carries the noise of whole steps: it tells something where the machine was otherwise idle."
-    text = "\n".join(["# Recording", "", head, "", *measure(given.steps, given.tokens, given.rounds), "", noise, ""])
-    print(text)
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    noise = "The last column carries the noise of whole steps. Read it only if the machine was otherwise idle."
+    text = "\n".join(["# Recording", "", head, "", *measure(steps, tokens, rounds), "", noise, ""])
+    click.echo(text)
+    output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
 """What a REFINE step costs beside a next-token step, and beside the twin that reads every prefix again.
 
-    python benchmarks/refine_step.py                  # prints the tables; writes refine_step.md and .png beside this
-    python benchmarks/refine_step.py --device cuda    # the same as refine_step_cuda.md and .png
-    python benchmarks/refine_step.py --device cpu --shapes published --quick --output /tmp/x    # tries what a GPU runs
+    python -m benchmarks.refine_step                  # prints the tables; writes refine_step.md and .png beside this
+    python -m benchmarks.refine_step --device cuda    # the same as refine_step_cuda.md and .png
+    python -m benchmarks.refine_step --device cpu --shapes published --quick --output /tmp/x    # tries what a GPU runs
 
-On a CPU: three models of 1-2M parameters with a vocabulary of 4096, float32. On a CUDA device the same table for the
-1.3B DeltaNet and the 760M LaCT (random weights, bfloat16) at 4096 and 16384 tokens, with tokens/s, the implementations
-that were chosen and the kernels that take most of the time.
+On a CPU: three models of 1.7M to 1.8M parameters with a vocabulary of 4096, float32. On a CUDA device the same table
+for the 1.3B DeltaNet and the 760M LaCT (random weights, bfloat16) at 4096 and 16384 tokens, with tokens/s, the chosen
+implementations and the kernels that take most of the time.
 
-Every ratio is the median over rounds of the ratio within a round, in which the steps follow each other, so that what
-else the machine does falls on both. `--clock cpu` counts the process's own time instead of the wall's, for a machine
-that is busy with other work (use it with one thread: OMP_NUM_THREADS=1). Both steps are forward and backward over the
-same sequence with the same cross-entropy in pieces. T tokens · c positions · k tokens of a rollout · n rollouts.
+Every ratio is the median over rounds of the ratio within a round. The steps follow each other in a round, so that other
+load on the machine slows both. `--clock cpu` counts the CPU time of the process, for a busy machine (use it with one
+thread: OMP_NUM_THREADS=1). Both steps are forward and backward over the same sequence with the same cross-entropy in
+pieces. T tokens · c positions · k tokens of a rollout · n rollouts.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import platform
 import statistics
@@ -24,34 +23,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import click
 import torch
-from measure import allocated_on_cpu, kernels
 
+from benchmarks.measure import allocated_on_cpu, kernels, seconds
+from benchmarks.models import SHAPES, Config, shortened
 from refine.models import from_config
-from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
+from refine.objective import ObjectiveSettings, next_sequence_step
+from refine.objective.rereading import Rereading
+from refine.objective.rollouts import OneRead, ReadingStrategy
 from refine.ops.attention import window as window_attention
 from refine.ops.delta_rule import fla
 from refine.ops.token_statistics import token_statistics
 
-SMALL: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256, "vocab_size": 4096}
-MODELS: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {
-        "DeltaNet": {"model_type": "delta_net", "num_heads": 2, **SMALL},
-        "Gated DeltaNet": {"model_type": "gated_deltanet", "num_heads": 2, "head_dim": 48, "expand_v": 1.0, **SMALL},
-        "LaCT": {"model_type": "lact_swiglu", "num_attn_heads": 4, "num_lact_heads": 2, "lact_chunk_size": 512,
-                 "window_size": 512, **SMALL},
-    },
-    "published": {
-        "DeltaNet 1.3B": {"model_type": "delta_net", "hidden_size": 2048, "num_hidden_layers": 24, "num_heads": 16,
-                          "vocab_size": 32000},
-        "LaCT 760M": {"model_type": "lact_swiglu", "hidden_size": 1536, "num_hidden_layers": 24, "num_attn_heads": 24,
-                      "num_lact_heads": 4, "lact_chunk_size": 2048, "window_size": 2048, "w0_w2_low_rank": 32,
-                      "use_momentum": True, "learnable_ttt_scale": True, "rope_theta": 1e6, "vocab_size": 32000},
-    },
-}  # fmt: skip
-ROWS = [  # T, c, k, n; aim and bound of the time over the next-token step's (issue "A REFINE step for the price ...")
+ROWS = [  # T, c, k, n; aim and bound of the time over the next-token step's
     (4096, 8, 5, 1, 1.15, 1.30),
     (4096, 32, 5, 1, 1.25, 1.50),
     (4096, 8, 5, 8, 1.25, 1.50),
@@ -60,20 +46,25 @@ ROWS = [  # T, c, k, n; aim and bound of the time over the next-token step's (is
 ]
 TWIN_BOUND, MEMORY_BOUND = 5.5, 1.1
 ON_A_GPU = [
-    "On a machine with a CUDA device `python benchmarks/refine_step.py --device cuda` measures the same for the 1.3B",
+    "On a machine with a CUDA device `python -m benchmarks.refine_step --device cuda` measures the same for the 1.3B",
     "DeltaNet and the 760M LaCT (random weights, bfloat16), with tokens/s and the kernels in use, and writes",
     "refine_step_cuda.md and .png; `pytest -m requires_cuda` compares the kernels with their twins there.",
 ]
+ONE_READ = OneRead()
 GROWTH = (1024, 2048, 4096, 8192, 16384)
-QUICK = 64  # by so much --quick shortens texts and chunks; its models are two narrow layers of the same kind
+QUICK = 64  # --quick divides texts and chunks by this; its models are two narrow layers of the same kind
 
 
-def _quick(config: dict[str, Any]) -> dict[str, Any]:
-    """The same kind of model, small enough to try the script with."""
-    heads = {"num_heads": 2, "num_attn_heads": 2, "num_lact_heads": 2}
-    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 61, **heads}
-    shorter = {name: config[name] // QUICK for name in ("lact_chunk_size", "window_size") if name in config}
-    return {name: tiny.get(name, value) for name, value in config.items()} | shorter
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and how; the fields are the command's options."""
+
+    device: str
+    rounds: int
+    clock: str
+    shapes: str
+    quick: bool
+    gradient_checkpointing: bool
 
 
 @dataclass
@@ -97,12 +88,12 @@ class Row:
 class Bench:
     """The steps of one model on one device, and how they are measured."""
 
-    def __init__(self, config: dict[str, Any], options: argparse.Namespace) -> None:
+    def __init__(self, config: Config, options: Options) -> None:
         torch.manual_seed(0)
         self.device = torch.device(options.device)
-        self.now = time.process_time if options.clock == "cpu" else time.perf_counter
+        self.clock = time.process_time if options.clock == "cpu" else time.perf_counter
         self.shorter = QUICK if options.quick else 1
-        config = _quick(config) if options.quick else config
+        config = shortened(config, QUICK) if options.quick else config
         with self.device:
             model = from_config(config)
         self.model = model.to(torch.bfloat16 if options.shapes == "published" else torch.float32).train()
@@ -122,25 +113,18 @@ class Bench:
         hidden = self.model.read(tokens).hidden
         token_statistics(hidden[:, :-1], self.model.lm_head.weight, tokens[:, 1:]).loss.backward()
 
-    def refine(self, tokens: torch.Tensor, settings: ObjectiveSettings, step: Any = next_sequence_step) -> None:
+    def refine(self, tokens: torch.Tensor, settings: ObjectiveSettings, read: ReadingStrategy = ONE_READ) -> None:
         """One REFINE step, forward and backward."""
-        step(self.model, tokens, settings, torch.tensor([7], device=self.device)).loss.backward()
+        seeds = torch.tensor([7], device=self.device)
+        next_sequence_step(self.model, tokens, settings, seeds, read=read).loss.backward()
 
     def seconds(self, step: Callable[[], None]) -> float:
-        """How long `step` takes, gradients cleared before."""
+        """How long `step` takes; gradients are cleared first."""
         self.model.zero_grad(set_to_none=True)
-        self._wait()
-        start = self.now()
-        step()
-        self._wait()
-        return self.now() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        return seconds(step, self.clock, self.device.type)
 
     def memory(self, step: Callable[[], None]) -> float:
-        """Peak of weights, gradients and everything else that `step` holds [bytes]."""
+        """Peak of the weights, gradients and other tensors that `step` holds [bytes]."""
         self.model.zero_grad(set_to_none=True)
         gc.collect()
         if self.device.type == "cuda":
@@ -171,22 +155,19 @@ def compare(name: str, bench: Bench, rounds: int) -> list[Row]:
             times = [[bench.seconds(step) for step in steps] for _ in range(rounds)]
             memory = [bench.memory(step) for step in steps]
         except torch.OutOfMemoryError:
-            print(f"{name}: out of memory at T={t}, c={c}, n={n}; try --gradient-checkpointing", flush=True)
+            click.echo(f"{name}: out of memory at T={t}, c={c}, n={n}; try --gradient-checkpointing")
             continue
         plain, refine = (statistics.median(x) for x in zip(*times, strict=True))
         ratio = statistics.median(r / p for p, r in times)
         rows.append(Row(name, t, c, k, n, aim, bound, plain, refine, ratio, memory[1], memory[1] / memory[0]))
-        print(_line(rows[-1]), flush=True)
+        click.echo(_line(rows[-1]))
     return rows
 
 
 def against_twin(bench: Bench, rounds: int) -> float:
     """Median of the twin's time over the one-read step's at T = 4096, c = 8."""
     tokens, settings = bench.text(4096), ObjectiveSettings(positions=8)
-    steps = [
-        lambda: bench.refine(tokens, settings),
-        lambda: bench.refine(tokens, settings, by_rereading.next_sequence_step),
-    ]
+    steps = [lambda: bench.refine(tokens, settings), lambda: bench.refine(tokens, settings, Rereading())]
     times = [[bench.seconds(step) for step in steps] for _ in range(rounds)]
     return statistics.median(slow / fast for fast, slow in times)
 
@@ -214,35 +195,36 @@ def _line(row: Row) -> str:
     )
 
 
-def report(arguments: argparse.Namespace, rows: list[Row], twins: dict[str, float], grown: dict[str, list[float]],
-           notes: list[str]) -> str:  # fmt: skip
-    """The whole as Markdown."""
-    on_gpu = arguments.device == "cuda"
+def report(
+    options: Options, rows: list[Row], twins: dict[str, float], grown: dict[str, list[float]], notes: list[str]
+) -> str:
+    """All tables as Markdown."""
+    on_gpu = options.device == "cuda"
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     lines = [
         "# A REFINE step beside a next-token step",
         "",
-        f"`python benchmarks/refine_step.py --device {arguments.device}` on {device} ({platform.machine()}), "
-        f"torch {torch.__version__}, {arguments.clock} time, {arguments.rounds} rounds, medians of ratios in a round.",
+        f"`python -m benchmarks.refine_step --device {options.device}` on {device} ({platform.machine()}), "
+        f"torch {torch.__version__}, {options.clock} time, {options.rounds} rounds, medians of ratios in a round.",
         "",
         HEADER,
         *map(_line, rows),
         "",
     ]
     if twins:
-        lines += [f"Re-reading twin over one-read step, T = 4096, c = 8 (at least {TWIN_BOUND}): "
-                  + ", ".join(f"{name} **{ratio:.1f}**" for name, ratio in twins.items()) + ".", ""]  # fmt: skip
-    lines += [f"Peak memory at most {MEMORY_BOUND} times the next-token step's is asked for at c = 8, n = 1.", ""]
+        ratios = ", ".join(f"{name} **{ratio:.1f}**" for name, ratio in twins.items())
+        lines += [f"Re-reading twin over one-read step, T = 4096, c = 8 (at least {TWIN_BOUND}): {ratios}.", ""]
+    lines += [f"Bound on peak memory at c = 8, n = 1: {MEMORY_BOUND} times the next-token step's.", ""]
     if grown:
-        lines += ["Seconds of a REFINE step, c = 8:", "", "| model | " + " | ".join(map(str, GROWTH)) + " |",
-                  "|---|" + "---|" * len(GROWTH)]  # fmt: skip
-        lines += [f"| {name} | " + " | ".join(f"{s:.3f}" for s in seconds) + " |" for name, seconds in grown.items()]
+        lines += ["Seconds of a REFINE step, c = 8:", "", "| model | " + " | ".join(map(str, GROWTH)) + " |"]
+        lines += ["|---|" + "---|" * len(GROWTH)]
+        lines += [f"| {name} | " + " | ".join(f"{s:.3f}" for s in times) + " |" for name, times in grown.items()]
         lines += [""]
     return "\n".join([*lines, *notes, "", *([] if on_gpu else ON_A_GPU)])
 
 
 def draw(rows: list[Row], grown: dict[str, list[float]], path: Path) -> None:
-    """Ratios with their bounds, and how a step grows."""
+    """A picture: the ratios with their bounds, and how a step's time grows with the text."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,58 +242,73 @@ def draw(rows: list[Row], grown: dict[str, list[float]], path: Path) -> None:
     for x, (*_, aim, bound) in enumerate(ROWS):
         left.hlines(bound, x, x + 0.8, colors="black", label="at most" if x == 0 else None)
         left.hlines(aim, x, x + 0.8, colors="black", linestyles="dotted", label="aim" if x == 0 else None)
-    left.set(xticks=[x + 0.4 for x in range(len(ROWS))], xticklabels=labels, ylim=(0.8, 1.6),
-             ylabel="REFINE step / next-token step")  # fmt: skip
+    left.set(xticks=[x + 0.4 for x in range(len(ROWS))], xticklabels=labels)
+    left.set(ylim=(0.8, 1.6), ylabel="REFINE step / next-token step")
     left.tick_params(axis="x", labelsize=8)
     left.legend(fontsize=8)
-    for name, seconds in grown.items():
-        right.plot(GROWTH, seconds, marker="o", label=name)
+    for name, times in grown.items():
+        right.plot(GROWTH, times, marker="o", label=name)
     right.set(xlabel="tokens", ylabel="seconds of a REFINE step, c = 8", ylim=(0, None))
     if grown:
         right.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="wall time, or the process's own")
-    parser.add_argument("--shapes", choices=list(MODELS), help="default: small on a CPU, published on a CUDA device")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny models, short texts: tries the script, times nothing"
-    )
-    parser.add_argument("--models", nargs="*", help="only these (default: all of the shapes)")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["twin", "growth"], help="parts to leave out")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--output", type=Path, help="path without suffix (default: beside this file)")
-    arguments = parser.parse_args()
-    arguments.shapes = arguments.shapes or ("published" if arguments.device == "cuda" else "small")
-    if arguments.quick and not arguments.output:
-        parser.error("--quick measures nothing that should replace the tables: say where it writes, with --output")
+def _default_output(device: str) -> Path:
     here = Path(__file__).with_suffix("")
-    output = arguments.output or (here if arguments.device == "cpu" else here.with_name(f"{here.name}_cuda"))
+    return here if device == "cpu" else here.with_name(f"{here.name}_cuda")
+
+
+@click.command()
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda if there is a device.")
+@click.option("--rounds", default=7, show_default=True)
+@click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="The time counted."
+)
+@click.option("--shapes", type=click.Choice(list(SHAPES)), help="Default: small on a CPU, published on a CUDA device.")
+@click.option("--quick", is_flag=True, help="Tiny models, short texts: tries the script, its times mean nothing.")
+@click.option("--models", multiple=True, help="Only these (default: all of the shapes).")
+@click.option("--skip", type=click.Choice(["twin", "growth"]), multiple=True, help="Parts to leave out.")
+@click.option("--gradient-checkpointing", is_flag=True)
+@click.option("--output", type=Path, help="Path without suffix (default: beside this file).")
+def main(
+    device: str | None,
+    rounds: int,
+    clock: str,
+    shapes: str | None,
+    quick: bool,
+    models: tuple[str, ...],
+    skip: tuple[str, ...],
+    gradient_checkpointing: bool,
+    output: Path | None,
+) -> None:
+    """Measure a REFINE step, print the tables, and write them with a picture."""
+    if quick and not output:
+        raise click.UsageError("--quick measures nothing that may replace the tables: give --output")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shapes = shapes or ("published" if device == "cuda" else "small")
+    options = Options(device, rounds, clock, shapes, quick, gradient_checkpointing)
+    output = output or _default_output(device)
     rows: list[Row] = []
     twins, grown, notes = {}, {}, []
-    print(HEADER)
-    for name, config in MODELS[arguments.shapes].items():
-        if arguments.models and name not in arguments.models:
+    click.echo(HEADER)
+    for name, config in SHAPES[shapes].items():
+        if models and name not in models:
             continue
-        bench = Bench(config, arguments)
-        rows += compare(name, bench, arguments.rounds)
+        bench = Bench(config, options)
+        rows += compare(name, bench, rounds)
         notes.append(f"- {name}: {bench.parameters:,} parameters.")
-        if "twin" not in arguments.skip and arguments.shapes == "small":
-            twins[name] = against_twin(bench, max(3, arguments.rounds // 2))
-        if "growth" not in arguments.skip:
-            grown[name] = growth(bench, max(3, arguments.rounds // 2))
-        if arguments.shapes == "published":
+        if "twin" not in skip and shapes == "small":
+            twins[name] = against_twin(bench, max(3, rounds // 2))
+        if "growth" not in skip:
+            grown[name] = growth(bench, max(3, rounds // 2))
+        if shapes == "published":
             notes.append(f"  A REFINE step at 4096 tokens: {bench.used(4096)}.")
         del bench
-    text = report(arguments, rows, twins, grown, notes)
+    text = report(options, rows, twins, grown, notes)
     output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(rows, grown, output.with_suffix(".png"))
-    print("\n" + text)
+    click.echo("\n" + text)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Mid-training from a shipped model in many arms and seeds, at equal tokens and at equal time, each scored on the same
-test prompts: python -m benchmarks.studies.first_result (after `refine data fetch`).
+test prompts: `python -m benchmarks.studies.first_result` (after `refine data fetch`).
 
-OUTPUT/ARM/SEED/evaluation.json is what `refine report --folder OUTPUT` lays out; OUTPUT/ARM/SEED/series.json keeps the
-rewards, entropies, advantages and gradient norms of every step; OUTPUT/prepared the prompts, more of them than the
-sample has. Started again it goes on with what is missing; several processes may each take some of the seeds.
+`refine report --folder OUTPUT` makes tables of OUTPUT/ARM/SEED/evaluation.json. OUTPUT/ARM/SEED/series.json keeps the
+rewards, entropies, advantages and gradient norms of every step. OUTPUT/prepared holds the prompts, more than the sample
+has. A second start trains only what is missing; several processes may each take some of the seeds.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ EXPERIMENT = (
 )
 
 
-def _laid(positions: int = 8, rollouts: int = 1, group: str = "sequence", **others: object) -> tuple[str, ...]:
-    """Settings laid over params.yaml: as published, but for what is given."""
+def _objective(positions: int = 8, rollouts: int = 1, group: str = "sequence", **others: object) -> tuple[str, ...]:
+    """Overrides of params.yaml: the published objective with the given changes."""
     chosen = {"positions": positions, "rollouts": rollouts, "group": group, **others}
     return tuple(f"{OBJECTIVE}{name}={value}" for name, value in chosen.items())
 
 
-# arm -> settings laid over params.yaml; "sft ..." are SFT arms, which differ in steps alone; "none" is the start.
+# arm -> overrides of params.yaml. "sft ..." are SFT arms, which differ only in their steps; "none" is the start.
 MAIN: dict[str, tuple[str, ...]] = {
     "none": (),
     "sft": (),
-    "c=8 n=1": _laid(),
-    "c=64 n=1": _laid(positions=64),
-    "c=8 n=8 by position": _laid(rollouts=8, group="position"),
-    "c=32 n=4 by position": _laid(positions=32, rollouts=4, group="position"),
+    "c=8 n=1": _objective(),
+    "c=64 n=1": _objective(positions=64),
+    "c=8 n=8 by position": _objective(rollouts=8, group="position"),
+    "c=32 n=4 by position": _objective(positions=32, rollouts=4, group="position"),
 }
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    **{f"reward {name}": _laid(reward=name) for name in ("binary", "hybrid")},
-    **{f"selection {name}": _laid(selection=name) for name in ("uniform", "argmax", "argmin")},
-    **{f"k={k}": _laid(rollout_length=k) for k in (1, 3, 7)},
-    **{f"c={c}": _laid(positions=c) for c in (2, 4, 16, 32)},
+    **{f"reward {name}": _objective(reward=name) for name in ("binary", "hybrid")},
+    **{f"selection {name}": _objective(selection=name) for name in ("uniform", "argmax", "argmin")},
+    **{f"k={k}": _objective(rollout_length=k) for k in (1, 3, 7)},
+    **{f"c={c}": _objective(positions=c) for c in (2, 4, 16, 32)},
 }
 
 
@@ -61,30 +61,30 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Training seeds.")
 @click.option("--part", type=click.Choice(["main", "time", "ablations"]), default="main", show_default=True)
 @click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
-@click.option("-S", "overrides", multiple=True, help="Laid over the settings of all arms.")
+@click.option("-S", "overrides", multiple=True, help="Override a setting of all arms.")
 def main(output: Path, model: str, seeds: str, part: str, params: Path, overrides: tuple[str, ...]) -> None:
-    """Train and score what is missing of a part: main arms; SFT for as long as each of them takes; ablations."""
+    """Train and score what a part lacks: the main arms; SFT for the time of each of them; ablations."""
     import torch
 
-    from refine.cli.evaluate import quiet
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
-    torch.set_num_threads(1)  # an arm a core: run a seed in each of several processes
-    laid = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
-    data = _prepared(settings.load(params, laid), output / "prepared")
+    quiet_libraries()
+    torch.set_num_threads(1)  # one process a core: give each process some of the seeds
+    common = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
+    data = _prepared(settings.load(params, common), output / "prepared")
     arms = {"main": MAIN, "ablations": ABLATIONS}.get(part)
     if arms is None:
-        values = {arm: settings.load(params, (*laid, *of_arm)) for arm, of_arm in MAIN.items() if arm != "none"}
+        values = {arm: settings.load(params, (*common, *of_arm)) for arm, of_arm in MAIN.items() if arm != "none"}
         arms = _as_long(values, model, data)
     for seed in map(int, seeds.split(",")):
         for arm, of_arm in arms.items():
             folder = output / arm / str(seed)
             if not (folder / "evaluation.json").exists():
-                _one(arm, settings.load(params, (*laid, *of_arm, f"seed={seed}")), model, data, folder)
+                _one(arm, settings.load(params, (*common, *of_arm, f"seed={seed}")), model, data, folder)
 
 
 def _prepared(values: Settings, folder: Path) -> Prepared:
-    """Sequences and prompts of data/, made where they are not there: with the settings' own seed, the same for all."""
+    """Sequences and prompts of data/, made if missing, with the seed of the settings: the same for all arms."""
     from refine.data.prompts.needles import write_needles
     from refine.data.prompts.questions import write_questions
     from refine.data.raw_documents import read_texts
@@ -107,8 +107,8 @@ def _prepared(values: Settings, folder: Path) -> Prepared:
 
 
 def _as_long(values: dict[str, Settings], model: str, data: Prepared) -> dict[str, tuple[str, ...]]:
-    """SFT with as many steps as fit in the time that each REFINE arm's steps take (kept in cost.json). values: of the
-    arms that train."""
+    """SFT arms with as many steps as fit in the time of each REFINE arm (times are kept in cost.json). values: settings
+    by arm."""
     kept = data.folder.parent / "cost.json"
     if not kept.exists():
         costs = step_costs(model, data, values)

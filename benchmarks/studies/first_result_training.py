@@ -1,8 +1,8 @@
-"""What the trainings of `benchmarks.studies.first_result` looked like from within:
+"""Training curves of the arms of `benchmarks.studies.first_result`:
 `python -m benchmarks.studies.first_result_training`.
 
 Writes OUTPUT/training.md, an arm a row (means over seeds), and OUTPUT/training.png: next-token loss, gradient norm and
-cosine reward along the steps, and how the rewards of held-out rollouts are spread at the end.
+cosine reward along the steps, and the distribution of the rewards of held-out rollouts at the end.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from refine import paths
 from refine.training.reward_histograms import RANGES
 
 Rows = list[dict[str, Any]]
-LAST = 20  # steps that a mean of the training's end is over
-# column -> its metric, and whether validation's (at the end) or training's (mean of the last steps)
+LAST = 20  # the last steps of a training, over which its means are taken
+# column -> its metric, and whether to take the last value (validation) or the mean of the last steps (training)
 COLUMNS = {
     "held-out loss": ("val/loss", True),
     "held-out accuracy": ("val/accuracy", True),
@@ -35,7 +35,7 @@ COLUMNS = {
 @click.command()
 @click.option("--output", type=Path, default=paths.results() / "first", show_default=True)
 def main(output: Path) -> None:
-    """Lay the arms' series out."""
+    """Make a table and a picture of the arms' series."""
     arms: dict[str, list[Rows]] = {}
     for path in sorted(output.glob("*/*/series.json")):
         arms.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text(encoding="utf-8")))
@@ -66,8 +66,11 @@ def _draw(arms: dict[str, list[Rows]], path: Path) -> None:
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     *axes, last = figure.subplots(1, 4)
-    shown = {"train/ntp_loss": "next-token loss [nats]", "train/grad_norm": "gradient norm",
-             "train/reward/cosine/mean": "cosine reward"}  # fmt: skip
+    shown = {
+        "train/ntp_loss": "next-token loss [nats]",
+        "train/grad_norm": "gradient norm",
+        "train/reward/cosine/mean": "cosine reward",
+    }
     for n, (arm, seeds) in enumerate(arms.items()):
         for axis, (metric, title) in zip(axes, shown.items(), strict=True):
             series = [[row[metric] for row in rows if metric in row] for rows in seeds]

@@ -1,10 +1,10 @@
-"""What the two losses of a REFINE step pull on, before any training: `python -m benchmarks.studies.loss_gradients
+"""The gradients of the two losses of a REFINE step before any training: `python -m benchmarks.studies.loss_gradients
 --output FOLDER` (after the data stages of `make run`).
 
-The same batches of training text, for each setting of `benchmarks.studies.first_result` and its ablations: rewards
-and their spread within groups, entropy where rollouts begin, and the gradients of both losses - how long they are,
-whether they agree with each other, and whether they agree with themselves on other rollouts of the same text and on
-other text. Writes FOLDER/losses.md and FOLDER/rewards.png.
+Measures each setting of `benchmarks.studies.first_result` and its ablations on the same batches of training text:
+rewards and their spread within groups, the entropy where rollouts start, the norms of both gradients, and the cosines
+between them, and of each with itself on other rollouts of the same text and on other text. Writes FOLDER/losses.md and
+FOLDER/rewards.png.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _measured(model: Any, texts: list[Tensor], objective: ObjectiveSettings) -> 
         nsp.append(gradient)
         again.append(_gradient(model, tokens, alone, seeds + 500)[1])
         ntp.append(_gradient(model, tokens, objective.model_copy(update={"nsp_weight": 0.0}), seeds)[1])
-    told = [_rewards(result, objective) for result in results]
-    found = {name: float(np.mean([one[name] for one in told])) for name in told[0]}
+    per_batch = [_rewards(result, objective) for result in results]
+    found = {name: float(np.mean([one[name] for one in per_batch])) for name in per_batch[0]}
     found |= {
         "ntp": float(np.mean([one.norm().item() for one in ntp])),
         "nsp": float(np.mean([one.norm().item() for one in nsp])),
@@ -101,7 +101,7 @@ def _gradient(model: Any, tokens: Tensor, objective: ObjectiveSettings, seeds: T
 
 
 def _rewards(result: StepResult, objective: ObjectiveSettings) -> dict[str, float]:
-    """Rewards of all rollouts, and within the groups they are compared in."""
+    """Statistics of the rewards, over all rollouts and within the groups that are compared."""
     rewards = result.rewards[objective.reward]  # [B, C, n]
     groups = rewards.flatten(1) if objective.group == "sequence" else rewards.flatten(0, 1)
     at = (result.positions - 1).clamp(min=0)

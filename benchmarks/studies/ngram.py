@@ -1,4 +1,4 @@
-"""An n-gram model to hold the small models against: interpolated Kneser-Ney, a discount for each order, over tokens."""
+"""An n-gram model to compare the small models with: interpolated Kneser-Ney over tokens, a discount for each order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 class KneserNey:
     """P(w | context) by interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999, section 3).
 
-    documents: token lists to count in. order: longest n-gram. vocabulary: pieces, the last order's uniform share.
+    documents: token lists to count in. order: longest n-gram.
+    vocabulary: number of tokens, for the uniform distribution below single tokens.
     """
 
     def __init__(self, documents: Sequence[Sequence[int]], order: int, vocabulary: int) -> None:
@@ -28,7 +29,7 @@ class KneserNey:
                 shorter[gram[1:]] += 1
             for gram, count in counts.items():
                 if len(gram) < length:
-                    shorter[gram] += count  # n-grams at a document's start have no longer one
+                    shorter[gram] += count  # at a document's start there is no longer n-gram
             counts = shorter
 
     def probability(self, context: Sequence[int], token: int) -> float:

@@ -1,6 +1,6 @@
-"""Score a pretrained model beside an n-gram and make it one that ships: `python -m benchmarks.studies.sample_models
-NAME FOLDER`, where FOLDER is what `refine pretrain` wrote. The model, its tokenizer, training.json and a model
-card go to refine/models/sample/NAME, the loss curve to docs/sample-NAME.png.
+"""Scores a pretrained model beside an n-gram and installs it as a shipped model: `python -m
+benchmarks.studies.sample_models NAME FOLDER`, where `refine pretrain` wrote FOLDER. The model, its tokenizer,
+training.json and a model card go to refine/models/sample/NAME, the loss curve to docs/sample-NAME.png.
 """
 
 from __future__ import annotations
@@ -61,27 +61,32 @@ Kneser-Ney n-grams of the same tokens, trained on the same plays: {ngrams}.
 @click.option("--samples", default=50, show_default=True, help="Prompts of each kind and length.")
 def main(name: str, folder: Path, samples: int) -> None:
     """Score FOLDER/model and install it as sample/NAME."""
-    from refine.cli.evaluate import quiet
     from refine.evaluation import Inputs, evaluate_model
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     tokenizer = load_tokenizer(folder / "model")
     documents = load_token_sequences(folder / "prepared" / "documents" / "validation.parquet")
     inputs = Inputs({"val": documents}, _prompts(folder, tokenizer, samples))
     found = evaluate_model(folder / "model", inputs, tokenizer, name=f"sample/{name}")
-    told = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
+    training = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
     ngrams = ", ".join(f"{n}-gram {loss:.3f}" for n, loss in _ngrams(folder, tokenizer, documents).items())
     card = CARD.format(
-        name=name, kind=config["model_type"], hours=told["seconds"] / 3600, samples=samples, table=found.table(),
-        loss=found.next_token["val"].loss, ngrams=ngrams,
-        **{key: told[key] for key in ("parameters", "steps", "tokens", "machine")},
-    )  # fmt: skip
+        name=name,
+        kind=config["model_type"],
+        hours=training["seconds"] / 3600,
+        samples=samples,
+        table=found.table(),
+        loss=found.next_token["val"].loss,
+        ngrams=ngrams,
+        **{key: training[key] for key in ("parameters", "steps", "tokens", "machine")},
+    )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     place = paths.SHIPPED / name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder / "model", place)
-    _draw(told, name, Path("docs") / f"sample-{name}.png")
+    _draw(training, name, Path("docs") / f"sample-{name}.png")
     click.echo(card)
 
 
@@ -106,12 +111,14 @@ def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:
     return {n: KneserNey(training, n, len(tokenizer)).loss([list(row) for row in held_out]) for n in (3, 4)}
 
 
-def _draw(told: dict[str, Any], name: str, path: Path) -> None:
+def _draw(training: dict[str, Any], name: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    axis.plot([one["tokens"] / 1e6 for one in told["curve"]], [one["loss"] for one in told["curve"]], linewidth=1)
+    axis.plot(
+        [one["tokens"] / 1e6 for one in training["curve"]], [one["loss"] for one in training["curve"]], linewidth=1
+    )
     axis.set(
         xlabel="million tokens", ylabel="next-token loss [nats]", title=f"sample/{name}: training (drill, then all)"
     )

@@ -1,9 +1,9 @@
-"""How the sample's settings were chosen: every arm of a phase with the same candidates, scored on validation prompts.
+"""How the sample's settings were chosen: every arm of a phase tries the same learning rates on validation prompts.
 
-python -m benchmarks.studies.tune_sample --phase mid --output runs/tuning (after the data stages of `make run`). Every
+`python -m benchmarks.studies.tune_sample --phase mid --output runs/tuning` (after the data stages of `make run`). Every
 phase starts from the shipped model. Validation prompts are needles of another seed and the validation questions; no
-test prompt is read. Prints a table, the best of each arm marked (by the log-probability of the answers), and writes
-OUTPUT/PHASE.md.
+test prompt is read. Prints a table in which the best rate of each arm is bold (by the log-probability of the answers),
+and writes OUTPUT/PHASE.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refine.settings import Settings
 MODEL = "sample/delta_net"
 LEARNING_RATES = {"mid": (5e-5, 2e-4, 8e-4), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
 GROUPED = ("rollouts=4", "group=position")
-# phase -> name of the row -> the arm, and objective settings laid over params.yaml
+# phase -> name of the row -> the arm, and overrides of its objective in params.yaml
 ARMS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "mid": {
         "SFT": ("sft", ()),
@@ -42,48 +42,48 @@ ARMS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "REFINE c=8 n=4 by position": ("refine", GROUPED),
     },
 }
-SEED_OF_NEEDLES = 1000  # the test's is the experiment's own
+SEED_OF_NEEDLES = 1000  # test prompts are drawn with the experiment's seed
 
 
 @click.command()
 @click.option("--phase", type=click.Choice(list(ARMS)), default="mid", show_default=True)
 @click.option("--output", type=Path, default=paths.runs() / "tuning", show_default=True)
 @click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
-@click.option("-S", "overrides", multiple=True, help="Laid over the settings of all arms.")
+@click.option("-S", "overrides", multiple=True, help="Override a setting of all arms.")
 def main(phase: str, output: Path, params: Path, overrides: tuple[str, ...]) -> None:
     """Train each arm of a phase with each learning rate and score it on the validation prompts."""
-    from refine.cli.evaluate import quiet
+    from refine.system.quiet import quiet_libraries
 
-    quiet()
+    quiet_libraries()
     lines = [
         "| arm | learning rate | loss | needles | questions | log-prob. of the answers |",
         "|---|---|---|---|---|---|",
     ]
     plain = settings.load(params, overrides)
-    lines.append(_line("none", "", _told(_scored(plain, MODEL)), ""))
+    lines.append(_line("none", "", _summary(_scored(plain, MODEL)), ""))
     for name, (arm, objective) in ARMS[phase].items():
         found = {}
         for rate in LEARNING_RATES[phase]:
-            laid = [f"training.{phase}.learning_rate={rate}", *(f"training.{phase}.objective.{x}" for x in objective)]
-            values = settings.load(params, (*overrides, *laid))
-            found[rate] = _told(_candidate(phase, arm, values, output / f"{phase} {name} {rate}"))
+            chosen = [f"training.{phase}.learning_rate={rate}", *(f"training.{phase}.objective.{x}" for x in objective)]
+            values = settings.load(params, (*overrides, *chosen))
+            found[rate] = _summary(_candidate(phase, arm, values, output / f"{phase} {name} {rate}"))
             click.echo(_line(name, f"{rate:g}", found[rate], ""), err=True)
         best = max(values["log_prob"] for values in found.values())
-        lines += [_line(name, f"{r:g}", told, "**" if told["log_prob"] == best else "") for r, told in found.items()]
+        lines += [_line(name, f"{r:g}", one, "**" if one["log_prob"] == best else "") for r, one in found.items()]
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{phase}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo("\n".join(lines))
 
 
-def _line(name: str, rate: str, told: dict[str, float], mark: str) -> str:
+def _line(name: str, rate: str, values: dict[str, float], mark: str) -> str:
     return (
-        f"| {name} | {mark}{rate}{mark} | {told['loss']:.4f} | {100 * told['needles']:.1f} | "
-        f"{100 * told['questions']:.1f} | {mark}{told['log_prob']:.4f}{mark} |"
+        f"| {name} | {mark}{rate}{mark} | {values['loss']:.4f} | {100 * values['needles']:.1f} | "
+        f"{100 * values['questions']:.1f} | {mark}{values['log_prob']:.4f}{mark} |"
     )
 
 
 def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluation:
-    """The arm trained with these settings, and scored."""
+    """Trains the arm with these settings and scores it."""
     from refine.phases import mid, post
     from refine.training.test_time import TestTimeTrainer
 
@@ -99,7 +99,7 @@ def _candidate(phase: str, arm: str, values: Settings, folder: Path) -> Evaluati
 
 
 def _scored(values: Settings, model: str | Path, adapter: Any = None) -> Evaluation:
-    """On validation text (not where an adapter changes the model for each prompt) and validation prompts."""
+    """Scores on validation prompts and, without an adapter that changes the model for each prompt, on text."""
     from refine.data.token_sequences import load_token_sequences
     from refine.data.tokenizer import load_tokenizer
 
@@ -108,8 +108,8 @@ def _scored(values: Settings, model: str | Path, adapter: Any = None) -> Evaluat
     return evaluate_model(model, Inputs(text, _prompts(values, data, tokenizer)), tokenizer, adapter=adapter)
 
 
-def _told(found: Evaluation) -> dict[str, float]:
-    """Loss, shares found, and the mean log-probability over all kinds of prompts."""
+def _summary(found: Evaluation) -> dict[str, float]:
+    """Loss, shares of right answers, and the mean log-probability over all kinds of prompts."""
     needles = [task for task in found.tasks if task.task.startswith("niah")]
     questions = [task for task in found.tasks if not task.task.startswith("niah")]
     return {

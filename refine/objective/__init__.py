@@ -1,7 +1,7 @@
 """REFINE: reinforcement of fast weights by next-sequence prediction, one file a step, in the paper's order.
 
-positions -> rollouts -> rewards -> advantages -> loss; `step` puts them together, `by_rereading` is its slow twin.
-Pure functions of tensors and one seed a sequence.
+positions -> rollouts -> rewards -> advantages -> loss; `step` puts them together. docs/method.md has the formulas.
+Pure functions of tensors and one seed a row.
 """
 
 from refine.objective.positions import spans

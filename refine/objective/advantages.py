@@ -1,6 +1,6 @@
-"""Step 5 of METHOD.md: how much better a rollout is than its group (GRPO, arXiv 2402.03300).
+"""Advantages: how much better a rollout is than its group (docs/method.md, Advantages; GRPO, arXiv 2402.03300).
 
-Shape legend: R places · n rollouts of a place · G groups.
+Shape legend: R rollout starts · n rollouts of a start · G groups.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ EQUAL = 8  # rewards of a group that differ by fewer units in the last place are
 def advantages(rewards: Tensor, document: Tensor, group: str) -> Tensor:
     """(r - mean) / (std + 1e-6) within a group, std with n - 1: rewards [R, n] -> [R, n].
 
-    `group`: "sequence", all rollouts of a document (document [R] int64 numbers them), or "position", the rollouts of a
-    place. A lone reward, and a group whose rewards are all equal (to rounding: cosines of equal states differ in their
-    last places, which the formula would turn into advantages of 0.1), give 0.
+    `group`: "sequence" compares all rollouts of a document (document [R] int64 numbers them), "position" the rollouts
+    of a start. A lone reward gives 0. A group whose rewards are all equal to rounding gives 0 too: cosines of equal
+    states differ in their last digits, which the formula would turn into advantages of 0.1.
     """
-    places, n = rewards.shape
+    starts, n = rewards.shape
     if group == "position":
-        document = torch.arange(places, device=rewards.device)
-    index = document.to(rewards.device)[:, None].expand(places, n).reshape(-1)
-    groups = int(index.max()) + 1 if places else 0
+        document = torch.arange(starts, device=rewards.device)
+    index = document.to(rewards.device)[:, None].expand(starts, n).reshape(-1)
+    groups = int(index.max()) + 1 if starts else 0
     values = rewards.reshape(-1)
     count, total = (values.new_zeros(groups).index_add(0, index, x) for x in (torch.ones_like(values), values))
     away = values - (total / count.clamp(min=1))[index]
@@ -33,4 +33,4 @@ def advantages(rewards: Tensor, document: Tensor, group: str) -> Tensor:
     )
     rounding = EQUAL * torch.finfo(values.dtype).eps * torch.maximum(low.abs(), high.abs())
     equal = (high - low <= rounding)[index]
-    return torch.where(equal, 0.0, away / (variance.sqrt()[index] + 1e-6)).view(places, n)
+    return torch.where(equal, 0.0, away / (variance.sqrt()[index] + 1e-6)).view(starts, n)

@@ -1,7 +1,7 @@
-"""The documents packed in a batch, and the places in them where rollouts start.
+"""The documents packed in a batch, and where in them rollouts start.
 
 Shape legend: B rows of the batch · T tokens of a row · G documents · L tokens of the longest document
-· C columns of positions (c chunks times the most documents of a row) · R places, one for each valid position.
+· C columns of positions (c chunks times the most documents of a row) · R rollout starts, one for each valid position.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Document:
 
 
 class Documents:
-    """The documents of tokens [B, T], as `lengths` (see `model.read`) packs them; None: each row is one."""
+    """The documents of tokens [B, T], as `lengths` (see `model.read`) packs them. With None each row is one document.
+
+    Lengths that do not fit are not refused here: `model.read` refuses them.
+    """
 
     def __init__(self, shape: Sequence[int], lengths: Sequence[Sequence[int]] | None) -> None:
         self.rows, self.width = shape
@@ -38,16 +41,16 @@ class Documents:
             for d, (start, length) in enumerate(zip((0, *accumulate(row)), row, strict=False))
         ]
         self.longest = max((document.length for document in self.all), default=0)
-        self.whole = all(row == [self.width] for row in self.lengths)
+        self.rows_are_documents = all(row == [self.width] for row in self.lengths)
 
     @property
     def predicted(self) -> int:
-        """Tokens that a token of the same document stands before: what next-token prediction is counted by."""
+        """How many tokens have a token of the same document before them: the next-token loss counts these."""
         return sum(document.length - 1 for document in self.all)
 
     def grid(self, values: Tensor) -> Tensor:
         """values [B, T] -> [G, L], a document a row, zero after its end."""
-        if self.whole:
+        if self.rows_are_documents:
             return values
         grid = values.new_zeros(len(self.all), self.longest)
         for g, document in enumerate(self.all):
@@ -55,12 +58,12 @@ class Documents:
         return grid
 
     def real(self, device: torch.device) -> Tensor:
-        """[B, T] bool: tokens, as against padding."""
+        """[B, T] bool: tokens, not padding."""
         ends = torch.tensor([sum(row) for row in self.lengths])
         return (torch.arange(self.width) < ends[:, None]).to(device)
 
     def has_next(self, device: torch.device) -> Tensor:
-        """[B, T] bool: tokens after which another of the same document comes."""
+        """[B, T] bool: tokens that another token of the same document follows."""
         found = torch.arange(self.width) < torch.tensor([sum(row) for row in self.lengths])[:, None]
         rows = torch.tensor([document.row for document in self.all])
         found[rows, torch.tensor([document.start + document.length - 1 for document in self.all])] = False
@@ -68,10 +71,10 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Places:
-    """R places where rollouts start; Python integers and CPU tensors, for the reads are planned with them.
+class RolloutStarts:
+    """R starts of rollouts, as CPU tensors: the reads are planned on the CPU.
 
-    `row`, `column` [R]: where they stand in positions [B, C]; `document` [R]: index into Documents.all; `position` [R]:
+    `row`, `column` [R]: their entry in positions [B, C]; `document` [R]: index into Documents.all; `position` [R]:
     tokens of the row read before the rollout.
     """
 
@@ -82,19 +85,45 @@ class Places:
     position: Tensor
 
     @staticmethod
-    def none(rows: int) -> Places:
-        """No places in `rows` rows, and no columns."""
-        return Places((rows, 0), *torch.zeros(4, 0, dtype=torch.int64))
+    def none(rows: int) -> RolloutStarts:
+        """No starts in `rows` rows, and no columns."""
+        return RolloutStarts((rows, 0), *torch.zeros(4, 0, dtype=torch.int64))
+
+    @staticmethod
+    def at(positions: Tensor, documents: Documents, rollout_length: int) -> RolloutStarts:
+        """The starts at positions [B, C] int64, -1 for none.
+
+        Raises SettingError: a position that leaves fewer than `rollout_length` tokens of its document to compare with.
+        """
+        if positions.ndim != 2 or positions.shape[0] != documents.rows or positions.dtype != torch.int64:
+            raise SettingError(
+                f"positions must be int64 of shape [{documents.rows}, c], "
+                f"not {positions.dtype} of {tuple(positions.shape)}"
+            )
+        found: list[tuple[int, int, int, int]] = []
+        for b, row in enumerate(positions.tolist()):
+            for i, t in enumerate(row):
+                if t == -1:
+                    continue
+                g = _document_at(documents, b, t, rollout_length)
+                if g is None:
+                    raise SettingError(
+                        f"positions[{b}, {i}] is {t}: expected -1, or 1 or more tokens of a document of row {b} "
+                        f"with at least {rollout_length} more after them"
+                    )
+                found.append((b, i, g, t))
+        columns = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
+        return RolloutStarts((documents.rows, positions.shape[1]), *columns)
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
     def positions(self) -> Tensor:
-        """[B, C] int64, -1 where there is no place."""
+        """[B, C] int64, -1 where no rollout starts."""
         return self.scatter(self.position, -1)
 
     def scatter(self, values: Tensor, empty: float = 0) -> Tensor:
-        """values [R, ...] -> [B, C, ...], `empty` where there is no place."""
+        """values [R, ...] -> [B, C, ...], `empty` where no rollout starts."""
         full = values.new_full((*self.shape, *values.shape[1:]), empty)
         full[self.row.to(values.device), self.column.to(values.device)] = values
         return full
@@ -104,30 +133,8 @@ class Places:
         return values[self.row.to(values.device), self.column.to(values.device)]
 
 
-def places_of(positions: Tensor, documents: Documents, rollout_length: int) -> Places:
-    """The places of positions [B, C] int64, -1 for none.
-
-    Raises SettingError for a position that leaves fewer than `rollout_length` tokens of its document to compare with.
-    """
-    if positions.ndim != 2 or positions.shape[0] != documents.rows or positions.dtype != torch.int64:
-        raise SettingError(f"positions must be int64 of shape [{documents.rows}, c], "
-                           f"not {positions.dtype} of {tuple(positions.shape)}")  # fmt: skip
-    found: list[tuple[int, int, int, int]] = []
-    for b, row in enumerate(positions.tolist()):
-        for i, t in enumerate(row):
-            if t == -1:
-                continue
-            g = _document_at(documents, b, t, rollout_length)
-            if g is None:
-                raise SettingError(f"positions[{b}, {i}] is {t}: expected -1, or 1 or more tokens of a document of "
-                                   f"row {b} with at least {rollout_length} more after them")  # fmt: skip
-            found.append((b, i, g, t))
-    columns = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
-    return Places((documents.rows, positions.shape[1]), *columns)
-
-
-def _document_at(documents: Documents, row: int, position: int, more: int) -> int | None:
+def _document_at(documents: Documents, row: int, position: int, tokens_after: int) -> int | None:
     for g, document in enumerate(documents.all):
-        if document.row == row and 1 <= position - document.start <= document.length - more:
+        if document.row == row and 1 <= position - document.start <= document.length - tokens_after:
             return g
     return None

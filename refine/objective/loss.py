@@ -1,7 +1,7 @@
-"""Step 6 of METHOD.md: the clipped policy-gradient loss of the sampled tokens (PPO, arXiv 1707.06347, with the dual
+"""The clipped policy-gradient loss of the sampled tokens (docs/method.md, Loss; PPO, arXiv 1707.06347, with the dual
 clip of arXiv 1912.09729).
 
-Shape legend: R places · n rollouts of a place · k tokens of a rollout.
+Shape legend: R rollout starts · n rollouts of a start · k tokens of a rollout.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log_probs, old_log_probs [R, n, k], advantages [R, n] -> (loss [], ratio [R, n, k], clip fraction []).
 
-    A token's loss is max(-A r, -A clip(r, 1 ± ratio_clip)), at most -A dual_clip where A < 0; r = exp(new - old). It is
-    summed over tokens and divided by `rollout_tokens`, those of the whole optimizer step. Only `loss` has a gradient.
+    A token's loss is max(-A r, -A clip(r, 1 ± ratio_clip)), at most -A dual_clip where A < 0; r = exp(new - old).
+    `loss` is their sum divided by `rollout_tokens`, the count of the whole optimizer step; only `loss` has a gradient.
     """
     ratio = (log_probs - old_log_probs.detach()).exp()
     a = advantages[..., None].to(ratio.dtype)

@@ -1,10 +1,11 @@
-"""Step 2 of METHOD.md: one position from each chunk of a document, by smoothed entropy (arXiv 2602.16704, section 3).
+"""Where rollouts start: one position from each chunk of a document, by smoothed entropy (docs/method.md, Positions;
+arXiv 2602.16704, section 3).
 
 Shape legend: B rows · T tokens of a row · G documents · L tokens of the longest document · c chunks of a document
-· S tokens of the widest chunk · R places (valid positions).
+· S tokens of the widest chunk · R rollout starts (valid positions).
 
 Which chunks hold an admissible position follows from the documents' lengths alone (`spans`), so that an optimizer
-step's denominators are known before anything is read.
+step's denominators are known before the model reads anything.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from refine.objective.documents import Documents, Places
+from refine.objective.documents import Documents, RolloutStarts
 from refine.ops.seeded_draws import mix, uniform
 from refine.settings.objective import ObjectiveSettings
 
-POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the two kinds never meet
+POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the two kinds never share a number
 
 
 def spans(length: int, settings: ObjectiveSettings) -> list[tuple[int, int, int]]:
-    """(j, first, last): chunks j of a document of `length` tokens with admissible t, 1-based, both ends included."""
+    """(j, first, last) of each chunk j with admissible t, in a document of `length` tokens: 1-based, ends included."""
     c, found = settings.positions, []
     for j in range(c):
         first = max(j * length // c + 1, settings.min_prefix)
@@ -31,9 +32,9 @@ def spans(length: int, settings: ObjectiveSettings) -> list[tuple[int, int, int]
 
 
 def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Centred moving average of entropy [G, L] over `width` tokens (one more if even), of the real tokens alone.
+    """Centred moving average of entropy [G, L] over `width` tokens (one more if even), over real tokens only.
 
-    lengths [G]; what stands after a document's end is nothing and counts as nothing.
+    lengths [G]; values after a document's end do not count.
     """
     width += 1 - width % 2
     real = (torch.arange(entropy.shape[1], device=entropy.device) < lengths[:, None]).to(torch.float64)
@@ -44,7 +45,7 @@ def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
     return windows(entropy.to(torch.float64) * real) / windows(real).clamp(min=0.5 / width)
 
 
-def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: ObjectiveSettings) -> Places:
+def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: ObjectiveSettings) -> RolloutStarts:
     """Draw positions from entropy [B, T] with seeds [B] int64; columns d*c + j for chunk j of a row's d-th document.
 
     A draw takes the largest of score + Gumbel noise, which is a draw from softmax(score); the noise of token t is a
@@ -60,22 +61,22 @@ def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: Objec
     )
     column = number * settings.positions + j
     if not found:
-        return Places((documents.rows, columns), row, column, g, start)
+        return RolloutStarts((documents.rows, columns), row, column, g, start)
     lengths = torch.tensor([document.length for document in documents.all], device=entropy.device)
     scores = _scores(documents.grid(entropy), lengths, settings)
     noise_seeds = _noise_seeds(seeds, row, number, settings)
     chosen = _draw(scores, torch.stack([g, first, last]), noise_seeds)
-    return Places((documents.rows, columns), row, column, g, start + chosen.cpu())
+    return RolloutStarts((documents.rows, columns), row, column, g, start + chosen.cpu())
 
 
-def rollout_seeds(seeds: Tensor, places: Places, rollouts: int) -> Tensor:
-    """[R * n] int64: one seed a rollout, a function of its row's seed, the place's column and the rollout's number."""
-    own = mix(seeds.cpu()[places.row], ROLLOUT_DRAWS, places.column)
+def rollout_seeds(seeds: Tensor, starts: RolloutStarts, rollouts: int) -> Tensor:
+    """[R * n] int64: one seed a rollout, a function of its row's seed, the start's column and the rollout's number."""
+    own = mix(seeds.cpu()[starts.row], ROLLOUT_DRAWS, starts.column)
     return mix(own[:, None], torch.arange(rollouts)).reshape(-1)
 
 
 def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """[G, L] float64: what the rule prefers, the more the better."""
+    """[G, L] float64: how much the selection rule prefers each token."""
     if settings.selection == "entropy":
         return smooth(entropy, lengths, settings.rollout_length) / settings.selection_temperature
     if settings.selection == "uniform":
@@ -90,7 +91,7 @@ def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: Objective
 
 
 def _draw(scores: Tensor, bounds: Tensor, noise_seeds: Tensor | None) -> Tensor:
-    """[R] the drawn t (tokens of the document read): the best score, of scores [G, L] with noise if seeded.
+    """[R] the drawn t (tokens of the document read): the best of scores [G, L], with noise if seeded.
 
     bounds [3, R] on the CPU: document, first and last t of each draw.
     """

@@ -1,4 +1,4 @@
-"""What a step returns: its loss, and everything a researcher would plot.
+"""What a step returns: its loss, and what a researcher plots.
 
 Shape legend: B rows · T tokens of a row · C columns of positions (c for each document of a row)
 · n rollouts of a position · k tokens of a rollout.
@@ -13,23 +13,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` [] has the gradient; all else is detached. Where `valid` is False all else is 0 (tokens: -1).
+    """`loss` [] has the gradient; everything else is detached. Where `valid` is False, values are 0 and tokens -1.
 
-    With `ntp_tokens` and `rollout_tokens` given, the losses are shares: over an optimizer step's passes they add up.
+    If `ntp_tokens` and `rollout_tokens` were given, the losses of an optimizer step's passes add up to the step's.
     """
 
     loss: Tensor
     """nsp_weight * nsp_loss + ntp_weight * ntp_loss."""
     nsp_loss: Tensor
-    """[] policy loss, summed over rollout tokens, divided by the step's [per token]."""
+    """[] policy loss, summed over rollout tokens, divided by their count in the step [per token]."""
     ntp_loss: Tensor
-    """[] cross-entropy, summed over predicted tokens, divided by the step's [nats per token]."""
+    """[] cross-entropy, summed over predicted tokens, divided by their count in the step [nats per token]."""
     ntp_accuracy: Tensor
-    """[] share of this pass's predicted tokens that are the likeliest."""
+    """[] share of this pass's predicted tokens that were the likeliest."""
     entropy: Tensor
-    """[B, T] of the next token after t + 1 tokens [nats]; 0 at padding."""
+    """[B, T] of the next token [nats]; entry t is after t + 1 tokens; 0 at padding."""
     positions: Tensor
-    """[B, C] int64: tokens of the row read before the rollout; -1 where there is none."""
+    """[B, C] int64: tokens of the row read before the rollout; -1 for none."""
     valid: Tensor
     """[B, C] bool."""
     rollouts: Tensor
@@ -45,9 +45,9 @@ class StepResult:
     clip_fraction: Tensor
     """[] share of rollout tokens whose loss is clipped."""
     log_prob_gap: Tensor
-    """[] largest difference between the log-probabilities at sampling and at training; 0 where nothing was sampled."""
+    """[] largest difference between the log-probabilities at sampling and at training; 0 if nothing was sampled."""
     old_log_probs: Tensor
-    """[B, C, n, k] what `ratio` is taken against."""
+    """[B, C, n, k] under the policy that sampled; `ratio` divides by it."""
     ntp_tokens: int
     """Predicted tokens of this pass."""
     rollout_tokens: int

@@ -1,10 +1,11 @@
-"""Step 4 of METHOD.md: what a rollout is worth, against the text that really follows (arXiv 2602.16704, section 3).
+"""Rewards: how close a rollout is to the text that really follows (docs/method.md, Rewards; arXiv 2602.16704,
+section 3).
 
-Shape legend: R places · n rollouts of a place · k tokens of a rollout · D hidden size.
+Shape legend: R rollout starts · n rollouts of a start · k tokens of a rollout · D hidden size.
 
 A reward is a function of hidden [R, n, k, D], the states after each sampled token; actual [R, k, D], the states after
-each token of the text; rollouts [R, n, k] and text [R, k], the tokens. It returns [R, n]. To add one, write the
-function, enter it in REWARDS and in `ObjectiveSettings.reward`.
+each token of the text; rollouts [R, n, k] and text [R, k], the tokens. It returns [R, n]. To add a reward, write the
+function and enter it in REWARDS and in `ObjectiveSettings.reward`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def cosine(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> Te
 
 
 def binary(hidden: Tensor, actual: Tensor, rollouts: Tensor, text: Tensor) -> Tensor:
-    """Share of tokens that are the text's."""
+    """Share of the rollout's tokens that equal the text's."""
     return (rollouts == text[:, None]).to(hidden.dtype).mean(-1)
 
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from refine.objective import ObjectiveSettings, StepResult, by_rereading, next_sequence_step
+from refine.objective import ObjectiveSettings, StepResult, next_sequence_step
+from refine.objective.rereading import Rereading
+from refine.objective.rollouts import OneRead
 
 _SPEC = importlib.util.spec_from_file_location(
     "refine_tests_models_conftest", Path(__file__).parents[1] / "models" / "conftest.py"
@@ -63,24 +65,15 @@ class Steps:
     @staticmethod
     def both(model: Any, tokens: Tensor, settings: ObjectiveSettings, seeds: Tensor, **more: Any):
         """(result, gradients) of the one-read step and of its twin."""
-        return [
-            Steps.gradients(step, model, tokens, settings, seeds, **more)
-            for step in (next_sequence_step, by_rereading.next_sequence_step)
-        ]
+        return [Steps.gradients(model, tokens, settings, seeds, read=read, **more) for read in (OneRead(), Rereading())]
 
     @staticmethod
     def gradients(
-        step: Any,
-        model: Any,
-        tokens: Tensor,
-        settings: ObjectiveSettings,
-        seeds: Tensor,
-        autocast: bool = False,
-        **more: Any,
+        model: Any, tokens: Tensor, settings: ObjectiveSettings, seeds: Tensor, autocast: bool = False, **more: Any
     ):
-        """The result of `step` (under bfloat16 autocast, if wanted) and the gradient of its loss, by parameter."""
+        """The step's result (under bfloat16 autocast, if wanted) and the gradient of its loss, by parameter."""
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            result = step(model, tokens, settings, seeds, **more)
+            result = next_sequence_step(model, tokens, settings, seeds, **more)
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(result.loss, list(parameters.values()), allow_unused=True)
         pairs = zip(parameters.items(), grads, strict=True)
@@ -88,7 +81,7 @@ class Steps:
 
     @staticmethod
     def same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], bound: float) -> None:
-        """Each parameter's within `bound`; and not all of them zero."""
+        """Each parameter's gradient is within `bound`, and not all gradients are zero."""
         assert found.keys() == wanted.keys() and any(bool(g.any()) for g in wanted.values())
         for key, gradient in wanted.items():
             found_distance = Steps.distance(found[key], gradient)
@@ -103,5 +96,5 @@ class Steps:
 
 @pytest.fixture
 def steps() -> Steps:
-    """How steps are run and compared."""
+    """See Steps."""
     return Steps()

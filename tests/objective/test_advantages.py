@@ -1,4 +1,4 @@
-"""Advantages compare a rollout with its group, and a group without differences teaches nothing."""
+"""Advantages compare a rollout with its group; in a group of equal rewards they are zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents packed in rows, and the places in them."""
+"""Documents packed in rows, and where in them rollouts start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refine.errors import SettingError
-from refine.objective.documents import Documents, places_of
+from refine.objective.documents import Documents, RolloutStarts
 
 PACKED = Documents((2, 9), [[4, 1, 3], [9]])
 
@@ -34,18 +34,18 @@ def test_the_grid_has_a_document_a_row():
 
 
 def test_given_positions_find_their_documents():
-    places = places_of(torch.tensor([[2, -1, 7], [7, 1, -1]]), PACKED, 1)
-    assert places.document.tolist() == [0, 2, 3, 3]
-    assert places.positions().tolist() == [[2, -1, 7], [7, 1, -1]]
-    assert places.scatter(torch.ones(4), -3.0).tolist() == [[1, -3, 1], [1, 1, -3]]
+    starts = RolloutStarts.at(torch.tensor([[2, -1, 7], [7, 1, -1]]), PACKED, 1)
+    assert starts.document.tolist() == [0, 2, 3, 3]
+    assert starts.positions().tolist() == [[2, -1, 7], [7, 1, -1]]
+    assert starts.scatter(torch.ones(4), -3.0).tolist() == [[1, -3, 1], [1, 1, -3]]
 
 
 @pytest.mark.parametrize("position", [0, 3, 5, 8, 9, 10, -2])
 def test_a_position_without_text_after_it_in_its_document_is_refused_by_place(position):
     with pytest.raises(SettingError, match=rf"positions\[0, 1\] is {position}: expected"):
-        places_of(torch.tensor([[1, position], [1, 1]]), PACKED, 2)
+        RolloutStarts.at(torch.tensor([[1, position], [1, 1]]), PACKED, 2)
 
 
 def test_positions_of_another_batch_are_refused():
     with pytest.raises(SettingError, match=r"int64 of shape \[2, c\]"):
-        places_of(torch.ones(3, 4, dtype=torch.int64), PACKED, 2)
+        RolloutStarts.at(torch.ones(3, 4, dtype=torch.int64), PACKED, 2)

@@ -1,4 +1,4 @@
-"""Positions are drawn as METHOD.md says: from chunks of a document, by smoothed entropy, with a row's own seed."""
+"""Positions follow docs/method.md: one from each chunk of a document, by smoothed entropy, with the row's own seed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_draws_follow_the_formula(selection, temperature):
     )
     rows, length = 20_000, 30
     entropy = entropies(1, length).expand(rows, -1)
-    places = select(entropy, Documents(entropy.shape, None), torch.arange(rows), settings)
-    drawn = places.positions()
+    starts = select(entropy, Documents(entropy.shape, None), torch.arange(rows), settings)
+    drawn = starts.positions()
     for j, first, last in spans(length, settings):
         smoothed = [plain_mean(entropy[0].tolist(), t, 3) for t in range(first, last + 1)]
         weights = [math.exp(h / temperature) if selection == "entropy" else 1.0 for h in smoothed]
@@ -91,8 +91,8 @@ def test_a_rows_draws_depend_on_its_own_seed_alone():
 
 
 def test_every_rollout_has_a_seed_of_its_own():
-    places = select(entropies(9, 300), Documents((9, 300), None), torch.arange(9), ObjectiveSettings())
-    seeds = rollout_seeds(torch.arange(9), places, 5)
+    starts = select(entropies(9, 300), Documents((9, 300), None), torch.arange(9), ObjectiveSettings())
+    seeds = rollout_seeds(torch.arange(9), starts, 5)
     assert len(set(seeds.tolist())) == 9 * 8 * 5
 
 

@@ -1,4 +1,4 @@
-"""Rewards are those of METHOD.md."""
+"""Rewards are the formulas of docs/method.md."""
 
 from __future__ import annotations
 

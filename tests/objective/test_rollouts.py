@@ -1,4 +1,4 @@
-"""Rollouts come from the distribution that is scored, from one read, and are worth what they are worth."""
+"""Rollouts come from one read and from the distribution that is scored, and get the right rewards."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from refine.objective import ObjectiveSettings, next_sequence_step
-from refine.objective.documents import Documents, places_of
+from refine.objective.documents import Documents, RolloutStarts
 from refine.objective.rollouts import OneRead
 
 SEEDS = torch.tensor([4, 5, 6])
 
 
 def count_tokens(model):
-    """Tokens that pass each linear layer of the blocks, by layer name, counted from now on."""
+    """Counts from now on the tokens that pass each linear layer of the blocks, by layer name."""
     counts: dict[str, int] = defaultdict(int)
     for name, module in model.model.layers.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -38,7 +38,7 @@ def test_the_text_is_read_once_and_each_rollout_twice(model, draw_tokens, c, k, 
     )
     taps = int(result.valid.sum())
     assert taps == c
-    # under checkpointing a tap reads the tokens since the last kept state again, and a convolution's before them
+    # with checkpointing a tap reads again the tokens since the last kept state, and those of a convolution before them
     chunk = 2 * 64 + 3 if checkpointing else 0
     for name, counted in counts.items():
         assert length <= counted <= length + 2 * k * taps * n + chunk * taps, name
@@ -71,11 +71,12 @@ def test_in_bfloat16_they_agree_within_its_rounding(model, draw_tokens, autocast
 
 
 def test_tokens_are_sampled_from_the_very_distribution_that_is_scored(model, draw_tokens):
-    """First tokens of many rollouts against softmax(logits / temperature): chi-square; and no token is left out."""
+    """A chi-square test of many first tokens against softmax(logits / temperature); every token occurs."""
     tokens, n, temperature = draw_tokens(1, 60), 20_000, 1.3
-    places = places_of(torch.tensor([[31]]), Documents((1, 60), None), 1)
-    reader = OneRead(model, tokens, None, True)
-    drawn, log_probs = reader.sample(places, n, 1, torch.arange(n), temperature)
+    documents = Documents((1, 60), None)
+    starts = RolloutStarts.at(torch.tensor([[31]]), documents, 1)
+    reader = OneRead()(model, tokens, documents, tappable=True)
+    drawn, log_probs = reader.sample(starts, n, 1, torch.arange(n), temperature)
     wanted = torch.softmax(model.logits(reader.hidden[0, 30]).detach().double() / temperature, -1)
     counts = torch.bincount(drawn.flatten(), minlength=wanted.shape[0])
     expected = wanted * n
@@ -87,7 +88,7 @@ def test_tokens_are_sampled_from_the_very_distribution_that_is_scored(model, dra
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_rollout_equal_to_the_text_scores_one_one_and_two(model, draw_tokens, dtype, bound):
-    """Also where the rollout crosses a chunk of the delta rule (64) or of LaCT (20), or starts at one."""
+    """Also where the rollout crosses a chunk border of the delta rule (64) or of LaCT (20), or starts at one."""
     model, tokens, k = model.to(dtype), draw_tokens(2, 149), 7
     positions = torch.tensor([[1, 14, 18, 19, 20, 21, 38, 40, 59, 60, 63, 64, 65, 142]] * 2)
     text = torch.stack([torch.stack([row[t : t + k] for t in positions[0]]) for row in tokens])
@@ -97,7 +98,7 @@ def test_a_rollout_equal_to_the_text_scores_one_one_and_two(model, draw_tokens, 
     assert (result.rewards["binary"] == 1).all()
     assert float((result.rewards["cosine"] - 1).abs().max()) < bound
     assert float((result.rewards["hybrid"] - 2).abs().max()) < bound
-    if dtype == torch.float32:  # all rewards are equal but for rounding: nothing to compare
+    if dtype == torch.float32:  # all rewards are equal to rounding
         assert not result.advantages.any()
 
 

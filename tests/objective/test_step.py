@@ -1,4 +1,4 @@
-"""A step counts every sequence once, whatever the batch; short sequences train too; a result says what happened."""
+"""A step counts every sequence once, whatever the batch. Short sequences train too. `result.py` is tested here too."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SETTINGS = ObjectiveSettings(positions=4, rollouts=2, nsp_weight=1)
 
 def denominators(settings: ObjectiveSettings) -> dict[str, int]:
     lengths = [length for row in LENGTHS for length in row]
-    places = sum(len(admissible(length, settings)) for length in lengths)
+    starts = sum(len(admissible(length, settings)) for length in lengths)
     return {
         "ntp_tokens": sum(length - 1 for length in lengths),
-        "rollout_tokens": places * settings.rollouts * settings.rollout_length,
+        "rollout_tokens": starts * settings.rollouts * settings.rollout_length,
     }
 
 
@@ -32,16 +32,14 @@ def denominators(settings: ObjectiveSettings) -> dict[str, int]:
 def test_any_micro_batches_give_the_draws_and_the_gradient_of_the_whole_batch(model, draw_tokens, steps, passes, group):
     settings = SETTINGS.model_copy(update={"group": group})
     tokens, counts = draw_tokens(5, 149), denominators(settings)
-    whole, wanted = steps.gradients(next_sequence_step, model, tokens, settings, SEEDS, lengths=LENGTHS)
+    whole, wanted = steps.gradients(model, tokens, settings, SEEDS, lengths=LENGTHS)
     assert {"ntp_tokens": whole.ntp_tokens, "rollout_tokens": whole.rollout_tokens} == counts
     found = {key: torch.zeros_like(g) for key, g in wanted.items()}
     losses = torch.zeros(3)
     for rows in passes:
         lengths = [LENGTHS[b] for b in rows]
         width = max(sum(row) for row in lengths)
-        part, gradients = steps.gradients(
-            next_sequence_step, model, tokens[rows, :width], settings, SEEDS[rows], lengths=lengths, **counts
-        )
+        part, gradients = steps.gradients(model, tokens[rows, :width], settings, SEEDS[rows], lengths=lengths, **counts)
         losses += torch.stack([part.loss.detach(), part.nsp_loss, part.ntp_loss])
         columns = part.positions.shape[1]
         assert torch.equal(part.positions, whole.positions[rows, :columns])
@@ -77,9 +75,9 @@ def test_a_sequence_of_one_token_predicts_nothing_and_breaks_nothing(model, draw
 
 def test_one_rollout_alone_has_no_advantage_and_leaves_the_next_token_gradient(model, draw_tokens, steps):
     tokens = draw_tokens(2, 100)
-    lone, found = steps.gradients(next_sequence_step, model, tokens, ObjectiveSettings(positions=1), SEEDS[:2])
+    lone, found = steps.gradients(model, tokens, ObjectiveSettings(positions=1), SEEDS[:2])
     assert lone.valid.all() and not lone.advantages.any()
-    _, wanted = steps.gradients(next_sequence_step, model, tokens, ObjectiveSettings(nsp_weight=0), SEEDS[:2])
+    _, wanted = steps.gradients(model, tokens, ObjectiveSettings(nsp_weight=0), SEEDS[:2])
     steps.same_gradients(found, wanted, 1e-6)
 
 
@@ -112,9 +110,9 @@ def test_accuracy_entropy_and_loss_are_those_of_the_real_tokens(model, draw_toke
 
 def test_gradient_checkpointing_changes_nothing(model, draw_tokens, steps):
     tokens = draw_tokens(2, 211)
-    plain, wanted = steps.gradients(next_sequence_step, model, tokens, SETTINGS, SEEDS[:2])
+    plain, wanted = steps.gradients(model, tokens, SETTINGS, SEEDS[:2])
     model.model.gradient_checkpointing = True
-    found, gradients = steps.gradients(next_sequence_step, model.train(), tokens, SETTINGS, SEEDS[:2])
+    found, gradients = steps.gradients(model.train(), tokens, SETTINGS, SEEDS[:2])
     steps.same_draws(found, plain)
     steps.same_gradients(gradients, wanted, 1e-5)
 
@@ -167,10 +165,11 @@ def test_a_further_update_keeps_rewards_advantages_and_old_log_probabilities(mod
 
 
 def test_trained_on_its_next_sequence_loss_alone_the_reward_grows(build, draw_tokens):
-    """Twenty updates on one sequence: rollouts that were rewarded become likelier."""
+    """Twenty updates on one sequence make the rewarded rollouts likelier."""
     model, tokens = build("delta_net"), draw_tokens(1, 100)
-    settings = ObjectiveSettings(positions=8, rollouts=16, rollout_length=2, reward="binary", group="position",
-                                 nsp_weight=1, ntp_weight=0)  # fmt: skip
+    settings = ObjectiveSettings(
+        positions=8, rollouts=16, rollout_length=2, reward="binary", group="position", nsp_weight=1, ntp_weight=0
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rewards = []
     for step in range(20):
@@ -183,7 +182,7 @@ def test_trained_on_its_next_sequence_loss_alone_the_reward_grows(build, draw_to
 
 
 class Objective(Trainer):
-    """transformers.Trainer with the step in the place of its loss, as a user would write it."""
+    """transformers.Trainer with the step as its loss, as a user would write it."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return next_sequence_step(model, inputs["input_ids"], SETTINGS, inputs["seed"]).loss
@@ -195,10 +194,20 @@ def test_it_trains_in_transformers_trainer_under_accelerate(model, draw_tokens, 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, bf16=bf16,
-        learning_rate=1e-3, report_to=[], remove_unused_columns=False, use_cpu=True, save_strategy="no",
-        logging_steps=1, disable_tqdm=True, **{recompute: True},
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        bf16=bf16,
+        learning_rate=1e-3,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        **{recompute: True},
+    )
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     trainer = Objective(model, arguments, train_dataset=rows)
     trainer.train()

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from refine.errors import ModelError
-from refine.objective import ObjectiveSettings, by_rereading, next_sequence_step
+from refine.objective import ObjectiveSettings, next_sequence_step
+from refine.objective.rereading import Rereading
+from refine.objective.rollouts import OneRead
 
 SEEDS = torch.tensor([11, -5, 2**61])
 SETTINGS = {
@@ -22,7 +24,7 @@ SETTINGS = {
 def check(found, wanted, steps, bound):
     (a, a_gradients), (b, b_gradients) = found, wanted
     steps.same_draws(a, b)
-    assert float((a.loss - b.loss).detach().abs()) <= bound * float(b.ntp_loss)  # on-policy the loss itself is about 0
+    assert float((a.loss - b.loss).detach().abs()) <= bound * float(b.ntp_loss)  # on-policy the loss is about 0
     for name in ("ntp_loss", "entropy", "log_probs"):
         assert steps.distance(getattr(a, name), getattr(b, name)) <= bound, name
     steps.same_gradients(a_gradients, b_gradients, bound)
@@ -51,9 +53,10 @@ def test_packed_rows_too(model, draw_tokens, steps):
 
 
 def test_lengths_that_do_not_fit_are_refused_by_both(model, draw_tokens):
-    for step in (next_sequence_step, by_rereading.next_sequence_step):
+    tokens, lengths = draw_tokens(2, 149), [[149], [150]]
+    for read in (OneRead(), Rereading()):
         with pytest.raises(ModelError, match=r"lengths\[1\] is \[150\]"):
-            step(model, draw_tokens(2, 149), ObjectiveSettings(), SEEDS[:2], lengths=[[149], [150]])
+            next_sequence_step(model, tokens, ObjectiveSettings(), SEEDS[:2], lengths=lengths, read=read)
 
 
 def test_in_float64_the_gradients_agree_to_rounding(configs, build, draw_tokens, steps):
@@ -78,7 +81,7 @@ def test_given_positions_and_rollouts_are_used_by_both(model, draw_tokens, steps
 
 def test_a_further_update_on_the_same_rollouts_agrees(model, draw_tokens, steps):
     settings, tokens = ObjectiveSettings(rollouts=2, nsp_weight=1), draw_tokens(3, 149)
-    first, _ = steps.gradients(next_sequence_step, model, tokens, settings, SEEDS)
+    first, _ = steps.gradients(model, tokens, settings, SEEDS)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
@@ -91,13 +94,14 @@ def test_a_further_update_on_the_same_rollouts_agrees(model, draw_tokens, steps)
 def test_bfloat16_agrees_within_its_rounding(model, draw_tokens, steps, autocast):
     tokens, settings = draw_tokens(2, 149), ObjectiveSettings(rollouts=2, nsp_weight=1)
     fixed = {"positions": torch.tensor([[30, 61, 90]] * 2), "rollouts": draw_tokens(2, 30, seed=3).view(2, 3, 2, 5)}
-    _, wanted = steps.gradients(next_sequence_step, model, tokens, settings, SEEDS[:2], **fixed)
+    _, wanted = steps.gradients(model, tokens, settings, SEEDS[:2], **fixed)
     model = model if autocast else model.to(torch.bfloat16)
     found, twin = steps.both(model, tokens, settings, SEEDS[:2], autocast=autocast, **fixed)
     assert found[0].loss.dtype == torch.float32
     assert steps.distance(found[0].ntp_loss, twin[0].ntp_loss) <= 5e-3
-    together, apart, exact = (torch.cat([g.flatten().double() for g in x.values()])
-                              for x in (found[1], twin[1], wanted))  # fmt: skip
-    rounding = steps.distance(apart, exact)  # how far bfloat16 takes the twin itself from float32
+    together, apart, exact = (
+        torch.cat([g.flatten().double() for g in x.values()]) for x in (found[1], twin[1], wanted)
+    )
+    rounding = steps.distance(apart, exact)  # the twin's own distance between bfloat16 and float32
     assert rounding < 0.25
     assert steps.distance(together, exact) <= 1.5 * rounding + 1e-3
