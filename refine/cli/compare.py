@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from rich.table import Table
 
+    from refine.reports.cells import Row
     from refine.reports.comparison import Comparison
-    from refine.reports.differences import Difference
     from refine.tracking.registry import Version
 
 ALL = "all"
@@ -63,9 +63,9 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
         if page := comparison_page(client, chosen):
             click.echo(f"curves and settings in MLflow: {page}")
     if picture is not None:
-        from refine.reports.pictures import draw
+        from refine.reports.pictures import draw_comparison
 
-        click.echo(f"drawn: {draw(found, picture)}", err=form != "table")
+        click.echo(f"drawn: {draw_comparison(found, picture)}", err=form != "table")
 
 
 def check_picture(path: Path | None) -> None:
@@ -105,7 +105,7 @@ def newest(versions: Sequence[Version]) -> list[Version]:
     return [one for one in versions if one.number == last[one.phase, one.arm] or one.is_champion]
 
 
-def _show(name: str, found: Comparison, differences: Sequence[Difference], left_out: int) -> None:
+def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: int) -> None:
     from rich.console import Console
 
     from refine.tracking.tags import CHAMPION_WHY
@@ -143,16 +143,18 @@ def _table(found: Comparison, intervals: bool) -> Table:
     return table
 
 
-def _differences(found: Comparison, differences: Sequence[Difference]) -> Table:
+def _differences(found: Comparison, differences: Sequence[Row]) -> Table:
     from rich import box
     from rich.table import Table
+
+    from refine.reports.differences import texts
 
     others = [n for n, version in enumerate(found.versions) if not version.is_champion]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)
     for n in others:
         table.add_column(found.headers()[n], justify="right", no_wrap=True)
-    for one in differences:
-        texts = one.texts()
-        table.add_row(one.metric, *(texts[n] for n in others))
+    for row in differences:
+        shown = texts(row)
+        table.add_row(row.label, *(shown[n] for n in others))
     return table

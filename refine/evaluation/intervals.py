@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 Scores = Sequence[float] | np.ndarray
+Interval = tuple[float, float] | None
 SEED = 20240  # of the resampling, so that the same scores give the same interval
 
 
@@ -24,16 +25,30 @@ class Estimate:
     low: float | None
     high: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+    @property
+    def interval(self) -> Interval:
+        """(low, high), or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
-    def text(self, scale: float = 1.0, digits: int = 3) -> str:
-        """``0.250 [0.102, 0.495]``, each times `scale`."""
-        value = f"{scale * self.value:.{digits}f}"
-        if self.low is None or self.high is None:
-            return value
-        return f"{value} [{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+    @property
+    def clear_of_zero(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+        """``0.250 [0.102, 0.495]``, each times `scale`; the value alone without an interval. sign: "+" shows it."""
+        return f"{self.value_text(scale, digits, sign)} {self.interval_text(scale, digits)}".rstrip()
+
+    def value_text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+        """``0.250``."""
+        return f"{scale * self.value:{sign}.{digits}f}"
+
+    def interval_text(self, scale: float = 1.0, digits: int = 3) -> str:
+        """``[0.102, 0.495]``; empty without an interval."""
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def mean_of_scores(scores: Scores) -> Estimate:

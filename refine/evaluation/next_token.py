@@ -15,7 +15,7 @@ from torch import Tensor
 from refine.errors import DataError
 from refine.evaluation.decoding import passes
 from refine.evaluation.intervals import ratio
-from refine.evaluation.record import Interval, NextTokenScore, PositionScore
+from refine.evaluation.record import NextTokenScore, PositionScore
 from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
         int(predicted.sum()),
         len(rows),
         tuple(_by_position(losses, hits, predicted)),
-        _interval(loss.low, loss.high),
-        _interval(accuracy.low, accuracy.high),
+        loss.interval,
+        accuracy.interval,
         tuple((losses.sum(1) / predicted).tolist()),
         tuple(predicted.tolist()),
     )
@@ -103,11 +103,7 @@ def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) ->
             loss.value,
             float(hits[:, inside].sum()) / count,
             count,
-            _interval(loss.low, loss.high),
+            loss.interval,
             tuple((lost / counts).tolist()),
         )
         first, last = last + 1, 2 * last
-
-
-def _interval(low: float | None, high: float | None) -> Interval:
-    return None if low is None or high is None else (low, high)

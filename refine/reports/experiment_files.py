@@ -10,7 +10,7 @@ from pathlib import Path
 from refine.metric_names import HEADLINES
 from refine.phases.stages import Scored
 from refine.reports.comparison import Comparison, compare, side_by_side
-from refine.reports.pictures import draw
+from refine.reports.pictures import draw_comparison
 from refine.system.files import write_text
 from refine.tracking.registry import Version
 
@@ -30,7 +30,7 @@ def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple
         "comparison.csv": comparison.csv(),
     }
     files = [write_text(folder / name, text) for name, text in texts.items()]
-    return comparison, [*files, draw(comparison, folder / PICTURE)]
+    return comparison, [*files, draw_comparison(comparison, folder / PICTURE)]
 
 
 def test_time(scores: Sequence[Scored]) -> str:
@@ -49,10 +49,10 @@ def test_time(scores: Sequence[Scored]) -> str:
 
 def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:
     """`mid-refine` -> the headline metrics of that phase's arm."""
-    rows = [row for row in comparison.rows if row.metric.endswith(HEADLINES)]
+    rows = [row for row in comparison.rows if row.label.endswith(HEADLINES)]
     return {
         "-".join(part for part in (version.phase, version.arm) if part): {
-            row.metric: round(value, 6) for row in rows if (value := row.cells[n].value) is not None
+            row.label: round(one.value, 6) for row in rows if (one := row.cells[n].estimate) is not None
         }
         for n, version in enumerate(comparison.versions)
     }

@@ -1,4 +1,5 @@
-"""One call scores a model on everything; the record goes to JSON and back, to metrics, a table and a picture."""
+"""One call scores a model on everything. The record (refine/evaluation/record.py) goes to JSON and back, to metrics and
+to a table."""
 
 from __future__ import annotations
 
@@ -18,7 +19,6 @@ from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
 from refine.evaluation.evaluate import check_model
 from refine.evaluation.scorers import scorer_of
-from refine.reports.evaluation_picture import draw
 
 PROMPTS = [
     Prompt(f"The king of {name} is", (name[:1], name), "factsqa", 64, 6) for name in ("old", "sun", "sky", "ships")
@@ -130,14 +130,6 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
     (tmp_path / "evaluation.json").write_text('{"model": "x"}')
     with pytest.raises(DataError, match="not an evaluation"):
         Evaluation.load(tmp_path)
-
-
-@pytest.mark.parametrize("what", ["both", "documents", "prompts"])
-def test_a_picture_is_drawn_of_what_there_is(what, model, tokenizer, inputs, tmp_path):
-    some = Inputs(inputs.documents if what != "prompts" else {}, inputs.prompts if what != "documents" else {})
-    found = evaluate_model(model, some, tokenizer)
-    path = draw([found, found], tmp_path / "scores.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and [file.name for file in tmp_path.iterdir()] == ["scores.png"]
 
 
 def test_the_paper_averages_twelve_of_longbench_s_fourteen_tasks():

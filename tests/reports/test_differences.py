@@ -7,7 +7,7 @@ import pytest
 
 from refine.evaluation.intervals import mean_of_scores
 from refine.evaluation.record import Evaluation, NextTokenScore, TaskScore
-from refine.reports.differences import to_champion
+from refine.reports.differences import texts, to_champion
 from refine.tracking.registry import Version
 
 HARD = np.linspace(0.0, 5.0, 40)  # how hard each sequence is: far more than models differ
@@ -38,17 +38,18 @@ def make(client, experiment, tmp_path):
 
 def test_a_small_gain_shows_beneath_large_differences_between_samples(client, make):
     (loss, score, log_prob) = to_champion(client, [make(1, 0.0, champion=True), make(2, 0.1)])
-    assert (loss.metric, score.metric) == ("val/loss", "eval/niah_single_1/256/score")
-    assert loss.estimates[0] is None, "the champion is not compared with itself"
-    assert loss.estimates[1].value == pytest.approx(-0.1, abs=0.01)
-    assert loss.texts()[0] == "–" and loss.texts()[1].endswith("clear")
-    assert score.estimates[1].value == 0.0 and "clear" not in score.texts()[1]
-    assert log_prob.metric == "eval/niah_single_1/256/log_prob"
+    assert (loss.label, score.label) == ("val/loss", "eval/niah_single_1/256/score")
+    assert loss.cells[0].difference is None, "the champion is not compared with itself"
+    assert loss.cells[1].difference.value == pytest.approx(-0.1, abs=0.01)
+    assert texts(loss)[0] == "–" and texts(loss)[1].endswith("] clear")
+    assert score.cells[1].difference.value == 0.0
+    assert texts(score)[1].startswith("+0.0000 [") and "clear" not in texts(score)[1]
+    assert log_prob.label == "eval/niah_single_1/256/log_prob"
 
 
 def test_other_samples_cannot_be_paired(client, make):
     found = to_champion(client, [make(1, 0.0, champion=True), make(2, 0.1, scored_on="e2"), make(3, 0.1)])
-    assert all(one.estimates[1] is None and one.estimates[2] is not None for one in found)
+    assert all(one.cells[1].difference is None and one.cells[2].difference is not None for one in found)
     assert to_champion(client, [make(4, 0.0, champion=True), make(5, 0.1, scored_on="e2")]) == []
 
 

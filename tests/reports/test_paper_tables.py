@@ -1,4 +1,7 @@
-"""The paper's tables from an experiment's evaluations: layout, averages, the best, differences that hold."""
+"""The paper's tables from an experiment's evaluations: layout, averages, the best, differences that hold.
+
+Also of their columns (refine/reports/paper_columns.py) and files (refine/reports/paper_files.py).
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_o
     assert refine.difference.value == pytest.approx(
         refine.estimate.value - cells(table, "mid-training: SFT")["S 512"].estimate.value
     )
-    assert refine.clear and refine.difference.low > 0
+    assert refine.difference.clear_of_zero and refine.difference.low > 0
     assert cells(table, "mid-training: SFT")["S 512"].difference is None
     assert cells(table, "post-training: nested REFINE")["S 512"].difference is None  # its phase has no SFT arm
     scores = {("niah_single_1", 512): drawn(0.8), ("niah_single_2", 512): drawn(0.8)}
@@ -104,7 +107,11 @@ def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_o
 def test_equal_arms_have_a_difference_of_zero_that_is_not_called_clear():
     same = [evaluated("mid", arm, {("factsqa", 64): drawn(0.5)}) for arm in ("sft", "refine")]
     cell = cells(tables(same)[0], "mid-training: REFINE")["FactsQA 64"]
-    assert (cell.difference.value, cell.difference.low, cell.difference.high) == (0.0, 0.0, 0.0) and not cell.clear
+    assert (cell.difference.value, cell.difference.low, cell.difference.high) == (
+        0.0,
+        0.0,
+        0.0,
+    ) and not cell.difference.clear_of_zero
 
 
 def test_longbench_averages_the_paper_s_tasks_alone():
@@ -188,7 +195,7 @@ def test_a_folder_of_evaluations_is_a_report_too_with_arms_of_any_name_and_their
         ("mid", arm, seed) for arm in ("sft", "c=8 n=8") for seed in (1, 2)
     }
     cell = cells(tables(found)[0], "mid-training: c=8 n=8")["S 512"]
-    assert cell.estimate.samples == 40 and cell.clear and cell.difference.value > 0.4
+    assert cell.estimate.samples == 40 and cell.difference.clear_of_zero and cell.difference.value > 0.4
     with pytest.raises(DataError, match=r"no ARM/SEED/evaluation\.json"):
         find_in_folder(tmp_path / "sft")
 
@@ -215,8 +222,8 @@ def test_loss_by_position_is_a_table_with_paired_differences(tmp_path):
     assert "val" in table.title and [column.title for column in table.columns] == ["2–16", "17–32"]
     found = cells(table, "mid-training: REFINE")
     assert found["17–32"].estimate.value == pytest.approx(12.2 / 3) and found["17–32"].best
-    assert found["17–32"].difference.value == pytest.approx(-0.1) and found["17–32"].clear
-    assert not found["2–16"].clear
+    assert found["17–32"].difference.value == pytest.approx(-0.1) and found["17–32"].difference.clear_of_zero
+    assert not found["2–16"].difference.clear_of_zero
 
 
 def test_a_record_from_before_positions_had_sequences_is_still_read(tmp_path):
