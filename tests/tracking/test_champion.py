@@ -1,4 +1,4 @@
-"""The rule decides who becomes champion, and says why."""
+"""The rule decides which version becomes champion, and gives its reasons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_clear_gain_is_accepted_and_a_small_one_is_not():
     champion = version(1, 3.5)
     assert judge(rule(), version(2, 3.48), champion).accepted
     refused = judge(rule(), version(2, 3.495), champion)
-    assert not refused.accepted and "a gain of 0.0050, and at least 0.0100" in refused.reasons[0]
+    assert not refused.accepted and "a gain of 0.0050, and at least 0.0100 is required" in refused.reasons[0]
     assert not judge(rule(minimum_gain=0.0), version(2, 3.5), champion).accepted, "an equal is no gain"
 
 

@@ -1,4 +1,4 @@
-"""What MLflow did not take is kept until it does, and is no other MLflow's."""
+"""Records that MLflow did not take are kept until it does, and no other MLflow gets them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_refusal_is_a_line_and_nothing_is_lost(client, run, monkeypatch, caplo
 
     monkeypatch.setattr(client, "log_batch", away)
     assert outbox.deliver(client) == [] and file.exists()
-    assert "was not delivered: connection refused" in caplog.text
+    assert "were not delivered: connection refused" in caplog.text
 
 
 HOLD = """

@@ -1,4 +1,4 @@
-"""Links into MLflow's pages: whole where a server shows them, none where no server does, no password in them."""
+"""Links to MLflow's pages: only if a server shows them, and without a password."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine.tracking.registry import Version
 
 
 class Runs:
-    """Answers as a client does: run `a` and `b` of experiment 1, `c` of 2, and none else."""
+    """A client that has the runs `a` and `b` of experiment 1, and `c` of 2."""
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         if run_id not in ("a", "b", "c"):
