@@ -36,9 +36,9 @@ PICTURES = (".png", ".svg", ".pdf")
     type=click.Choice(["table", "markdown", "csv"]),
     default="table",
     show_default=True,
-    help="How it is printed.",
+    help="Format of the output.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Also draw a picture: a .png, .svg or .pdf file.")
 def compare(name: str | None, experiment: str | None, wanted: str | None, form: str, picture: Path | None) -> None:
     """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
     from refine import settings
@@ -69,34 +69,34 @@ def compare(name: str | None, experiment: str | None, wanted: str | None, form: 
 
 
 def check_picture(path: Path | None) -> None:
-    """Raises SettingError where no picture can be written under that name."""
+    """Raise SettingError if the name's ending is that of no picture."""
     if path is not None and path.suffix not in PICTURES:
         raise SettingError(f"--picture {path}: expected a name that ends in {', '.join(PICTURES)}")
 
 
 def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:
-    """The versions to show, oldest first, and how many were left out for brevity.
+    """The versions to show, oldest first, and how many older ones are left out.
 
-    Raises ServiceError: no such model, experiment, version or alias; names what there is.
+    Raises ServiceError if the model, experiment, version or alias does not exist; the message lists those that do.
     """
     from refine.tracking.registry import version_of, versions
 
     if wanted and wanted != ALL:
         named = [version_of(client, name, one.strip()) for one in wanted.split(",") if one.strip()]
         return sorted({one.number: one for one in named}.values(), key=lambda one: one.number), 0
-    there = versions(client, name)
-    if not there:
-        version_of(client, name, "1")  # says which models there are
+    known_versions = versions(client, name)
+    if not known_versions:
+        version_of(client, name, "1")  # raises the error that lists the models
     if experiment is not None:
-        known = sorted({one.experiment for one in there if one.experiment})
-        there = [one for one in there if one.experiment == experiment]
-        if not there:
+        known = sorted({one.experiment for one in known_versions if one.experiment})
+        known_versions = [one for one in known_versions if one.experiment == experiment]
+        if not known_versions:
             raise ServiceError(
                 f"no version of {name} comes from experiment {experiment!r}{nearest(experiment, known)}; "
                 f"there are: {', '.join(known) or 'none'}"
             )
-    shown = there if wanted == ALL else newest(there)
-    return shown, len(there) - len(shown)
+    shown = known_versions if wanted == ALL else newest(known_versions)
+    return shown, len(known_versions) - len(shown)
 
 
 def newest(versions: Sequence[Version]) -> list[Version]:
@@ -111,7 +111,7 @@ def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: in
     from refine.tracking.tags import CHAMPION_WHY
 
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width: let no column be cut
+    if not console.is_terminal:  # a file or a pipe has no width to cut columns to
         console.width = 10_000
     table = _table(found, intervals=True)
     if console.is_terminal and console.measure(table).minimum > console.width:

@@ -12,17 +12,17 @@ from refine import paths
 @click.command()
 @click.option("--experiment", help="MLflow experiment (default: registry.model_name of the settings).")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), help="Take FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
+    "--folder", type=click.Path(path_type=Path), help="Read FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the report (default: results/report).")
 @click.option(
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
 )
 def report(experiment: str | None, folder: Path | None, output: Path | None, params: Path) -> None:
-    """Lay an experiment's results out as the paper's tables: Markdown, CSV and a figure.
+    """Write an experiment's results as the paper's tables: Markdown, CSV and a picture.
 
-    Phases and arms down, tasks across, with 95 % intervals, the best in bold, and each arm's difference to the SFT arm
-    of its phase, sample by sample.
+    A row for each arm of a phase and a column for each task, with 95 % intervals, the best in bold, and each arm's
+    difference to the SFT arm of its phase, sample by sample.
     """
     from refine import settings
     from refine.reports.evaluations import find_evaluations, find_in_folder

@@ -32,7 +32,7 @@ def write_report(tables: Sequence[Table], folder: str | Path, title: str) -> lis
 
 
 def as_markdown(tables: Sequence[Table], title: str) -> str:
-    """Values with 95 % intervals, the best of each column in bold; below, differences to the SFT arm of each phase."""
+    """Values with 95 % intervals, the best of each column in bold; below, the differences to each phase's SFT arm."""
     parts = [f"# {title}", "Values with 95 % intervals over samples (and seeds); the best of a column in bold."]
     for table in tables:
         parts += [f"## {table.title}", _values(table)]
@@ -43,7 +43,7 @@ def as_markdown(tables: Sequence[Table], title: str) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """Long form, for programs: a line for each value, unscaled."""
+    """Long form, for programs: a line for each value, without the column's scale."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

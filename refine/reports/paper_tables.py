@@ -1,4 +1,4 @@
-"""An experiment's evaluations laid out as the paper's tables (arXiv 2602.16704): arms and phases down, tasks across.
+"""An experiment's evaluations as the paper's tables (arXiv 2602.16704): arms of phases in rows, tasks in columns.
 
 Every value has its interval, the best of a column is marked, and each arm is compared with the SFT arm of its phase,
 sample by sample. `refine.reports.paper_columns` lists the tables and their columns.
@@ -115,7 +115,7 @@ def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) 
 
 
 def _difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], column: Column) -> Estimate | None:
-    """members - baseline, seed by seed and sample by sample, over the seeds that were scored on the same inputs."""
+    """members - baseline by seed and sample, over the seeds that were scored on the same inputs."""
     pairs = []
     for one in members:
         for other in baseline:

@@ -30,11 +30,17 @@ def registered(tmp_path_factory) -> Path:
         run = client.create_run(experiment_id(client, experiment)).info
         made.append(
             register(
-                client, "refine-sample", folder, key=str(n), run_id=run.run_id, experiment_id=run.experiment_id,
-                metrics={"val/loss": loss, "val/sequences": 32}, settings={"training.steps": 30 + n},
+                client,
+                "refine-sample",
+                folder,
+                key=str(n),
+                run_id=run.run_id,
+                experiment_id=run.experiment_id,
+                metrics={"val/loss": loss, "val/sequences": 32},
+                settings={"training.steps": 30 + n},
                 tags={"experiment": experiment, "arm": arm, "phase": "mid"},
             )
-        )  # fmt: skip
+        )
     choose_champion(client, "refine-sample", made, "val/loss", "minimise")
     return home
 

@@ -117,9 +117,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_the_weights_are_read(ma
 
 
 def test_a_model_that_is_not_there_and_answers_without_a_tokenizer_are_refused(model, tokenizer, inputs, tmp_path):
-    with pytest.raises(ModelError, match="neither a checkpoint folder nor a hub name"):
+    with pytest.raises(ModelError, match="neither a checkpoint folder nor a model that the hub gives"):
         check_model(tmp_path / "none", tokenizer)
-    with pytest.raises(ModelError, match="answered with a tokenizer"):
+    with pytest.raises(ModelError, match="needs a tokenizer"):
         evaluate_model(model, inputs)
     assert evaluate_model(model, Inputs(inputs.documents)).metrics()["val/sequences"] == 5
 
@@ -138,8 +138,10 @@ def test_the_paper_averages_twelve_of_longbench_s_fourteen_tasks():
 
 
 def test_a_model_that_has_learned_the_answers_scores_one_and_one_that_has_not_scores_nothing(make_model, tokenizer):
-    prompts = [Prompt(f"{name} lives in", (town,), "factsqa", 64, 8) for name, town in
-               (("Ann", "Oxmere"), ("Bob", "Zellick"), ("Cora", "Thornby"))]  # fmt: skip
+    prompts = [
+        Prompt(f"{name} lives in", (town,), "factsqa", 64, 8)
+        for name, town in (("Ann", "Oxmere"), ("Bob", "Zellick"), ("Cora", "Thornby"))
+    ]
     model = make_model()
     inputs = Inputs(prompts={("factsqa", 64): prompts})
     before = evaluate_model(model, inputs, tokenizer).tasks[0]

@@ -36,8 +36,12 @@ def test_lengths_are_in_the_order_of_numbers_and_validation_comes_first():
     names = ["eval__n__1024__score", "eval__n__512__score", "second_domain__loss", "train__loss", "val__accuracy"]
     found = compare([version(1, "a", **dict.fromkeys(names, 1.0))])
     assert [row.label for row in found.rows] == [
-        "val/loss", "val/accuracy", "second_domain/loss", "eval/n/512/score", "eval/n/1024/score",
-    ]  # fmt: skip
+        "val/loss",
+        "val/accuracy",
+        "second_domain/loss",
+        "eval/n/512/score",
+        "eval/n/1024/score",
+    ]
 
 
 def test_what_a_version_lacks_or_is_no_number_is_never_the_best():
@@ -66,8 +70,16 @@ def test_markdown_lines_up_and_csv_is_long(tmp_path):
     assert len({len(line) for line in lines}) == 1 and lines[0].startswith("| metric")
     rows = list(csv.DictReader(io.StringIO(found.csv())))
     assert [row["value"] for row in rows] == ["3.5", "3.45"]
-    assert rows[1] == {"metric": "val/loss", "version": "2", "arm": "refine", "value": "3.45", "low": "3.4",
-                       "high": "3.6", "samples": "32", "champion": "true"}  # fmt: skip
+    assert rows[1] == {
+        "metric": "val/loss",
+        "version": "2",
+        "arm": "refine",
+        "value": "3.45",
+        "low": "3.4",
+        "high": "3.6",
+        "samples": "32",
+        "champion": "true",
+    }
 
 
 def test_many_versions_stand_in_a_table_for_each_phase():

@@ -22,11 +22,19 @@ def make(client, experiment, tmp_path):
         losses = tuple(3.0 + HARD - gain + noise)
         scores = tuple(float(n % 2) for n in range(20))
         next_token = NextTokenScore(
-            loss=float(np.mean(losses)), accuracy=0.3, tokens=400, sequences=40, by_position=(), loss_interval=None,
-            accuracy_interval=None, sequence_losses=losses, sequence_tokens=(10,) * 40,
-        )  # fmt: skip
-        task = TaskScore("niah_single_1", 256, mean_of_scores(list(scores)), mean_of_scores([-1.0] * 20), 0, scores,
-                         (-1.0,) * 20)  # fmt: skip
+            loss=float(np.mean(losses)),
+            accuracy=0.3,
+            tokens=400,
+            sequences=40,
+            by_position=(),
+            loss_interval=None,
+            accuracy_interval=None,
+            sequence_losses=losses,
+            sequence_tokens=(10,) * 40,
+        )
+        task = TaskScore(
+            "niah_single_1", 256, mean_of_scores(list(scores)), mean_of_scores([-1.0] * 20), 0, scores, (-1.0,) * 20
+        )
         evaluation = Evaluation(f"model {number}", {"val": next_token}, (task,), (), 1.0, {})
         run_id = client.create_run(experiment).info.run_id
         client.log_artifact(run_id, str(evaluation.save(tmp_path / str(number))))

@@ -72,8 +72,9 @@ def test_what_adapting_costs_stands_beside_the_scores_of_the_arms_that_adapt(exp
     ]
     (table,) = [table for table in tables([*experiment, *costly]) if "adapting" in table.title]
     assert {row.label: row.cells[0].estimate.value for row in table.rows} == {
-        "test time: SFT": 0.5, "test time: REFINE": 0.75,
-    }  # fmt: skip
+        "test time: SFT": 0.5,
+        "test time: REFINE": 0.75,
+    }
     assert "0.500" in as_markdown([table], "costs")
     assert not [table for table in tables(experiment) if "adapting" in table.title]
 

@@ -84,9 +84,16 @@ def test_the_alias_moves_and_why_is_written_on_the_version(client, experiment, m
     for number, loss in ((1, 3.5), (2, 3.4), (3, 3.6)):
         run = client.create_run(experiment).info
         register(
-            client, "refine-sample", model_folder, key=str(number), run_id=run.run_id, experiment_id=experiment,
-            metrics={"val/loss": loss, "second_domain/loss": 4.0}, settings={}, tags=KNOWN,
-        )  # fmt: skip
+            client,
+            "refine-sample",
+            model_folder,
+            key=str(number),
+            run_id=run.run_id,
+            experiment_id=experiment,
+            metrics={"val/loss": loss, "second_domain/loss": 4.0},
+            settings={},
+            tags=KNOWN,
+        )
     assert promote(client, rule(), "1").accepted
     assert promote(client, rule(), "2", dry_run=True).accepted
     assert [one.is_champion for one in versions(client, "refine-sample")] == [True, False, False]

@@ -158,9 +158,23 @@ def server(home, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri, running = f"http://127.0.0.1:{port}", []
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts",
-               "--artifacts-destination", str(home / "served")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(home / "served"),
+    ]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def start() -> None:

@@ -38,9 +38,12 @@ def s3(monkeypatch) -> Iterator[Store]:
 
     made = Store()
     for name, value in {
-        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{made.port}", "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-    }.items():  # fmt: skip
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{made.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{made.port}").create_bucket(Bucket="models")
     yield made
@@ -55,9 +58,16 @@ def add(client, s3, model_folder):
     def add():
         run = client.create_run(experiment).info.run_id
         return register(
-            client, "m", model_folder, key=run, run_id=run, experiment_id=experiment, metrics={"val/loss": 3.5},
-            settings={}, tags={"arm": "sft"},
-        )  # fmt: skip
+            client,
+            "m",
+            model_folder,
+            key=run,
+            run_id=run,
+            experiment_id=experiment,
+            metrics={"val/loss": 3.5},
+            settings={},
+            tags={"arm": "sft"},
+        )
 
     return add
 

@@ -29,9 +29,12 @@ def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
     place, _, query = page.partition("?")
     assert place == "http://mlflow:5000/#/metric"
     assert parse_qs(query) == {
-        "runs": ['["a","b"]'], "experiments": ['["1"]'], "metric": ['"val/loss"'],
-        "plot_metric_keys": ['["val/loss"]'], "x_axis": ["step"],
-    }  # fmt: skip
+        "runs": ['["a","b"]'],
+        "experiments": ['["1"]'],
+        "metric": ['"val/loss"'],
+        "plot_metric_keys": ['["val/loss"]'],
+        "x_axis": ["step"],
+    }
     two = pages.comparison_page(Runs(), [VERSIONS[0], Version("m", 9, {}, run_id="c")])
     assert parse_qs(two.partition("?")[2])["experiments"] == ['["1","2"]']
     assert pages.run_page("1", "a") == "http://mlflow:5000/#/experiments/1/runs/a"

@@ -52,9 +52,17 @@ def test_a_version_carries_model_metrics_settings_and_tags(client, make, model_f
 def test_tags_of_scores_are_short_enough_for_mlflows_page(client, experiment, model_folder):
     run = client.create_run(experiment).info.run_id
     version = register(
-        client, "m", model_folder, key="1", run_id=run, experiment_id=experiment, settings={}, tags={"arm": "sft"},
-        metrics={"eval/niah_single_1/1024/score": 0.5}, headline=("eval/niah_single_1/1024/score",),
-    )  # fmt: skip
+        client,
+        "m",
+        model_folder,
+        key="1",
+        run_id=run,
+        experiment_id=experiment,
+        settings={},
+        tags={"arm": "sft"},
+        metrics={"eval/niah_single_1/1024/score": 0.5},
+        headline=("eval/niah_single_1/1024/score",),
+    )
     assert version.tags["niah_single_1/1024"] == "0.5000" and version.metrics == {"eval/niah_single_1/1024/score": 0.5}
 
 
@@ -128,9 +136,17 @@ def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_
     trained, scored = (client.create_run(experiment).info.run_id for _ in range(2))
     client.log_metric(trained, "val/loss", 3.9, step=20)
     version = register(
-        client, "refine-sample", model_folder, key="k", run_id=trained, scored_by=scored, experiment_id=experiment,
-        metrics={"val/loss": 3.6}, settings={}, tags={EVALUATION_RUN: scored},
-    )  # fmt: skip
+        client,
+        "refine-sample",
+        model_folder,
+        key="k",
+        run_id=trained,
+        scored_by=scored,
+        experiment_id=experiment,
+        metrics={"val/loss": 3.6},
+        settings={},
+        tags={EVALUATION_RUN: scored},
+    )
     add_metrics(client, version, {"val/loss": 3.5})
     assert [point.value for point in client.get_metric_history(trained, "val/loss")] == [3.9]
     assert [point.value for point in client.get_metric_history(scored, "val/loss")] == [3.6, 3.5]
@@ -139,7 +155,14 @@ def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_
 def test_a_folder_that_is_no_model_is_refused(client, experiment, tmp_path):
     with pytest.raises(ServiceError, match=r"no model folder"):
         register(
-            client, "refine-sample", tmp_path, key="k", run_id="", experiment_id=experiment,
-            metrics={}, settings={}, tags={},
-        )  # fmt: skip
+            client,
+            "refine-sample",
+            tmp_path,
+            key="k",
+            run_id="",
+            experiment_id=experiment,
+            metrics={},
+            settings={},
+            tags={},
+        )
     assert versions(client, "refine-sample") == []
