@@ -93,13 +93,13 @@ def test_longbench_that_the_folder_lacks_comes_from_its_source(folder, tmp_path_
 
 
 def test_the_fingerprint_tells_inputs_apart(folder):
-    whole, less = load_inputs(folder), load_inputs(folder, samples=2)
-    assert whole.fingerprint() == load_inputs(folder).fingerprint() != less.fingerprint()
-    assert Inputs(documents=whole.documents).fingerprint() not in (whole.fingerprint(), less.fingerprint())
+    everything, less = load_inputs(folder), load_inputs(folder, samples=2)
+    assert everything.fingerprint() == load_inputs(folder).fingerprint() != less.fingerprint()
+    assert Inputs(documents=everything.documents).fingerprint() not in (everything.fingerprint(), less.fingerprint())
 
 
 @pytest.mark.parametrize(
-    ("tasks", "lengths", "error", "said"),
+    ("tasks", "lengths", "error", "message"),
     [
         (["niah_singel_1"], None, SettingError, r"no task 'niah_singel_1' \(did you mean 'niah_single_1'\?\)"),
         (["needle"], None, SettingError, r"did you mean 'needles'"),
@@ -108,8 +108,8 @@ def test_the_fingerprint_tells_inputs_apart(folder):
         (["niah_multivalue"], [512], DataError, "no prompts of niah_multivalue at length 512; it has lengths: none"),
     ],
 )
-def test_tasks_and_lengths_that_nothing_holds_are_refused_by_name(folder, tasks, lengths, error, said):
-    with pytest.raises(error, match=said):
+def test_tasks_and_lengths_that_nothing_holds_are_refused_by_name(folder, tasks, lengths, error, message):
+    with pytest.raises(error, match=message):
         load_inputs(folder, tasks, lengths)
 
 

@@ -1,4 +1,4 @@
-"""Versions side by side: what belongs together stands together, and only what differs is told."""
+"""Versions side by side: each value with its count and interval, and only the settings that differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_values_counts_intervals_and_the_best_stand_in_one_row():
     assert [row.label for row in found.rows] == ["val/loss"], "counts and bounds are no rows of their own"
 
 
-def test_more_is_better_but_for_losses_and_equals_have_no_best():
+def test_more_is_better_except_for_losses_and_equals_have_no_best():
     score = "eval__niah__256__score"
     found = compare([version(1, "a", **{score: 0.2}), version(2, "b", **{score: 0.4})])
     texts = {line[0]: line[2:] for line in found.table(intervals=False)}
@@ -44,7 +44,7 @@ def test_lengths_are_in_the_order_of_numbers_and_validation_comes_first():
     ]
 
 
-def test_what_a_version_lacks_or_is_no_number_is_never_the_best():
+def test_a_missing_value_or_nan_is_never_the_best():
     first, second = version(1, "a", val__accuracy=math.nan), version(2, "b")
     third = version(3, "c", val__accuracy=0.1)
     row = compare([first, second, third]).rows[1]
@@ -58,7 +58,7 @@ def test_counts_that_differ_are_all_shown_each_once():
     assert found.table()[1][1] == "32 / 16"
 
 
-def test_only_settings_that_differ_are_told():
+def test_only_settings_that_differ_are_shown():
     first = version(1, "sft", {"training.steps": 30, "seed": 1, "arm": "sft"})
     second = version(2, "refine", {"training.steps": 60, "seed": 1, "arm": "refine", "objective.k": 5})
     assert compare([first, second]).differing == (("training.steps", ("30", "60")),)
@@ -82,7 +82,7 @@ def test_markdown_lines_up_and_csv_is_long(tmp_path):
     }
 
 
-def test_many_versions_stand_in_a_table_for_each_phase():
+def test_many_versions_are_shown_in_a_table_for_each_phase():
     def of(number: int, phase: str, arm: str, loss: float) -> Version:
         return Version("m", number, {"phase": phase, "arm": arm}, metrics={"val/loss": loss})
 

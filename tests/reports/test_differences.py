@@ -1,4 +1,4 @@
-"""A difference to the champion is told sample by sample, and only between what was scored on the same samples."""
+"""Differences to the champion are paired sample by sample, between versions scored on the same samples."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_other_samples_cannot_be_paired(client, make):
     assert to_champion(client, [make(4, 0.0, champion=True), make(5, 0.1, scored_on="e2")]) == []
 
 
-def test_without_a_champion_or_its_evaluation_nothing_is_told(client, make):
+def test_without_a_champion_or_its_evaluation_there_are_no_differences(client, make):
     assert to_champion(client, [make(1, 0.0), make(2, 0.1)]) == []
     lost = Version("m", 3, {"refine.evaluation": "e1", "refine.evaluation_run": "0" * 32}, ("champion",))
     assert to_champion(client, [lost, make(4, 0.1)]) == []

@@ -1,4 +1,4 @@
-"""What an experiment leaves on disk, as DVC reads it: a row for each arm, and a picture."""
+"""An experiment's files, as DVC reads them: a row for each arm, and a picture."""
 
 from __future__ import annotations
 

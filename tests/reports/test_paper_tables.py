@@ -91,7 +91,7 @@ def test_the_best_is_marked_and_equals_all_are(experiment):
     assert not any(cell.best for row in tables(same)[0].rows for cell in row.cells)
 
 
-def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_on_the_same(experiment):
+def test_differences_are_paired_with_the_phase_s_sft_arm_if_both_were_scored_on_the_same_inputs(experiment):
     table = tables(experiment)[0]
     refine = cells(table, "mid-training: REFINE")["S 512"]
     assert refine.difference.value == pytest.approx(
@@ -105,7 +105,7 @@ def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_o
     assert cells(tables(other)[0], "mid-training: REFINE")["S 512"].difference is None
 
 
-def test_equal_arms_have_a_difference_of_zero_that_is_not_called_clear():
+def test_equal_arms_have_a_difference_of_zero_that_is_not_marked_clear():
     same = [evaluated("mid", arm, {("factsqa", 64): drawn(0.5)}) for arm in ("sft", "refine")]
     cell = cells(tables(same)[0], "mid-training: REFINE")["FactsQA 64"]
     assert (cell.difference.value, cell.difference.low, cell.difference.high) == (
@@ -168,7 +168,7 @@ def test_csv_has_every_value_with_its_interval_and_difference(experiment):
     assert float(row["difference_low"]) < float(row["difference"]) < float(row["difference_high"])
 
 
-def test_the_files_are_whole_and_nothing_else_is_left(experiment, tmp_path):
+def test_the_report_s_files_are_written_and_no_others(experiment, tmp_path):
     files = write_report(tables(experiment), tmp_path / "report", "sample")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(path.name for path in files)
     assert files[2].read_bytes().startswith(b"\x89PNG")
@@ -207,9 +207,9 @@ def by_position(arm: str, losses: list[list[float]]) -> Evaluated:
         PositionScore(first, last, float(np.mean(column)), 0.1, 16 * len(column), None, tuple(column))
         for (first, last), column in zip([(2, 16), (17, 32)], np.array(losses).T.tolist(), strict=True)
     )
-    whole = [float(np.mean(row)) for row in losses]
+    means = [float(np.mean(row)) for row in losses]
     score = NextTokenScore(
-        float(np.mean(whole)), 0.1, 32, len(losses), bins, None, None, tuple(whole), (31,) * len(losses)
+        float(np.mean(means)), 0.1, 32, len(losses), bins, None, None, tuple(means), (31,) * len(losses)
     )
     return Evaluated("mid", arm, 1, Evaluation(arm, {"val": score}, (), (), 1.0, {"scored_on": "x"}))
 

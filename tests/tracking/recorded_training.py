@@ -1,4 +1,4 @@
-"""A training with MlflowCallback, as a script of one's own has it; imported by name, and run as a process to be killed.
+"""A user's training script with MlflowCallback. Tests import it, and run it as a process that dies.
 
 python recorded_training.py OUTPUT: trains in OUTPUT, and kills itself after step 5 (its checkpoint is of step 4).
 """
@@ -41,7 +41,7 @@ class At(TrainerCallback):
 def train(
     client: Any, output: Path, others: Sequence[TrainerCallback] = (), steps: int = 8, **options: Any
 ) -> tuple[RefineTrainer, str]:
-    """Train `steps` steps, or go on from the last checkpoint; returns the trainer and the id of the MLflow run."""
+    """Train `steps` steps, or resume from the last checkpoint. Returns the trainer and the id of the MLflow run."""
     torch.manual_seed(0)
     args = RefineArguments(
         output_dir=str(output),

@@ -57,13 +57,13 @@ def test_versions_of_unknown_code_or_data_are_refused(tags, why):
     assert not found.accepted and why in found.reasons[0]
 
 
-def test_the_first_champion_needs_no_rival_and_others_need_the_same_test():
+def test_the_first_champion_needs_no_rival_and_later_ones_need_the_same_inputs():
     assert judge(rule(), version(2, 3.0), None).accepted
     found = judge(rule(), version(2, 3.0), version(1, 3.5, tags={"refine.evaluation": "e2"}))
     assert not found.accepted and "other documents and prompts" in found.reasons[0]
 
 
-def test_a_metric_that_is_not_there_is_named_with_the_nearest():
+def test_a_missing_metric_is_named_with_the_nearest():
     with pytest.raises(ServiceError, match=r"has no metric 'val/los' \(did you mean 'val/loss'"):
         judge(rule(metric="val/los"), version(2, 3.0), None)
     for champion in (None, version(1, 3.5), version(2, 3.0)):
@@ -80,7 +80,7 @@ def test_losses_of_answers_are_losses():
     assert found.reasons == ("val/answer_loss is worse by 1.0000, and at most 0.5000 is allowed",)
 
 
-def test_the_alias_moves_and_why_is_written_on_the_version(client, experiment, model_folder):
+def test_the_alias_moves_and_the_version_records_why(client, experiment, model_folder):
     for number, loss in ((1, 3.5), (2, 3.4), (3, 3.6)):
         run = client.create_run(experiment).info
         register(

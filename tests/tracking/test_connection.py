@@ -87,7 +87,7 @@ def test_records_go_to_the_server_that_refine_up_keeps_running(home, free_port, 
     assert tracking_uri() == f"sqlite:///{home}/mlflow.db" and artifact_root() is not None
 
 
-def test_a_server_that_does_not_answer_is_one_line_in_seconds(monkeypatch, free_port):
+def test_a_server_that_does_not_answer_is_an_error_of_one_line_within_seconds(monkeypatch, free_port):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@127.0.0.1:{free_port}")
     started = time.monotonic()
     with pytest.raises(ServiceError) as error:
@@ -108,7 +108,7 @@ def test_a_server_that_accepts_and_never_answers_is_an_error_within_seconds():
         assert time.monotonic() - started < 8
 
 
-def test_a_server_that_refuses_names_the_credentials_it_wants(answering):
+def test_an_error_of_a_refusal_names_the_credentials(answering):
     with pytest.raises(ServiceError, match=r"refuses access .* MLFLOW_TRACKING_USERNAME"):
         connect(answering(401))
     with pytest.raises(ServiceError, match=r"fails \(503\)"):
@@ -132,7 +132,7 @@ def test_a_home_without_permission_is_named(tmp_path, monkeypatch):
         connect()
 
 
-def test_a_database_that_is_none_is_one_line(tmp_path):
+def test_a_file_that_is_no_database_is_an_error_of_one_line(tmp_path):
     (tmp_path / "mlflow.db").write_text("these are my notes, not a database, " * 100)
     with pytest.raises(ServiceError, match=r"cannot be used") as error:
         connect(f"sqlite:///{tmp_path}/mlflow.db")

@@ -23,7 +23,7 @@ class Runs:
 VERSIONS = [Version("m", number, {}, run_id=run) for number, run in enumerate(["a", "b", "gone"])]
 
 
-def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
+def test_the_comparison_page_has_the_runs_that_exist(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
     page = pages.comparison_page(Runs(), VERSIONS)
     place, _, query = page.partition("?")
@@ -41,7 +41,7 @@ def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
     assert "secret" not in unquote(page)
 
 
-def test_no_page_where_one_run_is_left_or_no_server_shows_it(monkeypatch):
+def test_there_is_no_page_of_one_run_or_without_a_server(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert pages.comparison_page(Runs(), VERSIONS[1:]) == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")

@@ -89,8 +89,8 @@ def test_a_champion_of_other_data_is_no_rival(client, make):
 
 
 def test_a_score_that_is_no_number_never_wins(client, make):
-    broken, whole = make("sft", float("nan")), make("refine", 3.5)
-    assert choose_champion(client, "refine-sample", [broken, whole], "val/loss", "maximise").number == whole.number
+    broken, sound = make("sft", float("nan")), make("refine", 3.5)
+    assert choose_champion(client, "refine-sample", [broken, sound], "val/loss", "maximise").number == sound.number
 
 
 def test_a_metric_that_no_version_has_names_the_nearest(client, make):
@@ -117,7 +117,7 @@ def test_later_scores_join_those_a_version_has(client, make):
     assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
 
 
-def test_a_quick_look_leaves_scores_over_more_samples_as_they_are(client, make):
+def test_scores_from_fewer_samples_are_ignored(client, make):
     full = {"eval/qa/512/score": 0.2, "eval/qa/512/samples": 40.0}
     version = add_metrics(client, make("sft", 3.6), full)
     quick = {
@@ -132,7 +132,7 @@ def test_a_quick_look_leaves_scores_over_more_samples_as_they_are(client, make):
     assert add_metrics(client, version, again).metrics["eval/qa/512/score"] == 0.3
 
 
-def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_folder):
+def test_later_scores_are_not_in_the_training_s_curve(client, experiment, model_folder):
     trained, scored = (client.create_run(experiment).info.run_id for _ in range(2))
     client.log_metric(trained, "val/loss", 3.9, step=20)
     version = register(

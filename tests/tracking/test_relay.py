@@ -31,7 +31,7 @@ def run(client, experiment):
         yield run
 
 
-def test_a_file_that_grows_is_followed_and_a_torn_line_waits(tmp_path):
+def test_new_lines_are_read_once_they_are_complete(tmp_path):
     path = tmp_path / "metrics.jsonl"
     reader = MetricsReader(path)
     assert reader.new_rows() == []
@@ -43,7 +43,7 @@ def test_a_file_that_grows_is_followed_and_a_torn_line_waits(tmp_path):
     assert reader.new_rows() == []
 
 
-def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+def test_a_file_that_was_replaced_is_read_from_its_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(loss(1), loss(2), loss(3)))
     reader = MetricsReader(path)
@@ -53,7 +53,7 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     assert [step for step, _ in reader.new_rows()] == [1, 2, 3, 4]
 
 
-def test_a_resumed_training_leaves_one_whole_series(client, run, tmp_path):
+def test_a_resumed_training_leaves_each_step_once(client, run, tmp_path):
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(RuntimeError), Relay(path, client, run.run_id, every=0.05):
         path.write_text(lines(*map(loss, range(1, 8))) + '{"train/loss": 2.0,')
@@ -78,28 +78,28 @@ def test_rows_are_shown_while_training_goes_on(client, run, tmp_path):
         assert seen == [(1, {"train/loss": 9.0})]
 
 
-def test_a_server_that_was_away_gets_everything_when_it_is_back(client, run, tmp_path, monkeypatch):
+def test_a_server_that_answers_again_gets_every_row(client, run, tmp_path, monkeypatch):
     path, calls, real = tmp_path / "metrics.jsonl", [], client.log_batch
 
-    def away_at_first(*arguments, **keywords):
+    def fail_three_times(*arguments, **keywords):
         calls.append(1)
         if len(calls) < 4:
             raise ConnectionError("connection refused")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(client, "log_batch", away_at_first)
+    monkeypatch.setattr(client, "log_batch", fail_three_times)
     with Relay(path, client, run.run_id, every=0.05):
         path.write_text(lines(loss(1), loss(2)))
     assert len(calls) >= 4 and history(client, run.run_id) == [(1, 9.0), (2, 8.0)]
 
 
-def test_a_server_that_stays_away_is_an_error_that_says_where_the_metrics_are(client, run, tmp_path, monkeypatch):
-    def away(*arguments, **keywords):
+def test_a_server_that_never_answers_is_an_error_that_names_the_file_of_metrics(client, run, tmp_path, monkeypatch):
+    def fail(*arguments, **keywords):
         raise ConnectionError("connection refused")
 
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(loss(1)))
-    monkeypatch.setattr(client, "log_batch", away)
+    monkeypatch.setattr(client, "log_batch", fail)
     with (
         pytest.raises(ServiceError, match=r"metrics\.jsonl.*connection refused"),
         Relay(path, client, run.run_id, every=0.05, patience=0.3),

@@ -131,11 +131,11 @@ def test_a_run_that_is_resumed_counts_as_dead_at_no_moment(client, experiment, m
 
 
 def test_an_mlflow_that_does_not_answer_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
-    def away(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
     with pytest.raises(ValueError, match="not finite"), open_run(client, experiment, "bad") as run:
-        monkeypatch.setattr(client, "log_batch", away)
+        monkeypatch.setattr(client, "log_batch", fail)
         raise ValueError("the loss is not finite")
     assert f"the status FAILED of run {run.run_id} is kept in" in caplog.text and "connection refused" in caplog.text
 
@@ -144,11 +144,11 @@ def test_a_living_run_that_was_ended_while_mlflow_did_not_answer_is_running_agai
     monkeypatch.setattr("refine.tracking.run.BEAT", 0.05)
     real = client.set_tag
 
-    def away(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
     with open_run(client, experiment, "long") as run:
-        monkeypatch.setattr(client, "set_tag", away)
+        monkeypatch.setattr(client, "set_tag", fail)
         time.sleep(0.3)
         client.set_terminated(run.run_id, "KILLED")
         client.log_batch(run.run_id, tags=[])

@@ -29,7 +29,7 @@ def test_rows_that_come_again_are_logged_once(client, run):
     assert [step for step, _ in history(client, run.run_id, "val/loss")] == [4, 5, 6, 7]
 
 
-def test_what_is_not_finite_is_left_out_and_counted(client, run):
+def test_values_that_are_not_finite_are_left_out_and_counted(client, run):
     rows = [
         (1, {"train/loss": math.nan, "train/entropy": 2.0}),
         (2, {"train/loss": math.inf}),
@@ -52,27 +52,27 @@ def test_thousands_of_values_go_in_few_requests(client, run, monkeypatch):
     assert sizes == [1000, 1000, 500]
 
 
-def test_what_arrived_of_a_request_that_failed_is_not_logged_twice(client, run, monkeypatch):
-    """The server took the batch, and went away before it could say so."""
+def test_points_that_a_failed_request_delivered_are_not_logged_twice(client, run, monkeypatch):
+    """The server stored the batch, but its answer did not arrive."""
     real = client.log_batch
 
-    def taken_but_not_told(*arguments, **keywords):
+    def store_then_fail(*arguments, **keywords):
         real(*arguments, **keywords)
         raise ConnectionError("connection reset by peer")
 
     sender = Sender(client, run.run_id)
     rows = [(1, {"train/loss": 9.0, "train/odd": math.nan}), (2, {"train/loss": 8.0})]
-    monkeypatch.setattr(client, "log_batch", taken_but_not_told)
+    monkeypatch.setattr(client, "log_batch", store_then_fail)
     with pytest.raises(ConnectionError):
         sender.send(rows)
     monkeypatch.setattr(client, "log_batch", real)
-    time.sleep(0.01)  # at another time it would be another point to MLflow
+    time.sleep(0.01)  # a point with another time is another point to MLflow
     assert sender.send([*rows, (3, {"train/loss": 7.0})]) == 1
     assert history(client, run.run_id) == [(1, 9.0), (2, 8.0), (3, 7.0)]
     assert history(client, run.run_id, NON_FINITE) == [(1, 1.0)]
 
 
-def test_what_was_left_out_is_counted_on_by_a_resumed_training(client, run):
+def test_a_resumed_training_counts_non_finite_values_from_where_it_stopped(client, run):
     Sender(client, run.run_id).send([(1, {"a": math.nan, "b": math.inf}), (2, {"a": 1.0})])
     Sender(client, run.run_id).send([(1, {"a": math.nan, "b": math.inf}), (2, {"a": 1.0}), (3, {"a": math.nan})])
     assert history(client, run.run_id, NON_FINITE) == [(1, 2.0), (3, 3.0)]

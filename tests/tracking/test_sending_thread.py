@@ -49,12 +49,12 @@ def test_rows_that_come_after_the_thread_ended_are_sent_by_the_next_drain(client
 
 
 def test_what_mlflow_does_not_take_waits_and_drain_says_why(client, run, rows, thread, monkeypatch):
-    def away(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
     rows.append((1, {"train/loss": 3.0}))
     with monkeypatch.context() as patched:
-        patched.setattr(client, "log_batch", away)
+        patched.setattr(client, "log_batch", fail)
         assert thread.drain(patience=0.1) == "connection refused"
     assert thread.waiting == [(1, {"train/loss": 3.0})]
     assert thread.drain(patience=10.0) is None and steps(client, run) == [1]
