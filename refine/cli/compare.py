@@ -38,7 +38,7 @@ PICTURES = (".png", ".svg", ".pdf")
     show_default=True,
     help="Format of the output.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Also draw a picture: a .png, .svg or .pdf file.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
 def compare(name: str | None, experiment: str | None, wanted: str | None, form: str, picture: Path | None) -> None:
     """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
     from refine import settings

@@ -14,7 +14,7 @@ import click
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
 )
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting.")
-@click.option("--dry-run", is_flag=True, help="Only print what would happen.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Make VERSION (a number or alias) champion if the rule under `registry` in the settings accepts it.
 

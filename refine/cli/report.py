@@ -19,7 +19,7 @@ from refine import paths
     "--params", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True, help="Settings file."
 )
 def report(experiment: str | None, folder: Path | None, output: Path | None, params: Path) -> None:
-    """Write an experiment's results as the paper's tables: Markdown, CSV and a picture.
+    """Lay an experiment's results out as the paper's tables: Markdown, CSV and a figure.
 
     A row for each arm of a phase and a column for each task, with 95 % intervals, the best in bold, and each arm's
     difference to the SFT arm of its phase, sample by sample.
