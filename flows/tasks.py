@@ -30,8 +30,8 @@ from refine.tracking import registry, tags
 from refine.tracking.champion import choose_champion
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.registry import Version
+from refine.tracking.relay import Relay
 from refine.tracking.run import Run, find_run, open_run
-from refine.tracking.sender import Relay
 from refine.training import reward_histograms
 from refine.training.metrics_file import METRICS_FILE
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from rich.table import Table
 
+    from refine.reports.cells import Row
     from refine.reports.comparison import Comparison
-    from refine.reports.differences import Difference
     from refine.tracking.registry import Version
 
 ALL = "all"
@@ -37,7 +37,7 @@ PICTURES = (".png", ".svg", ".pdf")
     type=click.Choice(["table", "markdown", "csv"]),
     default="table",
     show_default=True,
-    help="How it is printed.",
+    help="Format of the output.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
 @options.settings()
@@ -73,40 +73,40 @@ def compare(
         if page := comparison_page(client, chosen):
             click.echo(f"curves and settings in MLflow: {page}")
     if picture is not None:
-        from refine.reports.pictures import draw
+        from refine.reports.pictures import draw_comparison
 
-        click.echo(f"drawn: {draw(found, picture)}", err=form != "table")
+        click.echo(f"drawn: {draw_comparison(found, picture)}", err=form != "table")
 
 
 def check_picture(path: Path | None) -> None:
-    """Raises SettingError where no picture can be written under that name."""
+    """Raise SettingError if the name's ending is that of no picture."""
     if path is not None and path.suffix not in PICTURES:
         raise SettingError(f"--picture {path}: expected a name that ends in {', '.join(PICTURES)}")
 
 
 def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:
-    """The versions to show, oldest first, and how many were left out for brevity.
+    """The versions to show, oldest first, and how many older ones are left out.
 
-    Raises ServiceError: no such model, experiment, version or alias; names what there is.
+    Raises ServiceError if the model, experiment, version or alias does not exist; the message lists those that do.
     """
     from refine.tracking.registry import version_of, versions
 
     if wanted and wanted != ALL:
         named = [version_of(client, name, one.strip()) for one in wanted.split(",") if one.strip()]
         return sorted({one.number: one for one in named}.values(), key=lambda one: one.number), 0
-    there = versions(client, name)
-    if not there:
-        version_of(client, name, "1")  # says which models there are
+    known_versions = versions(client, name)
+    if not known_versions:
+        version_of(client, name, "1")  # raises the error that lists the models
     if experiment is not None:
-        known = sorted({one.experiment for one in there if one.experiment})
-        there = [one for one in there if one.experiment == experiment]
-        if not there:
+        known = sorted({one.experiment for one in known_versions if one.experiment})
+        known_versions = [one for one in known_versions if one.experiment == experiment]
+        if not known_versions:
             raise ServiceError(
                 f"no version of {name} comes from experiment {experiment!r}{nearest(experiment, known)}; "
                 f"there are: {', '.join(known) or 'none'}"
             )
-    shown = there if wanted == ALL else newest(there)
-    return shown, len(there) - len(shown)
+    shown = known_versions if wanted == ALL else newest(known_versions)
+    return shown, len(known_versions) - len(shown)
 
 
 def newest(versions: Sequence[Version]) -> list[Version]:
@@ -115,13 +115,13 @@ def newest(versions: Sequence[Version]) -> list[Version]:
     return [one for one in versions if one.number == last[one.phase, one.arm] or one.is_champion]
 
 
-def _show(name: str, found: Comparison, differences: Sequence[Difference], left_out: int) -> None:
+def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: int) -> None:
     from rich.console import Console
 
     from refine.tracking.tags import CHAMPION_WHY
 
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width: let no column be cut
+    if not console.is_terminal:  # a file or a pipe has no width to cut columns to
         console.width = 10_000
     table = _table(found, intervals=True)
     if console.is_terminal and console.measure(table).minimum > console.width:
@@ -153,16 +153,18 @@ def _table(found: Comparison, intervals: bool) -> Table:
     return table
 
 
-def _differences(found: Comparison, differences: Sequence[Difference]) -> Table:
+def _differences(found: Comparison, differences: Sequence[Row]) -> Table:
     from rich import box
     from rich.table import Table
+
+    from refine.reports.differences import texts
 
     others = [n for n, version in enumerate(found.versions) if not version.is_champion]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)
     for n in others:
         table.add_column(found.headers()[n], justify="right", no_wrap=True)
-    for one in differences:
-        texts = one.texts()
-        table.add_row(one.metric, *(texts[n] for n in others))
+    for row in differences:
+        shown = texts(row)
+        table.add_row(row.label, *(shown[n] for n in others))
     return table

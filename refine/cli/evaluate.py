@@ -154,7 +154,7 @@ def _folder_name(model: str, test_time: str | None) -> str:
 
 def _write(found: Any, output: Path, before: Any) -> None:
     """`before`: the scores of the same prompts without adaptation; None without --test-time."""
-    from refine.reports.evaluation_picture import draw
+    from refine.reports.pictures import draw_evaluations
 
     record, table = found.save(output), found.table(before)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -163,5 +163,5 @@ def _write(found: Any, output: Path, before: Any) -> None:
     if before is not None:
         written.append(before.save(output / "before"))
     if found.next_token or found.tasks:
-        written.append(draw([found], output / "scores.png"))
+        written.append(draw_evaluations([found], output / "scores.png"))
     click.echo(f"\nwritten: {', '.join(map(str, written))}")

@@ -15,9 +15,9 @@ from refine.cli import options
 @options.settings()
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Make VERSION (a number or alias) champion where the rule under `registry` in the settings accepts it.
+    """Make VERSION (a number or alias) champion if the rule under `registry` in the settings accepts it.
 
-    Why is written on the version, also where it is refused; then the exit code is 1.
+    The version records the reasons, also of a refusal. The exit code of a refusal is 1.
     """
     from refine import settings
     from refine.tracking.champion import promote as decide
@@ -26,8 +26,8 @@ def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: boo
     rule = settings.load(params, overrides).registry
     verdict = decide(connect(), rule, version, dry_run)
     would = "would be " if dry_run else ""
-    told = "champion" if verdict.accepted else "refused"
-    click.echo(f"{verdict.challenger.name} version {verdict.challenger.label}: {would}{told}")
+    outcome = "champion" if verdict.accepted else "refused"
+    click.echo(f"{verdict.challenger.name} version {verdict.challenger.label}: {would}{outcome}")
     for reason in verdict.reasons:
         click.echo(f"  {reason}")
     if not verdict.accepted:

@@ -13,7 +13,7 @@ from refine.cli import options
 @click.command()
 @options.experiment(shown="registry.model_name in the settings")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), help="Take FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
+    "--folder", type=click.Path(path_type=Path), help="Read FOLDER/ARM/SEED/evaluation.json instead of MLflow's runs."
 )
 @options.output(shown="results/report")
 @options.settings()
@@ -22,8 +22,8 @@ def report(
 ) -> None:
     """Lay an experiment's results out as the paper's tables: Markdown, CSV and a figure.
 
-    Phases and arms down, tasks across, with 95 % intervals, the best in bold, and each arm's difference to the SFT arm
-    of its phase, sample by sample.
+    A row for each arm of a phase and a column for each task, with 95 % intervals, the best in bold, and each arm's
+    difference to the SFT arm of its phase, sample by sample.
     """
     from refine import settings
     from refine.reports.evaluations import find_evaluations, find_in_folder

@@ -1,4 +1,4 @@
-"""`refine summary`: what the last experiment found, what it wrote, and how to look further."""
+"""`refine summary`: the last experiment's comparison, its files, and where to see more."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Scores that can be trusted: next-token prediction, needles, multi-document questions, LongBench, lm-eval's tasks.
+"""Scores with intervals: next-token prediction, needles, multi-document questions, LongBench, lm-eval's tasks.
 
-What needs torch is imported when it is asked for, so that reading a record stays light.
+Names that need torch are imported on first use, so that reading a record imports little.
 """
 
 from __future__ import annotations

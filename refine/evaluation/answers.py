@@ -1,4 +1,4 @@
-"""From prompts to answers: the prompt is read once, the answer is written greedily from the memory, token by token."""
+"""Answers to prompts: the model reads the prompt once, then generates greedily from the memory, token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
 Adapter = Callable[["FastWeightLanguageModel", Tensor], AbstractContextManager[Any]]
-"""(model, prompt tokens [1, T]) -> a context in which the model is adapted to the prompt; it restores the weights."""
+"""(model, prompt tokens [1, T]) -> a context with the model adapted to the prompt. Its end restores the weights."""
 
 
 def answer(
@@ -32,11 +32,11 @@ def answer(
     batch_size: int = 8,
     adapter: Adapter | None = None,
 ) -> list[Answer]:
-    """One answer for each prompt, in their order; `batch_size` prompts a pass change no answer.
+    """One answer for each prompt, in their order. `batch_size` prompts form a pass; it changes no answer.
 
-    A prompt of more than `length` tokens is cut in the middle to that. An answer ends with the tokenizer's end token,
-    after the prompt's `answer_tokens`, or, in tasks that count the first line only, with that line. With an `adapter`
-    prompts are answered one by one, each inside its own context. The model's mode is left as it was.
+    A prompt of more than `length` tokens loses its middle. An answer ends at the tokenizer's end token, after the
+    prompt's `answer_tokens`, or, in tasks that score only the first line, after that line. With an `adapter` the model
+    answers prompts one by one, each inside the adapter's context. The model keeps its mode (train or eval).
     Raises ModelError if the tokenizer does not fit the model, SettingError for a task that does not exist.
     """
     check_fit(tokenizer, model.config.vocab_size)
@@ -59,10 +59,7 @@ def answer(
 
 
 def check_fit(tokenizer: Any, vocab_size: int) -> None:
-    """Raises ModelError unless a tokenizer and a model's vocabulary may belong together.
-
-    A vocabulary may be padded a little beyond the tokenizer's pieces, never be smaller.
-    """
+    """Raise ModelError if the model's vocabulary is smaller than the tokenizer's, or larger by more than padding."""
     pieces = len(tokenizer)
     if pieces > vocab_size or pieces < 0.9 * vocab_size:
         raise ModelError(
@@ -93,7 +90,7 @@ def _encode(tokenizer: Any, prompt: Prompt) -> _Encoded:
 
 
 def _passes(encoded: Sequence[_Encoded], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the prompts of each pass: alike in length, so that little padding is read."""
+    """Indices of the prompts of each pass. Similar lengths go together, to reduce padding."""
     order = sorted(range(len(encoded)), key=lambda n: len(encoded[n].tokens)) if batch_size > 1 else range(len(encoded))
     for first in range(0, len(order), batch_size):
         yield list(order[first : first + batch_size])

@@ -1,4 +1,4 @@
-"""Reading contexts of unequal lengths into a memory, scoring what may follow, and writing greedily until it ends.
+"""Reads contexts of unequal lengths into a memory, scores continuations, and generates greedily.
 
 Shape legend: R rows of a memory · T tokens of the longest row · D hidden size.
 """
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel, Memory
 
 TOKENS_OF_A_PASS = defaultdict(lambda: 2**18, cpu=2**14)
-"""By device: on a CPU more at once is slower (nothing stays in its caches), on a GPU it takes memory for nothing."""
-PIECE = 16  # tokens written before finished rows leave the batch
+"""By device. More is slower on a CPU, whose caches are small, and only takes memory on a GPU."""
+PIECE = 16  # tokens to generate before finished rows leave the batch
 
 
 def passes(lengths: Sequence[int], rows: int, device: str) -> Iterator[list[int]]:
-    """Which of the sequences of these lengths are read together: alike in length, so that little padding is read; at
-    most `rows`, and no more tokens than a pass should hold, though at least one sequence."""
+    """Group sequence indices into forward passes of at most `rows` sequences and a bounded number of tokens.
+
+    Similar lengths go together, to reduce padding. A longer sequence than the bound is a pass alone.
+    """
     order = sorted(range(len(lengths)), key=lambda n: lengths[n])
     taken: list[int] = []
     for n in order:
@@ -38,7 +40,7 @@ def passes(lengths: Sequence[int], rows: int, device: str) -> Iterator[list[int]
 
 
 def read_contexts(model: FastWeightLanguageModel, contexts: Sequence[Sequence[int] | Tensor]) -> tuple[Memory, Tensor]:
-    """(memory of R rows, state after the last token [R, D]) after reading each context."""
+    """(memory of R rows, hidden state of the last token [R, D]) after reading each context."""
     from refine.models import Memory
 
     memories, states, order = [], [], []
@@ -58,8 +60,10 @@ def read_contexts(model: FastWeightLanguageModel, contexts: Sequence[Sequence[in
 def score_after(
     model: FastWeightLanguageModel, memory: Memory, last: Tensor, texts: Sequence[Sequence[int] | Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(log-probability of each token [nats], whether it was the likeliest) of each row's text, after `memory` (R rows)
-    and `last` [R, D], the state after its last token."""
+    """(log-probability of each token [nats], whether it was the likeliest) of each row's text.
+
+    memory: of R rows, each after its context. last [R, D]: hidden state of the last token of each context.
+    """
     counts = [len(text) for text in texts]
     tokens = pad_sequence([torch.as_tensor(text) for text in texts], batch_first=True).to(model.device)  # [R, T]
     hidden = model.read(tokens, memory, lengths=[[count] for count in counts]).hidden
@@ -78,10 +82,10 @@ def write_greedily(
     limits: Sequence[int],
     ended: Callable[[int, str], bool],
 ) -> list[list[int]]:
-    """The tokens of each row after `memory` (R rows) and `last` [R, D], the state after its last token.
+    """The tokens that the model generates in each row; `memory` and `last` as in `score_after`.
 
-    A row ends with the tokenizer's end token (which is left out), at its limit [tokens], or when ended(row, text so
-    far) says so; up to 15 tokens more may then have been written. Rows leave the batch as they end.
+    A row ends at the tokenizer's end token (which is left out), at its limit [tokens], or when ended(row, text so far)
+    is true. `ended` is asked every 16 tokens, so up to 15 tokens may follow. Rows leave the batch as they end.
     """
     stop = [token for token in (getattr(tokenizer, "eos_token_id", None),) if token is not None]
     written: list[list[int]] = [[] for _ in limits]

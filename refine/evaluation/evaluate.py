@@ -1,4 +1,4 @@
-"""A model against everything there is to evaluate on, in one call."""
+"""Evaluates a model on documents, prompts and lm-eval's tasks, in one call."""
 
 from __future__ import annotations
 
@@ -42,32 +42,31 @@ def evaluate_model(
 ) -> Evaluation:
     """Every score of a model, with counts and intervals.
 
-    model: a model, a checkpoint folder or a hub name. tokenizer: default: the one saved with the model. batch_size:
-    sequences or prompts per pass; changes no score. adapter: adapts the model to each prompt before it is answered
-    (test-time training). answers_file: each answer is written there as a line of JSON, once all are there. harness:
-    lm-eval's tasks; harness_options: samples, lengths, include of `evaluate_harness`. progress: is told what is being
-    scored. Raises ModelError before the weights are loaded if the tokenizer does not fit.
+    model: a model, a checkpoint folder or a hub name. tokenizer: by default the one saved with the model. batch_size:
+    sequences or prompts per pass; changes no score. adapter: adapts the model to each prompt before it answers
+    (test-time training). answers_file: gets each answer as a line of JSON, after all prompts. harness: lm-eval's tasks.
+    harness_options: samples, lengths and include of `evaluate_harness`. progress: called with a line about each step.
+    Raises ModelError, before the weights are loaded, if the tokenizer does not fit.
     """
     start = time.perf_counter()
     name = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     loaded, tokenizer = _load(model, tokenizer, bool(inputs.prompts or harness), device)
-    told = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     documents: dict[str, next_token.NextTokenScore] = {}
     for which, sequences in inputs.documents.items():
-        told(f"{which}: next tokens of {len(sequences)} sequences")
+        report(f"{which}: next tokens of {len(sequences)} sequences")
         documents[which] = next_token.evaluate(loaded, sequences, batch_size)
     tasks, lines = [], []
     for (task, length), prompts in inputs.prompts.items():
-        told(f"{task} at {length}: {len(prompts)} prompts")
+        report(f"{task} at {length}: {len(prompts)} prompts")
         answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
-        scorer = scorer_of(known_task(task))
-        scores = [scorer(one.text, prompt.answers) for one, prompt in zip(answers, prompts, strict=True)]
+        scores = _scores(task, prompts, answers)
         tasks.append(TaskScore.of(task, length, scores, answers))
         lines += _answer_lines(task, length, prompts, answers, scores)
     if answers_file is not None:
         write_text(answers_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if harness:
-        told(f"lm-eval: {', '.join(harness)}")
+        report(f"lm-eval: {', '.join(harness)}")
     measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
     seconds = time.perf_counter() - start
     settings = {"batch_size": batch_size, "scored_on": inputs.fingerprint()}
@@ -82,30 +81,31 @@ def model_tokenizer(model: str | Path) -> Any:
 
 
 def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) -> None:
-    """Raises ModelError, before weights are loaded: no config, or a vocabulary that the tokenizer does not fit."""
+    """Raise ModelError, without loading weights, if the model has no config or the tokenizer does not fit it."""
     from transformers import AutoConfig
 
-    import refine.models  # noqa: F401 - makes the model types known
+    import refine.models  # noqa: F401 - registers the model types
 
     try:
         config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        said = reason(error)
-        raise ModelError(f"{model}: neither a checkpoint folder nor a hub name that answers ({said})") from None
+        raise ModelError(
+            f"{model}: neither a checkpoint folder nor a model that the hub gives ({reason(error)})"
+        ) from None
     check_fit(tokenizer, config.vocab_size)
 
 
 def _load(
     model: str | Path | FastWeightLanguageModel, tokenizer: Any, answers_wanted: bool, device: str | None
 ) -> tuple[FastWeightLanguageModel, Any]:
-    """(model, tokenizer), the latter only where answers are wanted."""
+    """(model, tokenizer). The tokenizer is loaded only if answers are wanted."""
     import torch
 
     from refine.models import from_pretrained
 
     if not isinstance(model, str | Path):
         if answers_wanted and tokenizer is None:
-            raise ModelError("prompts are answered with a tokenizer, and none was given beside the model")
+            raise ModelError("answering prompts needs a tokenizer: pass one beside the model")
         return model, tokenizer
     if answers_wanted:
         tokenizer = tokenizer or model_tokenizer(model)
@@ -114,13 +114,25 @@ def _load(
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
+def _scores(task: str, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:
+    scorer = scorer_of(known_task(task))
+    return [scorer(one.text, prompt.answers) for one, prompt in zip(answers, prompts, strict=True)]
+
+
 def _answer_lines(
     task: str, length: int, prompts: Sequence[Prompt], answers: Sequence[Answer], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
     return [
         {
-            "task": task, "length": length, "sample": n, "answer": one.text, "accepted": list(prompt.answers),
-            "score": score, "log_prob": one.log_prob, "prompt_tokens": one.prompt_tokens, "cut": one.cut,
+            "task": task,
+            "length": length,
+            "sample": n,
+            "answer": one.text,
+            "accepted": list(prompt.answers),
+            "score": score,
+            "log_prob": one.log_prob,
+            "prompt_tokens": one.prompt_tokens,
+            "cut": one.cut,
         }
         for n, (prompt, one, score) in enumerate(zip(prompts, answers, scores, strict=True))
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,4 @@
-"""What there is to evaluate on: documents and prompts, found or made, and checked before any model is loaded."""
+"""The inputs of an evaluation: documents and prompts, found or made, and checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Inputs:
     prompts: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A hash of all documents and prompts: scores of models with the same one can be compared."""
+        """A hash of all documents and prompts. Scores of models on the same hash can be compared."""
         from refine.evaluation.next_token import token_rows
 
         digest = hashlib.sha256()
@@ -51,10 +51,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sources:
-    """The model's tokenizer, and where prompts come from that the data folder does not hold.
+    """The sources of prompts that the data folder does not hold.
 
-    tokenizer: needles are made with it at any length; documents must have been made with it. essay: gives the texts
-    that needles are hidden in. longbench: folder or hub name. seed, samples: of needles that are made.
+    tokenizer: the model's; it measures needles of any length, and documents must have been made with it. essay: returns
+    the texts to hide needles in. longbench: folder or hub name. seed, samples: of the needles.
     """
 
     tokenizer: Any = None
@@ -71,12 +71,12 @@ def load_inputs(
     samples: int | None = None,
     sources: Sources | None = None,
 ) -> Inputs:
-    """Documents under `folder`/documents and prompts anywhere under `folder`, by what each parquet file says it holds.
+    """The documents under `folder`/documents and the prompts anywhere under `folder`.
 
-    tasks: task names, families (needles, questions, longbench) and `next_token`; default: all that is there. lengths:
-    only these; needles and LongBench that are not there at a length come from `sources`. samples: the first so many of
-    each. Raises SettingError for an unknown task, DataError for a task or length that cannot be had, and whatever is
-    wrong with a file: columns, empty prompts, empty answers.
+    tasks: task names, families (needles, questions, longbench) and `next_token`; by default everything in the folder.
+    lengths: only these; `sources` gives needles and LongBench that the folder lacks. samples: at most so many prompts
+    of each. Raises SettingError for an unknown task; DataError for a task or length that neither folder nor sources
+    have, and for a file with wrong columns, empty prompts or empty answers.
     """
     sources = sources or Sources()
     wanted, documents_wanted = _wanted(tasks)
@@ -101,23 +101,23 @@ def _lengths(
     sources: Sources,
     tasks: Sequence[str] | None,
 ) -> list[int]:
-    """The lengths at which a task is wanted: all named ones if the task is named; if only its family is, those that
-    are there or can be made; if nothing is named, those that are there."""
-    there = sorted(length for name, length in found if name == task)
+    """The lengths at which to evaluate a task: all of `lengths` if the task is named; if only its family is, those that
+    the folder has or `sources` can make; if nothing is named, those that the folder has."""
+    in_folder = sorted(length for name, length in found if name == task)
     if lengths is None:
-        return there
+        return in_folder
     family = known_task(task).family
     makes = {"needles": sources.tokenizer is not None, "longbench": sources.longbench is not None}
     if tasks is not None and (task in tasks or makes.get(family, False)):
         return list(lengths)
-    return [length for length in lengths if length in there]
+    return [length for length in lengths if length in in_folder]
 
 
 def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
-    """(task, length) -> the parquet file under `folder` that holds those prompts; what is named to train or choose
-    settings on (its name ends with train or validation) is left out.
+    """(task, length) -> the parquet file under `folder` that holds these prompts.
 
-    Raises DataError where two files hold the same task and length.
+    Files for training and for choosing settings (their names end in train or validation) are left out. Raises DataError
+    if two files hold the same task and length.
     """
     found: dict[tuple[str, int], Path] = {}
     for path in sorted(Path(folder).rglob("*.parquet")):
@@ -131,7 +131,7 @@ def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
 
 
 def _holds(path: Path) -> tuple[str, int] | None:
-    """The task and length of a file of prompts, from its first row (or, for the length, its name); None for another."""
+    """(task, length) of a file of prompts, from its first row, or the length from its name. None for other files."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -168,7 +168,7 @@ def _wanted(tasks: Sequence[str] | None) -> tuple[list[str], bool]:
 
 
 def document_sets(folder: str | Path) -> dict[str, Path]:
-    """Name in metrics (`val`, `second_domain`, ...) -> file, of the documents under `folder`; `val` first."""
+    """Name in metrics (`val`, `second_domain`, ...) -> file of documents under `folder`; `val` comes first."""
     paths = [path for path in Path(folder).glob("documents/*.parquet") if path.stem not in NOT_EVALUATED]
     paths.sort(key=lambda path: (path.stem not in DOCUMENT_NAMES, path.stem))
     return {DOCUMENT_NAMES.get(path.stem, path.stem): path for path in paths}
@@ -183,7 +183,7 @@ def _documents(folder: Path, tokenizer: Any, required: bool) -> dict[str, Any]:
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise DataError(
                 f"{folder}/documents: made with another tokenizer ({len(theirs)} pieces) than the model's "
-                f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave {NEXT_TOKEN} out"
+                f"({len(tokenizer)}): prepare them with tokenizer.path set to the model, or leave out {NEXT_TOKEN}"
             )
     return {name: load_token_sequences(path) for name, path in paths.items()}
 
@@ -206,10 +206,10 @@ def _prompts(
         return prompts[:samples]
     if kind.family == "longbench" and sources.longbench is not None:
         return load_longbench(task, sources.longbench, length, samples=samples)
-    lengths = ", ".join(str(there) for name, there in sorted(found) if name == task) or "none"
-    raise DataError(f"{folder}: holds no prompts of {task} at length {length}; lengths there: {lengths}")
+    lengths = ", ".join(str(known) for name, known in sorted(found) if name == task) or "none"
+    raise DataError(f"{folder}: holds no prompts of {task} at length {length}; it has lengths: {lengths}")
 
 
 def _made_for(tokenizer: Any, prompts: Sequence[Prompt]) -> bool:
-    """Whether prompts measure with this tokenizer what they measured when they were made."""
+    """Whether the prompts have as many tokens with this tokenizer as with the one they were made with."""
     return bool(prompts) and len(tokenizer(prompts[0].prompt)["input_ids"]) == prompts[0].prompt_tokens

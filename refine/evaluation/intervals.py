@@ -1,10 +1,10 @@
-"""Estimates with their sample count and 95 % interval."""
+"""Estimates with their sample count and 95 % interval, and their text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,34 +12,49 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 Scores = Sequence[float] | np.ndarray
+Interval = tuple[float, float] | None
 SEED = 20240  # of the resampling, so that the same scores give the same interval
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples. low, high: 95 % interval; None where one sample says nothing about the spread."""
+    """A mean over samples. low, high: 95 % interval; None for one sample, which has no spread."""
 
     value: float
     samples: int
     low: float | None
     high: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+    @property
+    def interval(self) -> Interval:
+        """(low, high), or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
-    def text(self, scale: float = 1.0, digits: int = 3) -> str:
-        """``0.250 [0.102, 0.495]``, each times `scale`."""
-        value = f"{scale * self.value:.{digits}f}"
-        if self.low is None or self.high is None:
-            return value
-        return f"{value} [{scale * self.low:.{digits}f}, {scale * self.high:.{digits}f}]"
+    @property
+    def clear_of_zero(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+        """``0.250 [0.102, 0.495]``, each times `scale`; the value alone without an interval. sign: "+" shows it."""
+        return f"{self.value_text(scale, digits, sign)} {self.interval_text(scale, digits)}".rstrip()
+
+    def value_text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+        """``0.250``."""
+        return f"{scale * self.value:{sign}.{digits}f}"
+
+    def interval_text(self, scale: float = 1.0, digits: int = 3) -> str:
+        """``[0.102, 0.495]``; empty without an interval."""
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def mean_of_scores(scores: Scores) -> Estimate:
     """The mean of per-sample scores: Wilson's interval if all are 0 or 1, otherwise the percentile bootstrap's.
 
-    Raises ValueError for no scores: an average over nothing is no score.
+    Raises ValueError if there are no scores.
     """
     values = np.asarray(scores, dtype=float)
     if values.size == 0:
@@ -50,9 +65,10 @@ def mean_of_scores(scores: Scores) -> Estimate:
 
 
 def ratio(numerators: Scores, denominators: Scores) -> Estimate:
-    """sum(numerators) / sum(denominators) over units that are drawn together, e.g. losses and tokens of sequences.
+    """sum(numerators) / sum(denominators) over units, for example the losses and tokens of sequences.
 
-    The interval is the percentile bootstrap's over units. Its samples are units.
+    The interval is the percentile bootstrap's: it draws units, each with its numerator and denominator. The estimate's
+    samples are the units.
     """
     tops, bottoms = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     value = float(tops.sum() / bottoms.sum())
@@ -65,9 +81,9 @@ def ratio(numerators: Scores, denominators: Scores) -> Estimate:
 def mean_over_strata(strata: Sequence[np.ndarray], differences: bool = False) -> Estimate:
     """The mean of the means of `strata`: one array [seeds, samples] a task, with the same seeds in all of them.
 
-    The interval is the percentile bootstrap's: samples are drawn anew within each task and, where there are several,
-    seeds too; for one task's scores of 0 and 1 it is Wilson's, unless they are `differences`. Its samples are all
-    tasks'. Raises ValueError for no strata or one without samples.
+    The interval is the percentile bootstrap's: it draws samples within each task, and seeds if there are several. For
+    one task's scores of 0 and 1 it is Wilson's, unless they are `differences`. The estimate's samples are those of all
+    tasks. Raises ValueError if there are no strata or one has no samples.
     """
     if not strata or any(values.size == 0 for values in strata):
         raise ValueError("no scores to average")
@@ -96,7 +112,7 @@ def mean_over_strata(strata: Sequence[np.ndarray], differences: bool = False) ->
 def mean_difference(scores: Scores, baseline: Scores) -> Estimate:
     """The mean of scores - baseline, sample by sample (paired), with the percentile bootstrap's interval.
 
-    Raises ValueError if they are not scores of the same samples (their counts differ).
+    Raises ValueError if the counts differ: the scores are not of the same samples.
     """
     if len(scores) != len(baseline):
         raise ValueError(f"{len(scores)} scores cannot be paired with {len(baseline)}")
@@ -115,7 +131,14 @@ def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Any, paired: bool = T
     from scipy.stats import bootstrap
 
     interval = bootstrap(
-        samples, statistic, paired=paired, vectorized=True, n_resamples=RESAMPLES, confidence_level=LEVEL,
-        method="percentile", batch=256, rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
+        samples,
+        statistic,
+        paired=paired,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        batch=256,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     return float(interval.low), float(interval.high)

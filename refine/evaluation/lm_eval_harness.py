@@ -1,7 +1,7 @@
-"""lm-eval's tasks (EleutherAI's evaluation harness) for our models: scored and written from the memory.
+"""lm-eval's tasks (EleutherAI's evaluation harness) for our models, which score and generate from the memory.
 
-Each context is read once, whatever the number of continuations that are scored after it; nothing is ever cut, because
-a fixed-size memory reads contexts of any length. Extra: harness.
+The model reads each context once, for any number of continuations. No context is cut: a fixed-size memory reads any
+length. Needs the extra `harness`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from refine.evaluation.record import HarnessScore
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
-NOT_SCORED = -1.0  # what RULER's tasks give for lengths that were not asked for
-TOKENS = 256  # to generate where a task does not say, as lm-eval's own model class
+NOT_SCORED = -1.0  # the score of RULER's tasks at lengths other than the wanted ones
+TOKENS = 256  # to generate if a task does not say how many; the default of lm-eval's own model class
 LENGTHS = (4096,)
 
 
@@ -37,12 +37,12 @@ def check_harness(
         return None
     if importlib.util.find_spec("lm_eval") is None:
         raise SettingError("lm-eval is not installed: pip install 'refine-fast-weights[harness]'")
-    told = getattr(tokenizer, "name_or_path", ""), tuple(lengths or LENGTHS)
+    name, wanted = getattr(tokenizer, "name_or_path", ""), tuple(lengths or LENGTHS)
     if include is not None:
-        own = _manager(str(include), False, *told)
+        own = _manager(str(include), False, name, wanted)
         if set(tasks) <= set(own.all_tasks):
             return own  # lm-eval's own thousands of tasks take seconds to list
-    manager = _manager(None if include is None else str(include), True, *told)
+    manager = _manager(None if include is None else str(include), True, name, wanted)
     for task in tasks:
         if task not in manager.all_tasks:
             raise SettingError(f"lm-eval has no task {task!r}{nearest(task, manager.all_tasks)}")
@@ -53,7 +53,7 @@ def check_harness(
 def _manager(include: str | None, defaults: bool, tokenizer: str, lengths: tuple[int, ...]) -> Any:
     from lm_eval.tasks import TaskManager
 
-    # what tasks that make their own prompts are told
+    # for tasks that make their own prompts
     metadata = {"tokenizer": tokenizer, "max_seq_lengths": list(lengths)}
     return TaskManager(include_path=include, include_defaults=defaults, metadata=metadata)
 
@@ -69,9 +69,8 @@ def evaluate_harness(
 ) -> list[HarnessScore]:
     """Every metric that lm-eval gives for `tasks`, in its order.
 
-    samples: the first so many documents of each task. lengths: of RULER's tasks [tokens]. include: a folder with YAML
-    tasks of one's own.
-    Raises DataError for a task whose data cannot be had.
+    samples: at most so many documents of each task. lengths: of RULER's tasks [tokens]. include: a folder with further
+    tasks as YAML files. Raises DataError if lm-eval cannot run a task, for example without its data.
     """
     manager = check_harness(tasks, tokenizer, lengths, include)
     if manager is None:
@@ -80,13 +79,16 @@ def evaluate_harness(
 
     try:
         found = lm_eval.simple_evaluate(
-            language_model(model, tokenizer, batch_size), tasks=list(tasks), limit=samples, task_manager=manager,
-            bootstrap_iters=100, log_samples=False,
-        )  # fmt: skip
+            language_model(model, tokenizer, batch_size),
+            tasks=list(tasks),
+            limit=samples,
+            task_manager=manager,
+            bootstrap_iters=100,
+            log_samples=False,
+        )
     except (OSError, ConnectionError, ValueError, RuntimeError) as error:
-        said = reason(error)
-        raise DataError(f"lm-eval cannot run {', '.join(tasks)}: {said}") from error
-    assert found is not None  # None is for the other ranks of a distributed run
+        raise DataError(f"lm-eval cannot run {', '.join(tasks)}: {reason(error)}") from error
+    assert found is not None  # lm-eval returns None on the other ranks of a distributed run
     return list(_scores(found))
 
 
@@ -107,7 +109,7 @@ def language_model(model: FastWeightLanguageModel, tokenizer: Any, batch_size: i
     from lm_eval.api.model import TemplateLM
 
     class MemoryLanguageModel(TemplateLM):
-        """Contexts are read into a memory; continuations are scored and written after it."""
+        """Reads contexts into a memory; scores continuations and generates after it."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -149,7 +151,7 @@ def language_model(model: FastWeightLanguageModel, tokenizer: Any, batch_size: i
 def _generation(options: Mapping[str, Any]) -> tuple[int, list[str]]:
     """(tokens to generate, texts that end an answer)."""
     if options.get("do_sample") and options.get("temperature", 1.0) > 0:
-        raise SettingError("a task asks for sampled answers; evaluation here is greedy: set do_sample to false")
+        raise SettingError("a task wants sampled answers, but evaluation here is greedy: set do_sample to false")
     until = options.get("until") or []
     until = [until] if isinstance(until, str) else list(until)
     tokens = next(
@@ -163,7 +165,7 @@ def score_continuations(
 ) -> list[tuple[float, bool]]:
     """(log-probability [nats], whether each token was the likeliest) of each continuation after its context, in order.
 
-    `batch_size` contexts a pass; a context that several continuations share is read once.
+    A pass reads `batch_size` contexts. Continuations of the same context share one read.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for number, (context, _) in enumerate(pairs):
@@ -184,17 +186,17 @@ def score_continuations(
 def write_until(
     model: FastWeightLanguageModel,
     tokenizer: Any,
-    asked: Sequence[tuple[Sequence[int], int, Sequence[str]]],
+    requests: Sequence[tuple[Sequence[int], int, Sequence[str]]],
     batch_size: int,
 ) -> list[str]:
     """The greedy answer to each (context, tokens to generate, texts that end it), up to the first such text."""
-    order = sorted(range(len(asked)), key=lambda number: len(asked[number][0]))
+    order = sorted(range(len(requests)), key=lambda number: len(requests[number][0]))
     answers: dict[int, str] = {}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        ends = [asked[number][2] for number in numbers]
-        memory, last = read_contexts(model, [asked[number][0] for number in numbers])
-        limits = [asked[number][1] for number in numbers]
+        ends = [requests[number][2] for number in numbers]
+        memory, last = read_contexts(model, [requests[number][0] for number in numbers])
+        limits = [requests[number][1] for number in numbers]
 
         def ended(row: int, text: str, ends: Sequence[Sequence[str]] = ends) -> bool:
             return any(end in text for end in ends[row])
@@ -203,4 +205,4 @@ def write_until(
         for number, ids, stops in zip(numbers, written, ends, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             answers[number] = text[: min([text.find(end) for end in stops if end in text], default=len(text))]
-    return [answers[number] for number in range(len(asked))]
+    return [answers[number] for number in range(len(requests))]

@@ -15,21 +15,21 @@ from torch import Tensor
 from refine.errors import DataError
 from refine.evaluation.decoding import passes
 from refine.evaluation.intervals import ratio
-from refine.evaluation.record import Interval, NextTokenScore, PositionScore
+from refine.evaluation.record import NextTokenScore, PositionScore
 from refine.ops.token_statistics import token_statistics
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
-FIRST_BIN = 16  # tokens of the first bin of positions; each further bin ends at twice the last one's end
+FIRST_BIN = 16  # last position of the first bin; each further bin ends at twice the end of the one before
 
 
 def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8) -> NextTokenScore:
-    """Score every sequence once; `batch_size` sequences a pass change no score.
+    """Score every sequence once, at most `batch_size` in a pass; that changes no score.
 
-    sequences: lists or tensors of token ids, or a data set with column `tokens`; lengths may differ. The model's mode
-    is left as it was. Raises DataError for no sequences, or one of fewer than two tokens; ModelError for ids outside
-    the vocabulary.
+    sequences: lists or tensors of token ids, or a data set with column `tokens`; lengths may differ. The model keeps
+    its mode (train or eval). Raises DataError if there are no sequences or one has fewer than two tokens; ModelError
+    for ids outside the vocabulary.
     """
     rows = token_rows(sequences)
     longest = max(len(row) for row in rows)
@@ -51,8 +51,8 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
         int(predicted.sum()),
         len(rows),
         tuple(_by_position(losses, hits, predicted)),
-        _interval(loss.low, loss.high),
-        _interval(accuracy.low, accuracy.high),
+        loss.interval,
+        accuracy.interval,
         tuple((losses.sum(1) / predicted).tolist()),
         tuple(predicted.tolist()),
     )
@@ -62,7 +62,7 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
 def _score(
     model: FastWeightLanguageModel, rows: Sequence[Tensor], numbers: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(number, losses, hits) of each row, for its tokens from the second on."""
+    """(index, losses, hits) of each row, for its tokens from the second on."""
     lengths = [len(row) for row in rows]
     tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(model.device)  # [B, T]
     hidden = model.read(tokens, lengths=[[length] for length in lengths]).hidden
@@ -77,7 +77,7 @@ def _score(
 
 
 def token_rows(sequences: Any) -> list[Tensor]:
-    """Each sequence as int64 [T]. Raises DataError: there is none, or one has fewer than two tokens."""
+    """Each sequence as int64 [T]. Raises DataError if there is none, or if one has fewer than two tokens."""
     column = sequences["tokens"] if "tokens" in getattr(sequences, "column_names", ()) else sequences
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in column]
     if not rows:
@@ -89,13 +89,13 @@ def token_rows(sequences: Any) -> list[Tensor]:
 
 
 def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) -> Iterator[PositionScore]:
-    """One score for each bin of positions; the numbers of sequences in it may fall where lengths differ."""
+    """One score for each bin of positions. Later bins hold fewer sequences if lengths differ."""
     first, last, longest = 2, FIRST_BIN, losses.shape[1]
     while first <= longest:
         end = min(last, longest)
         counts = np.clip(predicted + 1 - (first - 1), 0, end - first + 1)
-        there, inside = counts > 0, slice(first - 1, end)
-        lost, counts, count = losses[there, inside].sum(1), counts[there], int(counts.sum())
+        reaching, inside = counts > 0, slice(first - 1, end)
+        lost, counts, count = losses[reaching, inside].sum(1), counts[reaching], int(counts.sum())
         loss = ratio(lost, counts)
         yield PositionScore(
             first,
@@ -103,11 +103,7 @@ def _by_position(losses: np.ndarray, hits: np.ndarray, predicted: np.ndarray) ->
             loss.value,
             float(hits[:, inside].sum()) / count,
             count,
-            _interval(loss.low, loss.high),
+            loss.interval,
             tuple((lost / counts).tolist()),
         )
         first, last = last + 1, 2 * last
-
-
-def _interval(low: float | None, high: float | None) -> Interval:
-    return None if low is None or high is None else (low, high)

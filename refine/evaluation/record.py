@@ -1,4 +1,4 @@
-"""What an evaluation found: one record that goes to JSON, a table, tracked metrics and a picture."""
+"""What an evaluation found: one record, written as JSON, as a table and as tracked metrics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import DataError
-from refine.evaluation.intervals import Estimate, mean_of_scores
+from refine.evaluation.intervals import Estimate, Interval, mean_of_scores
 from refine.system.files import write_text
 
 EVALUATION_FILE = "evaluation.json"
-
-
-Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class PositionScore:
     """Loss and accuracy of predicting the `first`-th to the `last`-th token of a sequence (the 1st is given).
 
     loss_interval: 95 % bootstrap interval over sequences, None for a single one. sequence_losses: the mean loss in each
-    sequence that reaches so far, in their order; empty in records that an older version wrote.
+    sequence that is long enough, in their order; empty in records that an older version wrote.
     """
 
     first: int
@@ -57,11 +54,11 @@ class NextTokenScore:
 
 @dataclass(frozen=True)
 class Answer:
-    """text: what was written, without the end token. tokens: how many were written.
+    """text: the generated answer, without the end token. tokens: how many were generated.
 
-    prompt_tokens: how many were read. cut: how many were taken out of the middle of a prompt that was too long.
+    prompt_tokens: how many were read. cut: how many were removed from the middle of a prompt that was too long.
     log_prob: mean log-probability of the reference answer's tokens, given the prompt [nats per token].
-    adapt_seconds: what adapting to this prompt took [s].
+    adapt_seconds: time to adapt to this prompt [s].
     """
 
     text: str
@@ -82,10 +79,10 @@ class HarnessScore:
     error: float | None
     samples: int
 
-    def interval(self) -> tuple[float, float]:
-        """95 % interval from the standard error."""
-        reach = 1.96 * (self.error or 0.0)
-        return self.value - reach, self.value + reach
+    @property
+    def interval(self) -> Interval:
+        """95 % interval from the standard error; None without one."""
+        return None if self.error is None else (self.value - 1.96 * self.error, self.value + 1.96 * self.error)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class TaskScore:
 
     score: 0 to 1, with its interval. log_prob: mean log-probability of the reference answers [nats per token].
     cut: prompts that lost their middle. scores, log_probs: of each sample, in the prompts' order, so that two models
-    can be compared sample by sample. adapt_seconds: mean time that adapting to a prompt took [s].
+    can be compared sample by sample. adapt_seconds: mean time to adapt to a prompt [s].
     """
 
     task: str
@@ -121,23 +118,22 @@ class TaskScore:
         )
 
     def rows(self, which: str = "") -> list[str]:
-        """Of a Markdown table; `which` is said beside what was measured."""
+        """Its lines of the Markdown table; `which` follows the name of each score."""
         cut = f" ({self.cut} cut in the middle)" if self.cut else ""
-        name, samples = f"{self.task} at {self.length}", self.score.samples
-        span, spread = _span(self.score.low, self.score.high), _span(self.log_prob.low, self.log_prob.high)
-        told = [
-            f"| {name}: score{which} | {self.score.value:.4f} | {span} | {samples}{cut} |",
-            f"| {name}: log-prob. of the answer{which} | {self.log_prob.value:.4f} | {spread} | {samples} |",
+        name, score, log_prob = f"{self.task} at {self.length}", self.score, self.log_prob
+        lines = [
+            _line(f"{name}: score{which}", score.value, score.interval, f"{score.samples}{cut}"),
+            _line(f"{name}: log-prob. of the answer{which}", log_prob.value, log_prob.interval, score.samples),
         ]
         if self.adapt_seconds:
-            told.append(f"| {name}: adapting to a prompt [s] | {self.adapt_seconds:.4f} | | {samples} |")
-        return told
+            lines.append(f"| {name}: adapting to a prompt [s] | {self.adapt_seconds:.4f} | | {score.samples} |")
+        return lines
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """model: name or folder. next_token: by document set (`val`, `second_domain`, ...). harness: lm-eval's scores.
-    seconds: what the whole took [s]."""
+    seconds: time that the evaluation took [s]."""
 
     model: str
     next_token: Mapping[str, NextTokenScore]
@@ -150,60 +146,50 @@ class Evaluation:
         """Every number by its tracked name: `val/loss`, `eval/<task>/<length>/score`, ... with counts and intervals."""
         found: dict[str, float] = {}
         for name, score in self.next_token.items():
-            found |= {f"{name}/loss": score.loss, f"{name}/accuracy": score.accuracy}
+            found |= _named(f"{name}/loss", score.loss, score.loss_interval)
+            found |= _named(f"{name}/accuracy", score.accuracy, score.accuracy_interval)
             found |= {f"{name}/tokens": score.tokens, f"{name}/sequences": score.sequences}
-            for which, interval in (("loss", score.loss_interval), ("accuracy", score.accuracy_interval)):
-                if interval is not None:
-                    found |= {f"{name}/{which}_low": interval[0], f"{name}/{which}_high": interval[1]}
         for one in self.tasks:
             prefix = f"eval/{one.task}/{one.length}"
-            found |= {f"{prefix}/score": one.score.value, f"{prefix}/samples": one.score.samples}
-            found |= {f"{prefix}/log_prob": one.log_prob.value, f"{prefix}/cut": one.cut}
-            for which, estimate in (("score", one.score), ("log_prob", one.log_prob)):
-                if estimate.low is not None and estimate.high is not None:
-                    found |= {f"{prefix}/{which}_low": estimate.low, f"{prefix}/{which}_high": estimate.high}
+            found |= _named(f"{prefix}/score", one.score.value, one.score.interval)
+            found |= _named(f"{prefix}/log_prob", one.log_prob.value, one.log_prob.interval)
+            found |= {f"{prefix}/samples": one.score.samples, f"{prefix}/cut": one.cut}
             if one.adapt_seconds:
                 found[f"{prefix}/adapt_seconds"] = one.adapt_seconds
         for lm_eval in self.harness:
             prefix = f"eval/{lm_eval.task}/{lm_eval.metric}"
-            found |= {f"{prefix}/score": lm_eval.value, f"{prefix}/samples": lm_eval.samples}
-            if lm_eval.error is not None:
-                low, high = lm_eval.interval()
-                found |= {f"{prefix}/score_low": low, f"{prefix}/score_high": high}
+            found |= _named(f"{prefix}/score", lm_eval.value, lm_eval.interval)
+            found[f"{prefix}/samples"] = lm_eval.samples
         return {name: float(value) for name, value in found.items()}
 
     def table(self, before: Evaluation | None = None) -> str:
-        """A Markdown table: one row a measurement, each with its count and interval. `before`: the scores of the same
-        prompts without adapting to them, which then stand beside those after it, and what adapting took."""
+        """A Markdown table with a line for each score, its interval and its count.
+
+        before: the scores of the same prompts without adapting to them. Each stands above the score after adapting.
+        """
         unadapted = {} if before is None else {(one.task, one.length): one for one in before.tasks}
-        rows = ["| measured | value | 95 % interval | samples |", "|---|---|---|---|"]
+        lines = ["| measured | value | 95 % interval | samples |", "|---|---|---|---|"]
         for name, score in self.next_token.items():
-            for which, value, interval in (
-                ("loss [nats/token]", score.loss, score.loss_interval),
-                ("accuracy", score.accuracy, score.accuracy_interval),
-            ):
-                span = _span(*interval) if interval else ""
-                rows.append(f"| {name} {which} | {value:.4f} | {span} | {score.sequences} ({score.tokens} tokens) |")
+            samples = f"{score.sequences} ({score.tokens} tokens)"
+            lines.append(_line(f"{name} loss [nats/token]", score.loss, score.loss_interval, samples))
+            lines.append(_line(f"{name} accuracy", score.accuracy, score.accuracy_interval, samples))
         for one in self.tasks:
             if (first := unadapted.get((one.task, one.length))) is not None:
-                rows += first.rows(", before adapting")
-            rows += one.rows(", adapted" if one.adapt_seconds else "")
+                lines += first.rows(", before adapting")
+            lines += one.rows(", adapted" if one.adapt_seconds else "")
         for lm_eval in self.harness:
-            span = "" if lm_eval.error is None else _span(*lm_eval.interval())
-            rows.append(
-                f"| lm-eval {lm_eval.task} {lm_eval.metric} | {lm_eval.value:.4f} | {span} | {lm_eval.samples} |"
-            )
-        return "\n".join(rows)
+            name = f"lm-eval {lm_eval.task} {lm_eval.metric}"
+            lines.append(_line(name, lm_eval.value, lm_eval.interval, lm_eval.samples))
+        return "\n".join(lines)
 
     def save(self, folder: str | Path) -> Path:
-        """`folder`/evaluation.json, whole or not at all."""
-        return write_text(
-            Path(folder) / EVALUATION_FILE, json.dumps(asdict(self) | {"metrics": self.metrics()}, indent=1)
-        )
+        """Write `folder`/evaluation.json. Returns its path."""
+        values = asdict(self) | {"metrics": self.metrics()}
+        return write_text(Path(folder) / EVALUATION_FILE, json.dumps(values, indent=1))
 
     @staticmethod
     def load(path: str | Path) -> Evaluation:
-        """What `save` wrote, from the file or its folder. Raises DataError: no such file, or another's."""
+        """Read what `save` wrote, from the file or its folder. Raises DataError if it is missing or no evaluation."""
         path = Path(path)
         path = path / EVALUATION_FILE if path.is_dir() else path
         try:
@@ -216,6 +202,28 @@ class Evaluation:
             raise DataError(f"{path}: no such evaluation; `refine evaluate` writes one") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of an experiment. phase: what trained the model last (start, mid, post, test_time)."""
+
+    phase: str
+    arm: str
+    seed: int
+    evaluation: Evaluation
+
+
+def _named(name: str, value: float, interval: Interval) -> dict[str, float]:
+    """A metric, and its bounds by their names."""
+    bounds = {} if interval is None else {f"{name}_low": interval[0], f"{name}_high": interval[1]}
+    return {name: value, **bounds}
+
+
+def _line(name: str, value: float, interval: Interval, samples: int | str) -> str:
+    """A line of the Markdown table, which has a column for intervals."""
+    span = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+    return f"| {name} | {value:.4f} | {span} | {samples} |"
 
 
 def _next_token(values: dict[str, Any]) -> NextTokenScore:
@@ -234,17 +242,3 @@ def _position(values: dict[str, Any]) -> PositionScore:
 def _task(values: dict[str, Any]) -> TaskScore:
     estimates = {name: Estimate(**values[name]) for name in ("score", "log_prob")}
     return TaskScore(**(values | estimates | {name: tuple(values[name]) for name in ("scores", "log_probs")}))
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluation of an experiment. phase: what trained the model last (start, mid, post, test_time)."""
-
-    phase: str
-    arm: str
-    seed: int
-    evaluation: Evaluation

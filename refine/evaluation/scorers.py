@@ -1,8 +1,8 @@
-"""Scorers: an answer (generated text) and the accepted answers in, a score from 0 to 1 out.
+"""Scorers: functions of an answer (generated text) and the accepted answers, with a score from 0 to 1.
 
-Those of LongBench (THUDM/LongBench, metrics.py and eval.py, MIT) score as published, apart from what each docstring
-says; the best over the accepted answers counts. Those of RULER (arXiv 2404.06654) look for the accepted answers in the
-whole of the text, so that an answer that starts with a newline is counted right.
+Those of LongBench (THUDM/LongBench, metrics.py and eval.py, MIT) score as published, except where a docstring says
+otherwise; the best over the accepted answers counts. Those of RULER (arXiv 2404.06654) look for the accepted answers in
+the entire text, so that an answer that starts with a newline counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refine.data.prompts.tasks import Task
 
 Scorer = Callable[[str, Sequence[str]], float]
 
-# The classes of LongBench's trec, as its rows spell them. None is part of another's name.
+# The classes of LongBench's trec, in the spelling of its rows. No name is part of another.
 TREC_CLASSES = (
     "Food", "Date", "Order, rank", "Speed", "Disease and medicine", "Word with a special property", "Abbreviation",
     "Language", "Letter like a-z", "Other entity", "Animal", "Expression abbreviated", "Price", "Techniques and method",
@@ -35,12 +35,12 @@ TREC_CLASSES = (
 
 
 def share_found(answer: str, accepted: Sequence[str]) -> float:
-    """RULER's score of needles: the share of the expected values that occur in the answer, whatever their case."""
+    """RULER's score of needles: the share of the expected values that occur in the answer, in any case."""
     return sum(value.lower() in answer.lower() for value in accepted) / len(accepted)
 
 
 def any_found(answer: str, accepted: Sequence[str]) -> float:
-    """RULER's score of questions: 1 if any accepted answer occurs in the answer, whatever its case.
+    """RULER's score of questions: 1 if any accepted answer occurs in the answer, in any case.
 
     lm-eval 0.4.13's string_match_part gives the share of the accepted answers instead.
     """
@@ -48,7 +48,7 @@ def any_found(answer: str, accepted: Sequence[str]) -> float:
 
 
 def first_line(answer: str) -> str:
-    """What trec, triviaqa and samsum are scored on: the first line after leading newlines."""
+    """The first line after leading newlines, which trec, triviaqa and samsum score."""
     return answer.lstrip("\n").split("\n")[0]
 
 
@@ -60,7 +60,7 @@ def token_f1(answer: str, accepted: Sequence[str]) -> float:
 def rouge_l(answer: str, accepted: Sequence[str]) -> float:
     """LongBench's ROUGE-L F (package rouge 1.0.1); an answer without words scores 0.
 
-    A text so long that the package's recursion ends in an error is scored here, where the published scorer gives 0.
+    A text too long for the package's recursion is scored too; the published scorer gives it 0.
     """
     scores = []
     for value in accepted:
@@ -73,20 +73,20 @@ def rouge_l(answer: str, accepted: Sequence[str]) -> float:
 
 
 def classification(answer: str, accepted: Sequence[str], classes: Sequence[str] = TREC_CLASSES) -> float:
-    """LongBench's trec: 1 / the number of classes that the answer names, if the right one is among them."""
+    """LongBench's score of trec: 1 / the number of classes that the answer names, or 0 if the right one is missing."""
     named = [name for name in classes if name in answer]
     return max(1 / len(named) if value in named else 0.0 for value in accepted)
 
 
 def code_similarity(answer: str, accepted: Sequence[str]) -> float:
-    """LongBench's code score: how like the next line is the first line without a backtick, # or //."""
+    """LongBench's score of code: how similar the next line is to the answer's first line without `, # or //."""
     lines = answer.lstrip("\n").split("\n")
     line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     return max(round(100 * difflib.SequenceMatcher(None, line, value).ratio()) / 100 for value in accepted)
 
 
 def on_first_line(scorer: Scorer) -> Scorer:
-    """`scorer`, given the answer's first line only."""
+    """`scorer`, applied to the answer's first line only."""
 
     def scored(answer: str, accepted: Sequence[str]) -> float:
         return scorer(first_line(answer), accepted)
@@ -113,7 +113,7 @@ LONGBENCH: dict[str, Scorer] = {
 
 
 def scorer_of(task: Task) -> Scorer:
-    """What the answers of `task` are scored by."""
+    """The scorer of a task's answers."""
     if task.family == "needles":
         return share_found
     if task.family == "questions":
@@ -144,7 +144,7 @@ def _rouge():
 
 @contextmanager
 def _deep_recursion(characters: int) -> Iterator[None]:
-    """The package finds common subsequences by recursion over words; each of a text's characters may be one."""
+    """Raise the recursion limit for a text: the package recurses over words, and each character may be one."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, characters + 1000))
     try:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refine.evaluation.intervals import Estimate
 from refine.metric_names import COUNTED_BY, TRAINING, smaller_is_better
+from refine.reports.cells import NOTHING, Cell, Row, mark_best, markdown_table
 from refine.tracking.registry import Version
-from refine.tracking.tags import EVALUATION
+from refine.tracking.tags import CODE, COMMIT, DATA, EVALUATION, EXPERIMENT
 
-# What is compared, in this order; counts and interval bounds are shown with the metric they belong to.
+# The metrics of a comparison, in this order. Counts and interval bounds stand beside the metric they belong to.
 SHOWN = (
     r"val/loss",
     r"val/accuracy",
@@ -24,71 +25,44 @@ SHOWN = (
     r"eval/.+/score",
     r"eval/.+/log_prob",
     r"eval/.+/adapt_seconds",
-    r"harness/.+",
 )
 WIDE = 4  # versions that fit beside each other
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A version's value of a metric; None where it has none. low, high: 95 % interval."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    best: bool = False
-
-    def text(self, intervals: bool) -> str:
-        """As it is printed: four digits, the interval in brackets, a star at the best."""
-        if self.value is None:
-            return "–"
-        span = f" [{self.low:.4f}, {self.high:.4f}]" if intervals and None not in (self.low, self.high) else ""
-        return f"{self.value:.4f}{span}{' *' if self.best else ''}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A metric. samples: what its scores are means over, as a text (one number, or each that some version has)."""
-
-    metric: str
-    samples: str
-    cells: tuple[Cell, ...]
+DIGITS = 4
+TAGS = {EXPERIMENT: "experiment", EVALUATION: "scored on", DATA: "data", COMMIT: "commit", CODE: "code"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Versions, the metrics they have, and the settings and data in which they differ (name -> a text a version)."""
+    """Versions, a row for each metric, and the settings and data in which they differ: name, text for each version."""
 
     versions: tuple[Version, ...]
     rows: tuple[Row, ...]
     differing: tuple[tuple[str, tuple[str, ...]], ...]
 
     def headers(self) -> list[str]:
-        """One a version: number, arm, and the champion's mark."""
+        """For each version its number, phase and arm, and the champion's mark."""
         return [f"{one.label}{' champion' if one.is_champion else ''}" for one in self.versions]
 
     def table(self, intervals: bool = True) -> list[list[str]]:
         """Header and lines of text, the same number in each."""
-        lines = [["metric", "samples", *self.headers()]]
-        lines += [[row.metric, row.samples, *(cell.text(intervals) for cell in row.cells)] for row in self.rows]
-        lines += [[name, "", *values] for name, values in self.differing]
-        return lines
+        differing = [[name, "", *values] for name, values in self.differing]
+        return [*_lines(self.headers(), self.rows, intervals), *differing]
 
     def markdown(self) -> str:
-        """Markdown tables whose columns line up: one, or where it would be too wide, one a phase."""
+        """Markdown tables whose columns line up: one, or one for each phase if one would be too wide."""
         phases = list(dict.fromkeys(version.phase for version in self.versions))
         if len(self.versions) <= WIDE or len(phases) == 1:
-            return _aligned(self.table())
+            return markdown_table(self.table(), aligned=True)
         parts = [self._of([n for n, one in enumerate(self.versions) if one.phase == phase]) for phase in phases]
-        return "\n\n".join(_aligned(part.table()) for part in parts)
+        return "\n\n".join(markdown_table(part.table(), aligned=True) for part in parts)
 
     def _of(self, chosen: Sequence[int]) -> Comparison:
         """The columns `chosen` alone; the best stays the best of all."""
-        rows = [Row(row.metric, row.samples, tuple(row.cells[n] for n in chosen)) for row in self.rows]
-        rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
+        rows = [Row(row.label, tuple(row.cells[n] for n in chosen)) for row in self.rows]
+        rows = [row for row in rows if any(cell.estimate for cell in row.cells)]
         differing = [(name, tuple(values[n] for n in chosen)) for name, values in self.differing]
-        told = [(name, values) for name, values in differing if len(set(values) - {"–"}) > 1]
-        return Comparison(tuple(self.versions[n] for n in chosen), tuple(rows), tuple(told))
+        differing = [(name, values) for name, values in differing if _differ(values)]
+        return Comparison(tuple(self.versions[n] for n in chosen), tuple(rows), tuple(differing))
 
     def csv(self) -> str:
         """Long form, for programs: metric, version, arm, value, low, high, samples, champion."""
@@ -97,37 +71,52 @@ class Comparison:
         writer.writerow(["metric", "version", "arm", "value", "low", "high", "samples", "champion"])
         for row in self.rows:
             for version, cell in zip(self.versions, row.cells, strict=True):
-                samples = _samples(version.metrics, row.metric)
-                writer.writerow(
-                    [row.metric, version.number, version.arm, *(_plain(x) for x in (cell.value, cell.low, cell.high)),
-                     _plain(samples), str(version.is_champion).lower()]
-                )  # fmt: skip
+                champion = str(version.is_champion).lower()
+                writer.writerow([row.label, version.number, version.arm, *_numbers(cell), champion])
         return text.getvalue()
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Header and lines of text, the same number in each, as a Markdown table whose columns line up."""
-    head, *body = lines
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
-    rule = ["-" * width for width in widths]
-    return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
-        for line in (head, rule, *body)
-    )
 
 
 def compare(versions: Sequence[Version]) -> Comparison:
     """The comparison of these versions, in their order."""
-    names = _shown(name for version in versions for name in version.metrics)
-    rows = tuple(_row(name, [version.metrics for version in versions]) for name in names)
-    return Comparison(tuple(versions), rows, tuple(_differing(versions)))
+    return Comparison(tuple(versions), _rows([one.metrics for one in versions]), tuple(_differing(versions)))
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics that are no versions' (title -> metrics) as a Markdown table whose columns line up."""
-    rows = [_row(name, list(columns.values())) for name in _shown(name for one in columns.values() for name in one)]
-    lines = [[row.metric, row.samples, *(cell.text(intervals=True) for cell in row.cells)] for row in rows]
-    return _aligned([["metric", "samples", *columns], *lines])
+    """Metrics (title -> metrics) that belong to no version, as a Markdown table whose columns line up."""
+    return markdown_table(_lines(columns, _rows(list(columns.values())), intervals=True), aligned=True)
+
+
+def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool) -> list[list[str]]:
+    """Header and lines of text. A star follows the best of a row."""
+
+    def text(cell: Cell) -> str:
+        if cell.estimate is None:
+            return NOTHING
+        value = cell.estimate.text(digits=DIGITS) if intervals else cell.estimate.value_text(digits=DIGITS)
+        return f"{value} *" if cell.best else value
+
+    lines = [[row.label, _samples_text(row), *map(text, row.cells)] for row in rows]
+    return [["metric", "samples", *titles], *lines]
+
+
+def _samples_text(row: Row) -> str:
+    """The number of samples that the values are means over; each number if they differ."""
+    return " / ".join(dict.fromkeys(str(one.samples) for cell in row.cells if (one := cell.estimate) and one.samples))
+
+
+def _rows(columns: Sequence[Mapping[str, float]]) -> tuple[Row, ...]:
+    names = _shown(name for metrics in columns for name in metrics)
+    return tuple(
+        Row(name, mark_best([Cell(_estimate(metrics, name)) for metrics in columns], smaller_is_better(name)))
+        for name in names
+    )
+
+
+def _estimate(metrics: Mapping[str, float], name: str) -> Estimate | None:
+    """The metric with its interval and count (0: not known); None where it is missing."""
+    if name not in metrics:
+        return None
+    return Estimate(metrics[name], _samples(metrics, name), metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -143,29 +132,18 @@ def _natural(name: str) -> list[Any]:
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _row(metric: str, columns: Sequence[Mapping[str, float]]) -> Row:
-    values = [metrics.get(metric) for metrics in columns]
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    best = (min if smaller_is_better(metric) else max)(finite, default=None)
-    told = len(finite) > 1 and len(set(finite)) > 1
-    cells = tuple(
-        Cell(
-            value,
-            metrics.get(f"{metric}_low"),
-            metrics.get(f"{metric}_high"),
-            told and value == best,
-        )
-        for metrics, value in zip(columns, values, strict=True)
-    )
-    counts = dict.fromkeys(_samples(metrics, metric) for metrics in columns)
-    return Row(metric, " / ".join(_plain(count) for count in counts if count is not None), cells)
-
-
-def _samples(metrics: Mapping[str, float], metric: str) -> float | None:
+def _samples(metrics: Mapping[str, float], metric: str) -> int:
     if "/reward/" in metric:
-        return metrics.get(f"{metric.partition('/')[0]}/rollouts")
+        return int(metrics.get(f"{metric.partition('/')[0]}/rollouts", 0))
     prefix, _, which = metric.rpartition("/")
-    return metrics.get(f"{prefix}/{COUNTED_BY[which]}") if which in COUNTED_BY else None
+    return int(metrics.get(f"{prefix}/{COUNTED_BY[which]}", 0)) if which in COUNTED_BY else 0
+
+
+def _numbers(cell: Cell) -> list[str]:
+    """Value, low, high and samples for the CSV; empty where unknown."""
+    if (one := cell.estimate) is None:
+        return [""] * 4
+    return [*map(_plain, (one.value, one.low, one.high)), str(one.samples or "")]
 
 
 def _plain(value: float | None) -> str:
@@ -179,16 +157,15 @@ def _differing(versions: Sequence[Version]) -> Iterable[tuple[str, tuple[str, ..
     if len(versions) < 2:
         return
     for name in dict.fromkeys(name for version in versions for name in version.settings if name != "arm"):
-        texts = tuple(str(version.settings[name]) if name in version.settings else "–" for version in versions)
-        if len(set(texts) - {"–"}) > 1:  # a setting that an arm has no use for is no difference
+        texts = tuple(str(version.settings.get(name, NOTHING)) for version in versions)
+        if _differ(texts):
             yield name, texts
-    for tag, title in (
-        ("experiment", "experiment"),
-        (EVALUATION, "scored on"),
-        ("identity.data", "data"),
-        ("identity.commit", "commit"),
-        ("identity.code", "code"),
-    ):
-        texts = tuple(version.tags.get(tag, "–")[:12] for version in versions)
+    for tag, title in TAGS.items():
+        texts = tuple(version.tags.get(tag, NOTHING)[:12] for version in versions)
         if len(set(texts)) > 1:
             yield title, texts
+
+
+def _differ(texts: Iterable[str]) -> bool:
+    """Whether settings differ. A setting that an arm does not have is no difference."""
+    return len(set(texts) - {NOTHING}) > 1

@@ -1,18 +1,18 @@
-"""Registered versions against the champion, sample by sample: is a difference clear of zero?
+"""Differences between registered versions and the champion, sample by sample: is a difference clear of zero?
 
-Each version's evaluation keeps the score of every sample and the loss of every sequence. Two versions that were scored
-on the same ones are compared pair by pair, which leaves out how hard the samples are.
+Each version's evaluation keeps the score of every sample and the loss of every sequence. Versions that were scored on
+the same samples are compared in pairs, which takes out how hard each sample is.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refine.evaluation.intervals import Estimate, mean_difference
 from refine.evaluation.record import EVALUATION_FILE, Evaluation
+from refine.reports.cells import Cell, Row
 from refine.system.quiet import no_download_bars
 from refine.tracking.registry import Version
 from refine.tracking.tags import EVALUATION_RUN
@@ -20,31 +20,29 @@ from refine.tracking.tags import EVALUATION_RUN
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
-@dataclass(frozen=True)
-class Difference:
-    """Of a metric: each version's mean difference to the champion with its 95 % interval; None where none is known."""
-
-    metric: str
-    estimates: tuple[Estimate | None, ...]
-
-    def texts(self) -> list[str]:
-        """As they are printed: sign, interval, and `clear` where the interval leaves out zero."""
-        return [_text(one) for one in self.estimates]
+DIGITS = 4
 
 
-def to_champion(client: MlflowClient, versions: Sequence[Version]) -> list[Difference]:
-    """Differences of `versions` to the champion among them; empty where it is not among them, or nothing pairs."""
+def to_champion(client: MlflowClient, versions: Sequence[Version]) -> list[Row]:
+    """A row for each metric: the mean difference of each version to the champion, with its 95 % interval.
+
+    Empty if the champion is not among `versions`, or if no other version was scored on the same samples.
+    """
     champion = next((one for one in versions if one.is_champion), None)
     if champion is None or len(versions) < 2:
         return []
     values = {one.number: _values(client, one) for one in versions if one.evaluation == champion.evaluation}
     theirs = values[champion.number]
-    found = []
+    rows = []
     for metric in theirs:
         ours = [values.get(one.number, {}).get(metric) if one is not champion else None for one in versions]
-        found.append(Difference(metric, tuple(_paired(each, theirs[metric]) for each in ours)))
-    return [one for one in found if any(one.estimates)]
+        rows.append(Row(metric, tuple(Cell(None, difference=_paired(each, theirs[metric])) for each in ours)))
+    return [row for row in rows if any(cell.difference for cell in row.cells)]
+
+
+def texts(row: Row) -> list[str]:
+    """A row's differences as `refine compare` prints them: `clear` where the interval leaves out zero."""
+    return [cell.difference_text(1.0, DIGITS, " clear") for cell in row.cells]
 
 
 def _paired(ours: tuple[float, ...] | None, theirs: tuple[float, ...]) -> Estimate | None:
@@ -52,7 +50,7 @@ def _paired(ours: tuple[float, ...] | None, theirs: tuple[float, ...]) -> Estima
 
 
 def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ...]]:
-    """metric -> its value for each sample or sequence; empty where the version's evaluation is gone."""
+    """metric -> its value for each sample or sequence; empty if the version's evaluation is gone."""
     from mlflow.exceptions import MlflowException
 
     run_id = version.tags.get(EVALUATION_RUN)
@@ -68,12 +66,3 @@ def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ..
         found[f"eval/{task.task}/{task.length}/score"] = task.scores
         found[f"eval/{task.task}/{task.length}/log_prob"] = task.log_probs
     return found
-
-
-def _text(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.4f}"
-    clear = " clear" if estimate.low > 0 or estimate.high < 0 else ""
-    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]{clear}"

@@ -1,4 +1,4 @@
-"""The evaluations that an experiment's runs recorded in MLflow, with every sample's score."""
+"""An experiment's evaluations, with every sample's score: from MLflow, or from a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TEST_TIME = "test_time"  # a phase
 
 
 def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
-    """The finished evaluations of `experiment`, oldest first; for each seed, those scored on what its newest one was:
-    newest of the models as they are, and newest at test time, which is scored on the questions alone.
+    """The finished evaluations of `experiment`, oldest first.
 
-    Raises ServiceError: no such experiment (naming the nearest), or none of its runs holds an evaluation.
+    For each seed only those that were scored on the same inputs as its newest one. Test-time evaluations count apart,
+    since they score only the questions. Raises ServiceError if there is no such experiment, or no evaluation in it.
     """
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -43,14 +43,17 @@ def _kind(one: Evaluated) -> tuple[int, bool]:
 
 
 def _finished(client: MlflowClient, experiment_id: str) -> list[MlflowRun]:
-    """Finished runs that say which model they evaluated, oldest first."""
+    """Finished runs of evaluations, oldest first."""
     runs: list[MlflowRun] = []
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment_id], "attributes.status = 'FINISHED'", max_results=500, page_token=token,
+            [experiment_id],
+            "attributes.status = 'FINISHED'",
+            max_results=500,
+            page_token=token,
             order_by=["attributes.start_time ASC"],
-        )  # fmt: skip
+        )
         runs += [run for run in page if TRAINED_BY in run.data.tags]
         token = page.token
         if not token:
@@ -60,7 +63,7 @@ def _finished(client: MlflowClient, experiment_id: str) -> list[MlflowRun]:
 def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
     tags: dict[str, Any] = run.data.tags
     phase = tags.get(PHASE, "")
-    if phase == "evaluation":  # of a model as training left it; test-time arms are phases of their own
+    if phase == "evaluation":  # of a trained model as it is; its phase is that of its training run
         phase = client.get_run(tags[TRAINED_BY]).data.tags.get(PHASE, phase)
     with tempfile.TemporaryDirectory() as folder, no_download_bars():
         evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, EVALUATION_FILE, folder))
@@ -68,9 +71,9 @@ def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
 
 
 def find_in_folder(folder: str | Path, phase: str = "mid") -> list[Evaluated]:
-    """FOLDER/ARM/SEED/evaluation.json of every arm, whatever its name, and seed (a number); all of one phase.
+    """FOLDER/ARM/SEED/evaluation.json of every arm (any name) and seed (a number), as evaluations of `phase`.
 
-    Raises DataError: none there, or one that is no evaluation.
+    Raises DataError if there is none, or if a file is no evaluation.
     """
     found = [
         Evaluated(phase, path.parent.parent.name, int(path.parent.name), Evaluation.load(path))

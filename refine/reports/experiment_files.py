@@ -1,5 +1,5 @@
-"""What an experiment leaves: its comparison as text, table and picture, and a file of scores for each arm, which DVC
-shows as rows under each other (`dvc metrics show`, `dvc metrics diff`, `dvc plots show`)."""
+"""The files of an experiment's results: its comparison as Markdown, CSV and picture, and for each arm a file of scores,
+which DVC shows as a row (`dvc metrics show`, `dvc metrics diff`, `dvc plots show`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from refine.metric_names import HEADLINES
 from refine.phases.stages import Scored
 from refine.reports.comparison import Comparison, compare, side_by_side
-from refine.reports.pictures import draw
+from refine.reports.pictures import draw_comparison
 from refine.system.files import write_text
 from refine.tracking.registry import Version
 
@@ -18,11 +18,13 @@ METRICS, PICTURE = "metrics", "comparison.png"
 
 
 def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple[Comparison, list[Path]]:
-    """Write the results of these versions; returns their comparison and its files, the picture last. adapted: of
-    `test_time`, what stands below the comparison."""
+    """Write the results of these versions. Returns their comparison and its files, the picture last.
+
+    adapted: the table of `test_time`, which goes below the comparison.
+    """
     comparison = compare(versions)
-    for left in (folder / METRICS).glob("*.json"):  # of arms that the experiment no longer has
-        left.unlink()
+    for old in (folder / METRICS).glob("*.json"):  # the experiment may no longer have the arm
+        old.unlink()
     for name, values in metrics(comparison).items():
         write_text(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
     texts = {
@@ -30,12 +32,12 @@ def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple
         "comparison.csv": comparison.csv(),
     }
     files = [write_text(folder / name, text) for name, text in texts.items()]
-    return comparison, [*files, draw(comparison, folder / PICTURE)]
+    return comparison, [*files, draw_comparison(comparison, folder / PICTURE)]
 
 
 def test_time(scores: Sequence[Scored]) -> str:
-    """A model as it is beside the same model adapted to each prompt, by every arm of test-time training; nothing where
-    there is no such arm."""
+    """A table of a model as it is beside the same model adapted to each prompt, by every arm of test-time training.
+    Empty if there is no such arm."""
     adapted = [one for one in scores if one.target.adapted_by]
     if not adapted:
         return ""
@@ -48,11 +50,11 @@ def test_time(scores: Sequence[Scored]) -> str:
 
 
 def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:
-    """`mid-refine` -> the headline metrics of that phase's arm."""
-    rows = [row for row in comparison.rows if row.metric.endswith(HEADLINES)]
+    """Phase and arm (`mid-refine`) -> its headline metrics."""
+    rows = [row for row in comparison.rows if row.label.endswith(HEADLINES)]
     return {
         "-".join(part for part in (version.phase, version.arm) if part): {
-            row.metric: round(value, 6) for row in rows if (value := row.cells[n].value) is not None
+            row.label: round(one.value, 6) for row in rows if (one := row.cells[n].estimate) is not None
         }
         for n, version in enumerate(comparison.versions)
     }

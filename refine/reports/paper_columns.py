@@ -1,6 +1,6 @@
-"""The columns of a report's tables: which scores of an evaluation each shows.
+"""The paper's tables and their columns: which scores of an evaluation each column shows.
 
-Needles by group and length, questions, LongBench with the average of the paper's twelve, log-probabilities of the
+Needles by group and length, questions, LongBench with the average of the paper's twelve tasks, log-probabilities of the
 answers, next-token loss, and the loss by position in the context.
 """
 
@@ -21,7 +21,7 @@ Values = Callable[[Evaluation], list[Stratum] | None]
 
 @dataclass(frozen=True)
 class Column:
-    """values: per-sample values of each task that the column averages, or None where one is missing."""
+    """values: of each task that the column averages, one for each sample; None if a task is missing."""
 
     title: str
     values: Values
@@ -41,7 +41,7 @@ def _scores(wanted: Sequence[tuple[str, int]]) -> Values:
 
 
 def _keys(evaluations: Sequence[Evaluation], wanted: Callable[[TaskScore], bool]) -> list[tuple[str, int]]:
-    """The tasks and lengths that any evaluation has, by length and in the tasks' order."""
+    """The tasks and lengths that any evaluation has, by length, then in the order of `TASKS`."""
     keys = {(task.task, task.length) for one in evaluations for task in one.tasks if wanted(task)}
     return sorted(keys, key=lambda key: (key[1], list(TASKS).index(key[0])))
 
@@ -110,7 +110,7 @@ def _next_token(evaluations: Sequence[Evaluation]) -> list[Column]:
 
 
 def _by_position(name: str) -> Callable[[Sequence[Evaluation]], list[Column]]:
-    """The columns of the data `name`: a range of positions each."""
+    """The columns for the documents `name`, one for each range of positions."""
 
     def losses(first: int, last: int) -> Values:
         def values(one: Evaluation) -> list[Stratum] | None:
@@ -138,7 +138,7 @@ TABLES: tuple[tuple[str, Callable[[Sequence[Evaluation]], list[Column]]], ...] =
 
 
 def columns_of_tables(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, list[Column]]]:
-    """Title and columns of each table that the evaluations have columns for."""
+    """Title and columns of each table for which the evaluations have scores."""
     names = dict.fromkeys(name for one in evaluations for name in one.next_token)
     by_position = (
         (f"Loss on {name} by position in the context [nats per token]", _by_position(name)) for name in names

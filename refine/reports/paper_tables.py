@@ -1,20 +1,20 @@
-"""An experiment's evaluations laid out as the paper's tables (arXiv 2602.16704): arms and phases down, tasks across.
+"""An experiment's evaluations as the paper's tables (arXiv 2602.16704): arms of phases in rows, tasks in columns.
 
-Needles by group (single, multi-key, multi-query, multi-value) and length, multi-document questions, LongBench with the
-average of the paper's twelve, lm-eval's tasks, next-token loss. Every value has its interval, the best of a column is
-marked, and each arm is compared with the SFT arm of its phase, sample by sample. Columns: report_columns.py.
+Every value has its interval, the best of a column is marked, and each arm is compared with the SFT arm of its phase,
+sample by sample. `refine.reports.paper_columns` lists the tables and their columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refine.errors import DataError
 from refine.evaluation.intervals import Estimate, mean_over_strata
 from refine.evaluation.record import Evaluated
+from refine.reports.cells import Cell, Row, mark_best
 from refine.reports.paper_columns import Column, Stratum, columns_of_tables
 
 PHASES = ("start", "mid", "post", "test_time")
@@ -22,38 +22,21 @@ ARMS = ("none", "sft", "nested_sft", "refine", "nested_refine")
 BASELINE = "sft"
 PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training", "test_time": "test time"}
 ARM_NAMES = {
-    "none": "none", "sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE",
-}  # fmt: skip
+    "none": "none",
+    "sft": "SFT",
+    "refine": "REFINE",
+    "nested_sft": "nested SFT",
+    "nested_refine": "nested REFINE",
+}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """estimate: value and interval over samples (and seeds). difference: to the SFT arm, None where there is none."""
-
-    estimate: Estimate | None
-    best: bool = False
-    difference: Estimate | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the difference's interval leaves out zero."""
-        one = self.difference
-        return one is not None and one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A phase's arm, in all its seeds."""
+class ArmRow(Row):
+    """The row of a phase's arm, in all its seeds. Its label is `mid-training: REFINE`."""
 
     phase: str
     arm: str
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
-
-    @property
-    def label(self) -> str:
-        """`mid-training: REFINE`."""
-        return f"{PHASE_NAMES.get(self.phase, self.phase)}: {ARM_NAMES.get(self.arm, self.arm)}"
 
 
 @dataclass(frozen=True)
@@ -62,11 +45,11 @@ class Table:
 
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ArmRow, ...]
 
 
 def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
-    """The tables that the evaluations have anything for. Raises DataError for none."""
+    """The tables that the evaluations have scores for. Raises DataError if there are none."""
     if not evaluated:
         raise DataError("no evaluations to report on; `make run` or `refine evaluate models:/NAME@ALIAS` records them")
     groups = _groups(evaluated)
@@ -82,7 +65,7 @@ def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
 
 
 def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:
-    """The evaluations of each phase's arm, seeds rising, in the paper's order. The last of a seed's counts."""
+    """The evaluations of each phase's arm in the paper's order, by seed. Of several with one seed the last counts."""
     order = sorted(
         {(one.phase, one.arm) for one in evaluated}, key=lambda key: (_place(key[0], PHASES), _place(key[1], ARMS))
     )
@@ -102,7 +85,7 @@ def _row(
     members: list[Evaluated],
     groups: dict[tuple[str, str], list[Evaluated]],
     columns: Sequence[Column],
-) -> Row:
+) -> ArmRow:
     phase, arm = key
     baseline = groups.get((phase, BASELINE), []) if arm != BASELINE else []
     cells = tuple(
@@ -112,11 +95,15 @@ def _row(
         )
         for column in columns
     )
-    return Row(phase, arm, tuple(one.seed for one in members), cells)
+    label = f"{PHASE_NAMES.get(phase, phase)}: {ARM_NAMES.get(arm, arm)}"
+    return ArmRow(label, cells, phase, arm, tuple(one.seed for one in members))
 
 
 def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) -> Estimate | None:
-    """Over the strata of all seeds; None where a seed lacks one. Raises DataError where seeds differ in samples."""
+    """The estimate over the strata of all seeds; None if a seed lacks one.
+
+    Raises DataError if the seeds have different numbers of samples.
+    """
     if not found or any(strata is None for strata in found):
         return None
     by_task = list(zip(*(strata for strata in found if strata is not None), strict=True))
@@ -128,7 +115,7 @@ def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) 
 
 
 def _difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], column: Column) -> Estimate | None:
-    """members - baseline, seed by seed and sample by sample, over the seeds that were scored on the same inputs."""
+    """members - baseline by seed and sample, over the seeds that were scored on the same inputs."""
     pairs = []
     for one in members:
         for other in baseline:
@@ -144,21 +131,8 @@ def _scored_on(one: Evaluated) -> object:
     return one.evaluation.settings.get("scored_on")
 
 
-def _marked(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """The rows with the best value of each column marked; equals all are."""
-    best = []
-    for n, column in enumerate(columns):
-        values = [one.value for row in rows if (one := row.cells[n].estimate) is not None]
-        best.append((min if column.less_is_better else max)(values) if len(set(values)) > 1 else None)
-    return [
-        Row(
-            row.phase,
-            row.arm,
-            row.seeds,
-            tuple(
-                Cell(cell.estimate, cell.estimate is not None and cell.estimate.value == best[n], cell.difference)
-                for n, cell in enumerate(row.cells)
-            ),
-        )
-        for row in rows
-    ]
+def _marked(rows: Sequence[ArmRow], columns: Sequence[Column]) -> list[ArmRow]:
+    """The rows with the best value of each column marked."""
+    found = zip(columns, zip(*(row.cells for row in rows), strict=True), strict=True)
+    by_column = [mark_best(cells, column.less_is_better) for column, cells in found]
+    return [replace(row, cells=cells) for row, cells in zip(rows, zip(*by_column, strict=True), strict=True)]

@@ -1,46 +1,141 @@
-"""A comparison as a picture: a small panel for each metric, a point with its 95 % interval for each version."""
+"""Results as pictures: a comparison, the paper's tables, an evaluation. The file's ending gives its form (.png, .svg,
+.pdf)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from refine.evaluation.intervals import Estimate
 from refine.metric_names import smaller_is_better
-from refine.reports.comparison import Comparison, Row
 from refine.system.files import write_picture
 
-COLUMNS = 4  # panels beside each other
+if TYPE_CHECKING:
+    from refine.evaluation.record import Evaluation
+    from refine.reports.cells import Row
+    from refine.reports.comparison import Comparison
+    from refine.reports.paper_tables import Table
+
+PANELS = 4  # of a comparison, beside each other
 OTHERS, CHAMPION = "#3b6ea5", "#2a8c4a"
 
 
-def draw(comparison: Comparison, path: str | Path) -> Path:
-    """Write the picture to `path`, whole or not at all; its ending says its form (.png, .svg, .pdf)."""
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    columns = max(1, min(COLUMNS, len(comparison.rows)))
+def draw_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """A small panel for each metric, with a point and its 95 % interval for each version. Returns the path."""
+    columns = max(1, min(PANELS, len(comparison.rows)))
     lines = max(1, -(-len(comparison.rows) // columns))
     height = 0.9 + 0.22 * len(comparison.versions)
-    figure = Figure(figsize=(1.6 + 2.6 * columns, height * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    figure, axes = _panels(lines, columns, (1.6 + 2.6 * columns, height * lines), sharey=True)
     for axis, row in zip(axes.flat, comparison.rows, strict=False):
-        _panel(axis, row, comparison)
+        _metric(axis, row, comparison)
     for axis in axes.flat[len(comparison.rows) :]:
         axis.set_axis_off()
     return write_picture(path, figure, dpi=90)
 
 
-def _panel(axis: Any, row: Row, comparison: Comparison) -> None:
+def draw_tables(tables: Sequence[Table], path: str | Path) -> Path:
+    """A panel for each table: its columns along the axis, a point and its interval for each arm. Returns the path."""
+    width = max(7.0, max(1.1 * len(table.columns) + 2 for table in tables))
+    figure, axes = _panels(len(tables), 1, (min(width, 24.0), 3.4 * len(tables)))
+    labels = list(dict.fromkeys(row.label for table in tables for row in table.rows))
+    for axis, table in zip(axes.flat, tables, strict=True):
+        _table(axis, table, labels)
+    return write_picture(path, figure, dpi=110)
+
+
+def draw_evaluations(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
+    """The scores of each task and length, a bar for each model, and the loss by position in the context.
+
+    Returns the path.
+    """
+    curves = list(dict.fromkeys(name for one in evaluations for name in one.next_token))
+    scores = any(one.tasks for one in evaluations)
+    panels = len(curves) + scores
+    figure, axes = _panels(1, panels, (6.4 * panels, 4.2))
+    if scores:
+        _bars(axes.flat[0], evaluations)
+    for axis, name in zip(axes.flat[scores:], curves, strict=True):
+        _curve(axis, evaluations, name)
+    return write_picture(path, figure, dpi=110)
+
+
+def _panels(lines: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """(figure, axes [lines, columns])."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False, **options)
+
+
+def _reach(estimates: Sequence[Estimate], scales: Sequence[float]) -> list[list[float]]:
+    """How far each interval reaches [below, above] its value; 0 without one, or if rounding put the bound beyond it."""
+    pairs = list(zip(estimates, scales, strict=True))
+    below = [scale * max(one.value - (one.value if one.low is None else one.low), 0.0) for one, scale in pairs]
+    above = [scale * max((one.value if one.high is None else one.high) - one.value, 0.0) for one, scale in pairs]
+    return [below, above]
+
+
+def _metric(axis: Any, row: Row, comparison: Comparison) -> None:
     for place, (cell, version) in enumerate(zip(row.cells, comparison.versions, strict=True)):
-        if cell.value is None:
-            continue
-        low, high = (cell.value if bound is None else bound for bound in (cell.low, cell.high))
-        colour = CHAMPION if version.is_champion else OTHERS
-        # A bound that is not on its side of the value (rounding) is drawn as the value.
-        reach = [[max(cell.value - low, 0.0)], [max(high - cell.value, 0.0)]]
-        axis.errorbar(cell.value, place, xerr=reach, fmt="o", color=colour, markersize=4, capsize=2, linewidth=1.2)
+        if (one := cell.estimate) is not None:
+            color = CHAMPION if version.is_champion else OTHERS
+            reach = _reach([one], [1.0])
+            axis.errorbar(one.value, place, xerr=reach, fmt="o", color=color, markersize=4, capsize=2, linewidth=1.2)
     axis.set_yticks(range(len(comparison.versions)), comparison.headers(), fontsize=7)
     axis.set_ylim(len(comparison.versions) - 0.5, -0.5)
-    axis.set_title(f"{row.metric} ({'less' if smaller_is_better(row.metric) else 'more'} is better)", fontsize=7)
+    axis.set_title(f"{row.label} ({'less' if smaller_is_better(row.label) else 'more'} is better)", fontsize=7)
     axis.tick_params(axis="x", labelsize=6)
     axis.grid(axis="x", linewidth=0.4, alpha=0.5)
+
+
+def _table(axis: Any, table: Table, labels: Sequence[str]) -> None:
+    for n, row in enumerate(table.rows):
+        shift = 0.7 * ((n + 0.5) / len(table.rows) - 0.5)
+        found = [(place, cell.estimate) for place, cell in enumerate(row.cells) if cell.estimate is not None]
+        scales = [table.columns[place].scale for place, _ in found]
+        values = [scale * one.value for scale, (_, one) in zip(scales, found, strict=True)]
+        reach = _reach([one for _, one in found], scales)
+        color = f"C{labels.index(row.label) % 10}"
+        at = [place + shift for place, _ in found]
+        axis.errorbar(at, values, yerr=reach, fmt="o", markersize=4, linewidth=1, color=color, label=row.label)
+    _name_places(axis, [column.title for column in table.columns], rotation=25)
+    axis.set_title(table.title, fontsize=9)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _bars(axis: Any, evaluations: Sequence[Evaluation]) -> None:
+    names = list(dict.fromkeys((task.task, task.length) for one in evaluations for task in one.tasks))
+    width = 0.8 / len(evaluations)
+    for i, one in enumerate(evaluations):
+        found = {(task.task, task.length): task.score for task in one.tasks}
+        for place, name in enumerate(names):
+            if name not in found:
+                continue
+            score, at = found[name], place + (i - (len(evaluations) - 1) / 2) * width
+            axis.bar(at, score.value, width * 0.95, color=f"C{i}", label=one.model if place == 0 else None)
+            if score.interval is not None:
+                axis.vlines(at, *score.interval, color="black", linewidth=1)
+    _name_places(axis, [f"{task} {length}" for task, length in names], rotation=30)
+    axis.set(ylabel="score", ylim=(0, 1), title="scores, with 95 % intervals")
+    if len(evaluations) > 1:
+        axis.legend(fontsize=7)
+
+
+def _curve(axis: Any, evaluations: Sequence[Evaluation], name: str) -> None:
+    for one in evaluations:
+        if name in one.next_token:
+            bins = one.next_token[name].by_position
+            places = [(b.first * b.last) ** 0.5 for b in bins]
+            (line,) = axis.plot(places, [b.loss for b in bins], marker="o", label=one.model)
+            spans = [(place, *b.loss_interval) for place, b in zip(places, bins, strict=True) if b.loss_interval]
+            if spans:
+                axis.fill_between(*zip(*spans, strict=True), color=line.get_color(), alpha=0.15, linewidth=0)
+    axis.set(xscale="log", xlabel="position in the context [tokens]", ylabel="loss [nats/token]", title=name)
+    if len(evaluations) > 1:
+        axis.legend(fontsize=7)
+
+
+def _name_places(axis: Any, names: Sequence[str], rotation: float) -> None:
+    axis.set_xticks(range(len(names)), names, rotation=rotation, ha="right", fontsize=7)

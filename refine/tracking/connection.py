@@ -1,7 +1,7 @@
-"""The MLflow that records go to: what MLFLOW_TRACKING_URI names, or the server of `refine up`, or else a SQLite file
-under $REFINE_HOME.
+"""The connection to MLflow: the address in MLFLOW_TRACKING_URI, or else the server of `refine up`, or else a SQLite
+file under $REFINE_HOME.
 
-`connect` finds out at once, in seconds and before any long work, whether it can be written to.
+`connect` checks within seconds, before any long work, that MLflow answers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from refine import paths
 from refine.errors import ServiceError, reason
 from refine.system.files import why_not_writable
 from refine.system.local_services import services_state, supervisor_runs
-from refine.tracking import connection, outbox
+from refine.tracking import outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # which pages MLflow shows: charts of training runs
-PATIENCE = 5.0  # seconds that a server has to answer before work starts
-# Set before mlflow is imported. A request that fails is tried again for about half a minute, not for many minutes.
+SQLITE_PREFIX = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows charts of training runs
+PATIENCE = 5.0  # time for a server to answer, before work starts [s]
+# Set before mlflow is imported. MLflow retries a failed request for about half a minute, by default for many minutes.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -39,49 +40,49 @@ ENVIRONMENT = {
 
 
 def tracking_uri() -> str:
-    """Where MLflow's records are kept."""
-    return os.environ.get(VARIABLE) or running_server() or f"sqlite:///{paths.home() / 'mlflow.db'}"
+    """The address of the MLflow that records go to."""
+    return os.environ.get(VARIABLE) or running_server() or f"{SQLITE_PREFIX}{paths.home() / 'mlflow.db'}"
 
 
 def running_server() -> str | None:
-    """The MLflow server that `refine up` keeps running: models that it was given come from it alone. One that is away
-    for a while is still the one: what was meant for it never goes to a file beside it."""
+    """The MLflow server that `refine up` started. Its models can be read only through it. While it is briefly down,
+    records wait for it; they never go to the local database instead."""
     return services_state().get("mlflow") if supervisor_runs() else None
 
 
 def artifact_root() -> str | None:
-    """Where artifacts of a new experiment are kept; None where a server is named or runs, which decides."""
+    """The address of a new experiment's artifacts; None if a server is in use, which decides itself."""
     return None if os.environ.get(VARIABLE) or running_server() else (paths.home() / "mlartifacts").as_uri()
 
 
 def without_password(uri: str) -> str:
-    """`uri` as it may be printed: no password, no user."""
+    """`uri` without user and password, fit to be printed."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """A client of `uri` (default: `tracking_uri()`), known to answer; what it had not taken earlier is delivered.
+    """A client of `uri` (default: `tracking_uri()`), which has answered. Records that wait in the outbox are delivered.
 
-    Raises ServiceError: the server does not answer, refuses, or the database cannot be written to.
+    Raises ServiceError if the server does not answer or refuses, or if the database cannot be written.
     """
     uri = uri or tracking_uri()
     check_answers(uri)
     mlflow = _mlflow()
     _use(mlflow, uri)
     try:
-        with connection.quickly_made(uri):
+        with made_without_syncing(uri):
             client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
-    except Exception as error:  # whatever the store, the driver or the server makes of it
+    except Exception as error:  # MLflow raises what its store, driver or server raise
         raise ServiceError(f"MLflow at {without_password(uri)} cannot be used: {_reason(error)}{_advice()}") from None
     outbox.deliver(client)
     return client
 
 
 def check_answers(uri: str, patience: float = PATIENCE) -> None:
-    """Raises ServiceError, within about `patience` seconds, where `uri` is a server that does not answer, or a SQLite
-    file whose folder cannot be written to. Imports nothing heavy."""
+    """Raise ServiceError, within about `patience` seconds, if `uri` is a server that does not answer, or a SQLite file
+    in a folder that cannot be written. Does not import MLflow."""
     if uri.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(_request(f"{uri.rstrip('/')}/health"), timeout=patience):
@@ -98,18 +99,48 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
             raise ServiceError(
                 f"MLflow server {without_password(uri)} does not answer: {_reason(error)}{_advice()}"
             ) from None
-    elif uri.startswith("sqlite:///"):
-        writable(connection.file_of(uri).parent)
+    elif uri.startswith(SQLITE_PREFIX):
+        writable(sqlite_file(uri).parent)
 
 
 def writable(folder: Path) -> None:
-    """Make `folder`, and write and remove a file in it. Raises ServiceError where that fails."""
-    if said := why_not_writable(folder):
-        raise ServiceError(f"cannot write to {folder}: {said}; set REFINE_HOME to a folder that can be written to")
+    """Make `folder`, then write and remove a file in it. Raises ServiceError if that fails."""
+    if obstacle := why_not_writable(folder):
+        raise ServiceError(f"cannot write to {folder}: {obstacle}; set REFINE_HOME to a folder that can be written to")
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file that a sqlite:/// address names."""
+    return Path(unquote(uri.removeprefix(SQLITE_PREFIX)))
+
+
+@contextlib.contextmanager
+def made_without_syncing(uri: str) -> Iterator[None]:
+    """For the block, SQLite makes the file of `uri` without waiting for the disk after each table. Later changes wait
+    again. Does nothing if the file exists, or if `uri` names another kind of database."""
+    if not uri.startswith(SQLITE_PREFIX) or sqlite_file(uri).exists():
+        yield
+        return
+    from sqlalchemy import Engine, event
+
+    opened: list[Any] = []
+
+    def stop_syncing(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+        opened.append(connection)
+
+    event.listen(Engine, "connect", stop_syncing)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", stop_syncing)
+        for connection in opened:
+            with contextlib.suppress(Exception):  # a connection may be closed
+                connection.execute("PRAGMA synchronous = FULL")
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the experiment `name`, made if there is none. Two at once make one."""
+    """The id of the experiment `name`, created if it does not exist. Two processes at once create one."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -126,8 +157,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def _use(mlflow: Any, uri: str) -> None:
-    """Make `uri` the one that MLflow's functions without a client use. MLflow also writes it into the environment,
-    where it would look as if the user had named a server: what was there is put back."""
+    """Set `uri` for MLflow's functions that take no client. MLflow also writes it into the environment; undo that,
+    or it would look like a server that the user named."""
     named = os.environ.get(VARIABLE)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -150,7 +181,7 @@ def _mlflow() -> Any:
 
 
 def _request(url: str) -> urllib.request.Request:
-    """A request with the credentials that MLflow's own client would send."""
+    """A request with the credentials that MLflow's client sends."""
     import base64
 
     parts = urlsplit(url)
@@ -165,45 +196,12 @@ def _request(url: str) -> urllib.request.Request:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, without the long tails that drivers add."""
-    told = getattr(error, "reason", None) or error
-    return reason(str(told).split("\n")[0] or type(error).__name__)
+    """The first line of an error; drivers add many more."""
+    cause = getattr(error, "reason", None) or error
+    return reason(str(cause).split("\n")[0] or type(error).__name__)
 
 
 def _advice() -> str:
     if os.environ.get(VARIABLE):
-        return f"; start it (`refine up`), mend {VARIABLE}, or unset it to record in $REFINE_HOME/mlflow.db"
+        return f"; start it (`refine up`), correct {VARIABLE}, or unset it to record in $REFINE_HOME/mlflow.db"
     return "; check $REFINE_HOME"
-
-
-PREFIX = "sqlite:///"
-
-
-def file_of(uri: str) -> Path:
-    """The file that a sqlite:/// address names."""
-    return Path(unquote(uri.removeprefix(PREFIX)))
-
-
-@contextlib.contextmanager
-def quickly_made(uri: str) -> Iterator[None]:
-    """While this lasts, a SQLite file that is not there yet is made without waiting for the disk at each of its tables;
-    from its end on, every change is on the disk before it counts as made, as ever. Other databases are left alone."""
-    if not uri.startswith(PREFIX) or file_of(uri).exists():
-        yield
-        return
-    from sqlalchemy import Engine, event
-
-    opened: list[Any] = []
-
-    def hurry(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-        opened.append(connection)
-
-    event.listen(Engine, "connect", hurry)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", hurry)
-        for connection in opened:
-            with contextlib.suppress(Exception):  # it is closed already
-                connection.execute("PRAGMA synchronous = FULL")

@@ -1,5 +1,5 @@
-"""The checkpoints that a training kept, each as a logged model of its MLflow run with its step: weights, config and
-tokenizer, nothing that only a resume needs and nothing pickled."""
+"""The checkpoints that a training kept, each as a logged model of its MLflow run: weights, config and tokenizer, but no
+pickles and no files that only a resume needs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refine.metric_names import TRAINING
 from refine.training import checkpoints
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SHOWN = re.compile(r"[^/]+/(loss|accuracy|answer_loss|answer_accuracy|reward/[^/]+/mean)")  # of validation
-KEPT = {".safetensors", ".json", ".model", ".txt", ".jinja"}  # endings of weights, config and tokenizer
-OF_TRAINING = {checkpoints.MANIFEST, "trainer_state.json"}
+VALIDATION = re.compile(r"[^/]+/(loss|accuracy|answer_loss|answer_accuracy|reward/[^/]+/mean)")
+ENDINGS = {".safetensors", ".json", ".model", ".txt", ".jinja"}  # of weights, config and tokenizer
+FOR_RESUME = {checkpoints.MANIFEST, "trainer_state.json"}
 
 
 def log_checkpoints(client: MlflowClient, run_id: str, output: Path) -> list[str]:
-    """Log the whole checkpoints in `output` that the run does not have yet; returns the ids of the new logged models.
+    """Log the complete checkpoints in `output` that the run does not have yet. Returns the ids of the logged models.
 
-    Each carries its step (`step` among its parameters and in the run's outputs) and the run's validation metrics of
-    that step.
+    Each has its step (as parameter `step`, and in the run's outputs) and the run's validation metrics of that step.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -41,35 +41,32 @@ def log_checkpoints(client: MlflowClient, run_id: str, output: Path) -> list[str
             model_type="causal-lm",
         )
         for file in sorted(folder.iterdir()):
-            if file.suffix in KEPT and file.name not in OF_TRAINING:
+            if file.suffix in ENDINGS and file.name not in FOR_RESUME:
                 client.log_model_artifact(model.model_id, str(file))
         client.finalize_logged_model(model.model_id, "READY")
         _log_metrics(client, run_id, model.model_id, step)
-        # Last: what was killed before is no output of the run, and is logged again.
+        # Last: a checkpoint whose logging was interrupted is no output of the run, and is logged again.
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         made.append(model.model_id)
     return made
 
 
 def _remove_unfinished(client: MlflowClient, experiment_id: str, run_id: str) -> None:
-    """What a process left that was killed while it logged a checkpoint."""
-    for left in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND status = 'PENDING'"):
-        client.delete_logged_model(left.model_id)
+    """Remove the logged models of a process that was killed while it logged them."""
+    for unfinished in client.search_logged_models(
+        [experiment_id], f"source_run_id = '{run_id}' AND status = 'PENDING'"
+    ):
+        client.delete_logged_model(unfinished.model_id)
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
-    """The run's own validation points of this step, on the model as well. The same in name, value, step and time, they
-    are not logged to the run a second time."""
+    """Log the run's validation points of this step to the model. The run itself does not get them twice, since name,
+    value, step and time are the same."""
     from mlflow.entities import Metric
 
-    names = [
-        name for name in client.get_run(run_id).data.metrics if SHOWN.fullmatch(name) and not name.startswith("train/")
-    ]
+    logged = client.get_run(run_id).data.metrics
+    names = [name for name in logged if VALIDATION.fullmatch(name) and not name.startswith(TRAINING)]
     points = [point for name in names for point in client.get_metric_history(run_id, name) if point.step == step]
-    if points:
-        client.log_batch(
-            run_id,
-            metrics=[
-                Metric(one.key, one.value, one.timestamp, step, model_id=model_id, run_id=run_id) for one in points
-            ],
-        )
+    metrics = [Metric(p.key, p.value, p.timestamp, step, model_id=model_id, run_id=run_id) for p in points]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)

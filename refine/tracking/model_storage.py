@@ -1,5 +1,5 @@
-"""Model folders on their way to and from MLflow's artifacts (a folder, S3, a server), past a store that is away for a
-while. A model that is being copied is nothing yet: it is READY when all of it is there, and registered after that.
+"""Copies of model folders to and from MLflow's artifacts (a folder, S3 or a server), with retries while the store does
+not answer. A logged model is READY once its copy is complete, and registered only then.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from refine.system.retries import patiently
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# What does not pass by itself, as S3 and its client call it.
+# In messages of S3 and its client, about errors that no retry mends.
 LASTING = ("NoSuchBucket", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "credentials")
-SERVED = "mlflow-artifacts"  # addresses that only a server's clients can follow
+SERVED = "mlflow-artifacts"  # scheme of addresses that only an MLflow server can read
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ T = TypeVar("T")
 def store(
     client: MlflowClient, folder: str | Path, *, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]
 ) -> str:
-    """Copy the model in `folder` to a new logged model of MLflow's, and return its id once all of it is there.
+    """Copy the model in `folder` to a new logged model. Returns its id once the copy is complete.
 
-    Raises ServiceError: the store stays away, or refuses; the logged model is FAILED then.
+    Raises ServiceError if the store does not answer or refuses; the logged model is then FAILED.
     """
     logged = client.create_logged_model(
         experiment_id, name=name, source_run_id=run_id, tags=dict(tags), model_type="causal-lm"
@@ -44,17 +44,17 @@ def store(
 
 
 def from_store(action: Callable[[], T], what: str) -> T:
-    """What `action` returns, which asks the store of models. A failure that may pass is tried again for a while.
+    """The result of `action`, a request to the store of models. A failure that may pass is retried.
 
-    Raises ServiceError, in one line.
+    what: names the request in the error. Raises ServiceError, in one line.
     """
     try:
         return patiently(action, lambda error: not _served(error) and not _lasting(error), what)
-    except Exception as error:  # of MLflow, of its HTTP client, of boto
+    except Exception as error:  # MLflow, its HTTP client and boto raise their own
         if _served(error):
             raise ServiceError(
-                f"{what}: an MLflow server keeps it, and none is in use: start it (`refine up`), or name yours in "
-                "MLFLOW_TRACKING_URI"
+                f"{what}: an MLflow server keeps the model, and none is in use: start it (`refine up`), or set "
+                "MLFLOW_TRACKING_URI to yours"
             ) from None
         tried = "" if _lasting(error) else f", tried for {retries.PATIENCE:.0f} s"
         advice = "check credentials, bucket and address of MLflow's artifacts, and run again"

@@ -1,5 +1,5 @@
-"""What MLflow did not take before the process that had it ended: kept in $REFINE_HOME/unsent, a file a run, and
-delivered by the next `connect` to an MLflow that knows the run."""
+"""Records that MLflow did not take before their process ended. They wait in $REFINE_HOME/unsent, a file for each run;
+the next `connect` to an MLflow that has the run delivers them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Where it is kept."""
+    """The folder of the files."""
     return paths.home() / "unsent"
 
 
 def keep(run_id: str, rows: Iterable[tuple[int, Mapping[str, Any]]] = (), status: str | None = None) -> Path:
-    """Write down (step, metrics) rows of a run, or how and when it ended; returns the file."""
+    """Keep (step, metrics) rows of a run, or its final status and the time. Returns the file."""
     lines: list[dict[str, Any]] = [{"step": step, "metrics": dict(values)} for step, values in rows]
     if status is not None:
         lines.append({"status": status, "ended": int(time.time() * 1000)})
@@ -42,8 +42,10 @@ def keep(run_id: str, rows: Iterable[tuple[int, Mapping[str, Any]]] = (), status
 
 
 def deliver(client: MlflowClient) -> list[str]:
-    """Bring what is kept to the MLflow of `client`; returns the ids of the runs that have all of it now. A run that
-    this MLflow does not know stays kept: it is another one's."""
+    """Deliver the kept records to the MLflow of `client`. Returns the ids of the runs that now have theirs.
+
+    Records of a run that this MLflow does not have stay: they belong to another MLflow.
+    """
     return [file.stem for file in sorted(folder().glob("*.jsonl")) if _delivered(client, file)]
 
 
@@ -56,26 +58,26 @@ def _delivered(client: MlflowClient, file: Path) -> bool:
             return False
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
         _send(client, file.stem, lines)
-    except Exception as error:  # whatever the store, the driver or the server makes of it
+    except Exception as error:  # MLflow raises what its store, driver or server raise
         if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-            log.warning("what is kept in %s was not delivered: %s", file, reason(error))
+            log.warning("the records in %s were not delivered: %s", file, reason(error))
         return False
     else:
         file.unlink()
     finally:
         lock.release()
-    log.warning("delivered to MLflow what it had not taken of run %s", file.stem)
+    log.warning("delivered to MLflow the kept records of run %s", file.stem)
     return True
 
 
 def _send(client: MlflowClient, run_id: str, lines: list[dict[str, Any]]) -> None:
     Sender(client, run_id).send([(line["step"], line["metrics"]) for line in lines if "step" in line])
     for line in lines:
-        # A sign of life after that end is of a process that goes on with the run, and will end it.
+        # A later sign of life comes from a process that resumed the run, and will end it.
         if "status" in line and 1000 * float(client.get_run(run_id).data.tags.get(ALIVE, 0)) <= line["ended"]:
             client.set_terminated(run_id, line["status"], line["ended"])
 
 
 def lock_of(file: Path) -> Path:
-    """The lock of a kept file, which its writer and whoever delivers it hold."""
+    """The lock of a file of records, held by the process that writes or delivers it."""
     return file.parent / ".locks" / f"{file.stem}.lock"

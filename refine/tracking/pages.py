@@ -1,4 +1,4 @@
-"""Addresses of MLflow's pages, to link to; empty where MLflow is a database that no server shows."""
+"""Addresses of MLflow's pages; empty if MLflow is a database that no server shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refine.tracking.registry import Version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRIC = "val/loss"  # the curve that is shown first; the page offers the others
+METRIC = "val/loss"  # the curve that the page shows first; it offers the others
 
 
 def run_page(experiment_id: str, run_id: str) -> str:
@@ -22,8 +22,10 @@ def run_page(experiment_id: str, run_id: str) -> str:
 
 
 def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
-    """The page with the curves of the training runs of `versions`; from there another click leads to their settings.
-    (An experiment's own charts leave out nested runs until their parent is unfolded.)"""
+    """The page with the curves of the training runs of `versions`; a click there leads to their settings.
+
+    (An experiment's charts show nested runs only once their parent is unfolded.)
+    """
     from mlflow.exceptions import MlflowException
 
     if not _page("/"):
@@ -32,7 +34,7 @@ def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
     for version in versions:
         try:
             found[version.run_id] = client.get_run(version.run_id).info.experiment_id
-        except MlflowException:  # the run is gone, its model stays
+        except MlflowException:  # the run was deleted, its model was not
             continue
     if len(found) < 2:
         return ""

@@ -1,5 +1,5 @@
-"""Model versions in MLflow's registry: a model folder as it is (config, safetensors, tokenizer; no pickle), with its
-scores, settings and identity as tags, so that a version explains itself without the run that made it.
+"""Model versions in MLflow's registry: a model folder (config, safetensors, tokenizer; no pickle) with its scores,
+settings and identity as tags, so that a version explains itself without the run that made it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version. metrics: every number by its tracked name. settings: what it was trained with, flat.
-
-    evaluation: hash of what it was scored on; only versions with the same one can be compared by their scores.
-    """
+    """A registered version. metrics: every number by its tracked name. settings: of its training, by dotted name."""
 
     name: str
     number: int
@@ -59,17 +56,17 @@ class Version:
 
     @property
     def experiment(self) -> str:
-        """The experiment that it came out of."""
+        """The experiment that made it."""
         return self.tags.get(EXPERIMENT, "")
 
     @property
     def evaluation(self) -> str:
-        """Hash of the documents and prompts that its scores are of."""
+        """Hash of the documents and prompts it was scored on. Only scores with the same hash can be compared."""
         return self.tags.get(EVALUATION, "")
 
     @property
     def is_champion(self) -> bool:
-        """Whether the alias `champion` is on it."""
+        """Whether it has the alias `champion`."""
         return CHAMPION in self.aliases
 
 
@@ -87,20 +84,20 @@ def register(
     headline: Sequence[str] = (),
     scored_by: str = "",
 ) -> Version:
-    """Make the model in `folder` a version of the registered model `name`; one with this `key` is returned as it is.
+    """Make the model in `folder` a version of the registered model `name`. A version with this `key` is returned as is.
 
-    metrics become the logged model's, and with settings (flat) the version's tags; those named in `headline` also get
-    a tag of their own, which MLflow's registry page shows. run_id: the run that trained it; scored_by: the one that
-    evaluated it (default: the same), which the metrics are logged to. The version appears last, when all is there.
-    Raises ServiceError: the folder is no model, the store of models stays away, or MLflow refuses.
+    metrics: logged to the model, and kept as a tag of the version, as are the settings. headline: metrics that also get
+    a tag each, for MLflow's registry page. run_id: the run that trained the model. scored_by: the run that evaluated
+    it, which the metrics are logged to (default: run_id). The version is created last, when everything is stored.
+    Raises ServiceError if the folder is no model, the store of models does not answer, or MLflow refuses.
     """
     known = [version for version in versions(client, name) if version.tags.get(KEY) == key]
     if known:
         return known[-1]
     if not (Path(folder) / "config.json").is_file():
         raise ServiceError(f"{folder} is no model folder (no config.json): nothing to register")
-    told = {n: str(v) for n, v in tags.items()}
-    model_id = store(client, folder, experiment_id=experiment_id, name=name, run_id=run_id, tags=told)
+    texts = {n: str(v) for n, v in tags.items()}
+    model_id = store(client, folder, experiment_id=experiment_id, name=name, run_id=run_id, tags=texts)
     _log_metrics(client, scored_by or run_id, model_id, metrics)
     _ensure_registered(client, name)
     shown = {_short(one): f"{metrics[one]:.4f}" for one in headline if one in metrics}
@@ -109,7 +106,7 @@ def register(
         name,
         source=f"models:/{model_id}",
         run_id=run_id,
-        tags={**_first(tags, (PHASE, ARM)), **shown, **told, **records},
+        tags={**_first(tags, (PHASE, ARM)), **shown, **texts, **records},
         model_id=model_id,
         description=_description(tags, shown),
     )
@@ -122,19 +119,19 @@ def _short(metric: str) -> str:
 
 
 def _first(tags: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """MLflow's page shows tags in the order they were given: what tells versions apart comes first."""
+    """The tags that tell versions apart. MLflow's page shows tags in the order they were given, so these come first."""
     return {name: str(tags[name]) for name in names if name in tags}
 
 
 def _description(tags: Mapping[str, Any], shown: Mapping[str, str]) -> str:
-    """What a version is, in a sentence: phase, arm, experiment and the headline metrics."""
+    """A sentence about a version: phase, arm, experiment and the headline metrics."""
     trained = f"{tags.get(PHASE, '')} {tags.get(ARM, '')}".strip()
     scores = ", ".join(f"{name} {value}" for name, value in shown.items())
     return f"{trained} of experiment {tags.get(EXPERIMENT, '')}: {scores}"
 
 
 def versions(client: MlflowClient, name: str) -> list[Version]:
-    """All versions of `name`, oldest first; empty where there is no such model."""
+    """All versions of `name`, oldest first; empty if there is no such model."""
     _check_name(name)
     return sorted(
         (_version(client.get_model_version(name, one.version)) for one in _pages(client, f"name = '{name}'")),
@@ -143,29 +140,29 @@ def versions(client: MlflowClient, name: str) -> list[Version]:
 
 
 def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
-    """The version with number or alias `wanted`. Raises ServiceError that names what there is."""
-    there = versions(client, name)
-    if not there:
+    """The version with number or alias `wanted`. Raises ServiceError, which lists the models, versions or aliases."""
+    found = versions(client, name)
+    if not found:
         known = [model.name for model in client.search_registered_models()]
         raise ServiceError(
             f"no registered model {name!r}{nearest(name, known)}; there {'is' if len(known) == 1 else 'are'}: "
             f"{', '.join(known) or 'none: `make run` registers the first'}"
         )
-    for version in there:
+    for version in found:
         if wanted == str(version.number) or wanted in version.aliases:
             return version
-    aliases = [alias for version in there for alias in version.aliases]
+    aliases = [alias for version in found for alias in version.aliases]
     raise ServiceError(
         f"{name} has no version or alias {wanted!r}{nearest(wanted, aliases)}; versions: "
-        f"{', '.join(str(version.number) for version in there)}; aliases: {', '.join(aliases) or 'none'}"
+        f"{', '.join(str(version.number) for version in found)}; aliases: {', '.join(aliases) or 'none'}"
     )
 
 
 def download(client: MlflowClient, reference: str, folder: str | Path | None = None) -> Path:
     """The model folder behind ``models:/name@alias`` or ``models:/name/version``, for `refine.models.from_pretrained`.
 
-    Copied to `folder` where it is not on this machine's disk. Raises ServiceError: no such model, version or alias, or
-    the store of models stays away.
+    It is copied to `folder` unless it lies on this machine's disk. Raises ServiceError if the model, version or alias
+    does not exist, or if the store of models does not answer.
     """
     import mlflow
 
@@ -184,7 +181,7 @@ def download(client: MlflowClient, reference: str, folder: str | Path | None = N
 
 
 def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:
-    """Copy the model of `version` to `folder`, which appears when all of it is there."""
+    """Copy the model of `version` to `folder`, which appears once the copy is complete."""
     with tempfile.TemporaryDirectory() as downloads, folder_beside(folder) as beside:
         found = download(client, f"models:/{version.name}/{version.number}", Path(downloads))
         shutil.copytree(found, beside, dirs_exist_ok=True)
@@ -202,9 +199,11 @@ def parse_reference(reference: str) -> tuple[str, str]:
 
 
 def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> Version:
-    """Further scores of a version (an evaluation that ran later), beside those it has; returns it with them. In MLflow
-    they join the run that evaluated it: a training's curves hold what the training saw. Scores over fewer samples than
-    those it has (a quick look with --samples) leave these as they are."""
+    """Add the scores of a later evaluation to a version. Returns the version with them.
+
+    A score measured on fewer samples than the stored one is ignored. The metrics go to the evaluation's run, not to the
+    training's, whose curves show only what the training measured.
+    """
     metrics = _over_no_fewer(metrics, version.metrics)
     together = {**version.metrics, **metrics}
     client.set_model_version_tag(version.name, str(version.number), METRICS, json.dumps(together))
@@ -216,7 +215,7 @@ def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, fl
 
 
 def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
-    """`found` without what is measured on fewer samples or sequences than in `known`."""
+    """`found` without the metrics that were measured on fewer samples or sequences than in `known`."""
     counts = [name for name in found if name.endswith(COUNTS) and found[name] < known.get(name, 0.0)]
     fewer = {name.rpartition("/")[0] for name in counts}
     return {name: value for name, value in found.items() if name.rpartition("/")[0] not in fewer}
@@ -251,7 +250,7 @@ def _pages(client: MlflowClient, wanted: str) -> list[Any]:
 
 def _check_name(name: str) -> None:
     if not name or any(sign in name for sign in "'/:"):
-        raise ServiceError(f"{name!r} is no name for a registered model: it may not hold ' / or :")
+        raise ServiceError(f"{name!r} is no name for a registered model: it must not contain ' / or :")
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:
@@ -265,7 +264,7 @@ def _ensure_registered(client: MlflowClient, name: str) -> None:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
-    """The metrics on the run and on its logged model."""
+    """Log the metrics to the run and to its logged model."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)

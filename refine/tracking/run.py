@@ -1,6 +1,6 @@
-"""A run in MLflow: opened or taken up again by its key, ended with how it ended, never left RUNNING by a death.
+"""A run in MLflow: opened, or resumed by its key; its status says how it ended, also after the death of its process.
 
-A run carries who owns it (machine, process) and a sign of life. `end_dead_runs` ends runs whose owner is gone.
+A run names its owner (machine, process) and carries a sign of life. `end_dead_runs` ends runs whose owner has died.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PARAMETER = 6000  # characters of a parameter's value: MLflow's limit
 
 
 class Run:
-    """A run of ours, as a context manager: FINISHED at the end, FAILED by an exception, KILLED by an interrupt.
+    """A run as a context manager: FINISHED at the end, FAILED by an exception, KILLED by an interrupt.
 
-    An MLflow that is away at the end costs no result: how the run ended is kept, and told at the next `connect`.
+    If MLflow does not answer at the end, the status is kept in the outbox, and the next `connect` delivers it.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
         self.client, self.run_id, self.experiment_id = client, run_id, experiment_id
-        self.closing: list[Callable[[], None]] = []  # what is to be done before the run's end is told
+        self.closing: list[Callable[[], None]] = []  # called before the run ends
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="alive", daemon=True)
 
@@ -44,20 +44,18 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._ended.set()
-        for last_words in self.closing:
-            last_words()
+        for close in self.closing:
+            close()
         self._pulse.join()
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         try:
             if kind is not None:
                 self.tag({ERROR: f"{kind.__name__}: {error}"[:5000]})
             self.end(status)
-        except Exception as trouble:  # an error of MLflow's in the place of the work's own would hide that one
+        except Exception as trouble:  # raised here, it would hide the error of the work
             file = outbox.keep(self.run_id, status=status)
-            log.warning(
-                "MLflow does not answer (%s): that run %s is %s is kept in %s, and told when MLflow is next used",
-                reason(trouble), self.run_id, status, file,
-            )  # fmt: skip
+            text = "MLflow does not answer (%s): the status %s of run %s is kept in %s until the next connection"
+            log.warning(text, reason(trouble), status, self.run_id, file)
 
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
@@ -70,7 +68,7 @@ class Run:
         self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Log one row of metrics; what is not finite is left out and counted."""
+        """Log one row of metrics. Values that are not finite are left out and counted."""
         Sender(self.client, self.run_id).send([(step, values)])
 
     def _beat(self) -> None:
@@ -79,10 +77,10 @@ class Run:
             try:
                 self.client.set_tag(self.run_id, ALIVE, str(int(time.time())))
                 if missed and self.client.get_run(self.run_id).info.status != "RUNNING":
-                    self.client.update_run(self.run_id, status="RUNNING")  # it was taken for dead meanwhile
+                    self.client.update_run(self.run_id, status="RUNNING")  # `end_dead_runs` took it for dead
                     self.client.delete_tag(self.run_id, ERROR)
                 missed = False
-            except Exception:  # a server that is away: the next beat tells it
+            except Exception:  # the server does not answer; the next beat tries again
                 missed = True
 
 
@@ -96,9 +94,9 @@ def open_run(
     tags: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A new run called `name`; or, where one with this `key` began and did not finish, that one again.
+    """A new run called `name`. If a run with this `key` began and did not finish, that run is resumed instead.
 
-    parent: id of the run that it is nested in. params: settings, nested mappings become dotted names.
+    parent: id of the run to nest it in. params: settings; nested mappings become dotted names.
     """
     marks = {**(tags or {}), OWNER: json.dumps(owner()), ALIVE: str(int(time.time()))}
     marks = {"mlflow.source.name": "refine", "mlflow.source.type": "JOB", **marks}
@@ -112,7 +110,7 @@ def open_run(
         run = Run(client, run_id, experiment_id)
     else:
         run = Run(client, known.info.run_id, experiment_id)
-        run.tag(marks)  # before its status: one that is RUNNING and still names its former owner counts as dead
+        run.tag(marks)  # before the status: a RUNNING run that names its former owner counts as dead
         client.update_run(run.run_id, status="RUNNING")
     _log_params(client, run.run_id, params or {})
     return run
@@ -135,9 +133,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None) -> list[str]:
-    """End, as KILLED, the runs of ours that are RUNNING without an owner; returns their ids.
+    """End, as KILLED, our runs that are RUNNING and whose owner has died. Returns their ids.
 
-    A run of this machine is dead when its process is; one of another machine after 90 s without a sign of life.
+    A run of this machine is dead if its process is, a run of another machine after 90 s without a sign of life.
     """
     if experiment_ids is None:
         experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -145,7 +143,7 @@ def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None)
         return []
     ended = []
     for run in client.search_runs(experiment_ids, "attributes.status = 'RUNNING'", max_results=1000):
-        if _dead(run) and _dead(client.get_run(run.info.run_id)):  # it may have been taken up again since the search
+        if _dead(run) and _dead(client.get_run(run.info.run_id)):  # again: it may have been resumed since the search
             client.set_tag(run.info.run_id, ERROR, "its process is gone")
             client.set_terminated(run.info.run_id, "KILLED")
             ended.append(run.info.run_id)
@@ -163,7 +161,7 @@ def _unfinished(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
-    """Parameters that the run does not have yet: MLflow refuses another value for a known name."""
+    """Log the parameters that the run does not have yet. MLflow refuses to change the value of one it has."""
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params

@@ -1,4 +1,4 @@
-"""`refine compare` prints what was asked for, or says what there is."""
+"""`refine compare` prints the chosen versions, or lists those that exist."""
 
 from __future__ import annotations
 
@@ -30,11 +30,17 @@ def registered(tmp_path_factory) -> Path:
         run = client.create_run(experiment_id(client, experiment)).info
         made.append(
             register(
-                client, "refine-sample", folder, key=str(n), run_id=run.run_id, experiment_id=run.experiment_id,
-                metrics={"val/loss": loss, "val/sequences": 32}, settings={"training.steps": 30 + n},
+                client,
+                "refine-sample",
+                folder,
+                key=str(n),
+                run_id=run.run_id,
+                experiment_id=run.experiment_id,
+                metrics={"val/loss": loss, "val/sequences": 32},
+                settings={"training.steps": 30 + n},
                 tags={"experiment": experiment, "arm": arm, "phase": "mid"},
             )
-        )  # fmt: skip
+        )
     choose_champion(client, "refine-sample", made, "val/loss", "minimise")
     return home
 
@@ -73,12 +79,12 @@ def test_versions_and_experiments_can_be_named(compare):
     assert "4 (mid refine)" in second and "2 (mid refine)" not in second
 
 
-def test_markdown_and_csv_are_for_other_programs(compare):
+def test_markdown_and_csv_can_be_read_by_programs(compare):
     assert compare("--format", "markdown").output.startswith("| metric")
     assert compare("--format", "csv").output.splitlines()[1].split(",")[:4] == ["val/loss", "2", "refine", "3.4"]
 
 
-def test_a_picture_is_drawn_where_it_is_asked_for_and_can_be(compare, tmp_path):
+def test_a_picture_is_drawn_if_its_name_has_the_ending_of_one(compare, tmp_path):
     drawn = compare("--format", "csv", "--picture", str(tmp_path / "arms.png"))
     assert drawn.exit_code == 0 and (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
     assert drawn.stdout.startswith("metric,version") and "arms.png" not in drawn.stdout
@@ -97,6 +103,6 @@ def test_a_picture_is_drawn_where_it_is_asked_for_and_can_be(compare, tmp_path):
         (["--model", "refine"], "no registered model 'refine' (did you mean 'refine-sample'?)"),
     ],
 )
-def test_what_does_not_exist_is_named_with_what_does(compare, arguments, message):
+def test_an_error_lists_the_experiments_versions_or_models_that_exist(compare, arguments, message):
     result = compare(*arguments)
     assert isinstance(result.exception, ServiceError) and message in str(result.exception)

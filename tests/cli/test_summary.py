@@ -17,14 +17,14 @@ def test_it_shows_the_table_the_files_and_where_to_look(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "comparison.md").write_text("| metric | 1 (none) |\n")
     (tmp_path / "results" / "comparison.csv").write_text("{}")
-    said = CliRunner().invoke(summary).output
-    assert "| metric | 1 (none) |" in said
-    assert "results/comparison.csv" in said
-    assert "refine up   then http://127.0.0.1:5000" in said and "refine up   then http://127.0.0.1:4200" in said
+    output = CliRunner().invoke(summary).output
+    assert "| metric | 1 (none) |" in output
+    assert "results/comparison.csv" in output
+    assert "refine up   then http://127.0.0.1:5000" in output and "refine up   then http://127.0.0.1:4200" in output
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
-    said = CliRunner().invoke(summary).output
-    assert "http://mlflow:5000" in said and "http://prefect:4200\n" in said and "secret" not in said
+    output = CliRunner().invoke(summary).output
+    assert "http://mlflow:5000" in output and "http://prefect:4200\n" in output and "secret" not in output
 
 
 def test_without_an_experiment_it_says_what_to_run(tmp_path, monkeypatch):

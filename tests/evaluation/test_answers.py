@@ -1,4 +1,7 @@
-"""Answers: greedy, from the memory, the same in any batch, each counted, stopped and cut as stated."""
+"""Answers are greedy, come from the memory, are the same in any batch, and end and are cut as documented.
+
+Also of refine/evaluation/decoding.py, by which answers are generated.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ def test_a_prompt_that_is_too_long_loses_its_middle_and_is_counted(model, tokeni
 
 @contextmanager
 def saying(model, tokens: list[int]):
-    """The model made to say `tokens`, one after the other, whatever it reads."""
+    """Make the model generate `tokens`, one after the other, whatever it reads."""
     place = {"next": 0}
 
     def logits(hidden):
@@ -136,7 +139,7 @@ def saying(model, tokens: list[int]):
 
 
 def say(model, tokenizer, text: str, task: str, answer_tokens: int = 60) -> str:
-    # the reference of two tokens is scored on two rows at once, which leaves the row of the answer to be told apart
+    # a reference of two tokens is scored on two rows at once, which tells it apart from the row of the answer
     ids = tokenizer(text)["input_ids"]
     prompt = Prompt("Type:", ("zq",), task, 512, answer_tokens)
     assert len(tokenizer(" zq")["input_ids"]) > 1

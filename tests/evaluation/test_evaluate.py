@@ -1,4 +1,5 @@
-"""One call scores a model on everything; the record goes to JSON and back, to metrics, a table and a picture."""
+"""One call scores a model on everything. The record (refine/evaluation/record.py) goes to JSON and back, to metrics and
+to a table."""
 
 from __future__ import annotations
 
@@ -18,7 +19,6 @@ from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
 from refine.evaluation.evaluate import check_model
 from refine.evaluation.scorers import scorer_of
-from refine.reports.evaluation_picture import draw
 
 PROMPTS = [
     Prompt(f"The king of {name} is", (name[:1], name), "factsqa", 64, 6) for name in ("old", "sun", "sky", "ships")
@@ -117,9 +117,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_the_weights_are_read(ma
 
 
 def test_a_model_that_is_not_there_and_answers_without_a_tokenizer_are_refused(model, tokenizer, inputs, tmp_path):
-    with pytest.raises(ModelError, match="neither a checkpoint folder nor a hub name"):
+    with pytest.raises(ModelError, match="neither a checkpoint folder nor a model that the hub gives"):
         check_model(tmp_path / "none", tokenizer)
-    with pytest.raises(ModelError, match="answered with a tokenizer"):
+    with pytest.raises(ModelError, match="needs a tokenizer"):
         evaluate_model(model, inputs)
     assert evaluate_model(model, Inputs(inputs.documents)).metrics()["val/sequences"] == 5
 
@@ -132,22 +132,16 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
         Evaluation.load(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["both", "documents", "prompts"])
-def test_a_picture_is_drawn_of_what_there_is(what, model, tokenizer, inputs, tmp_path):
-    some = Inputs(inputs.documents if what != "prompts" else {}, inputs.prompts if what != "documents" else {})
-    found = evaluate_model(model, some, tokenizer)
-    path = draw([found, found], tmp_path / "scores.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and [file.name for file in tmp_path.iterdir()] == ["scores.png"]
-
-
 def test_the_paper_averages_twelve_of_longbench_s_fourteen_tasks():
     assert len(PAPER_LONGBENCH) == 12 and not {"musique", "gov_report"} & set(PAPER_LONGBENCH)
     assert sum(task.family == "longbench" for task in TASKS.values()) == 14
 
 
 def test_a_model_that_has_learned_the_answers_scores_one_and_one_that_has_not_scores_nothing(make_model, tokenizer):
-    prompts = [Prompt(f"{name} lives in", (town,), "factsqa", 64, 8) for name, town in
-               (("Ann", "Oxmere"), ("Bob", "Zellick"), ("Cora", "Thornby"))]  # fmt: skip
+    prompts = [
+        Prompt(f"{name} lives in", (town,), "factsqa", 64, 8)
+        for name, town in (("Ann", "Oxmere"), ("Bob", "Zellick"), ("Cora", "Thornby"))
+    ]
     model = make_model()
     inputs = Inputs(prompts={("factsqa", 64): prompts})
     before = evaluate_model(model, inputs, tokenizer).tasks[0]

@@ -1,4 +1,4 @@
-"""What is evaluated on is found by what files say they hold, or made; everything wrong is found without a model."""
+"""Inputs are found by the contents of files, or made; every error in them is found without a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEQUENCE = {"tokens": [1, 2, 3], "document": "a", "offset": 0}
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    """As `refine prepare` leaves it: documents, tokenizer and needles; and questions to train on and to test with."""
+    """A folder that `refine prepare` made: documents, tokenizer, needles, questions for training and for tests."""
     (tmp_path / "documents").mkdir()
     for name in ("train", "second_domain", "validation"):
         pq.write_table(pa.Table.from_pylist([SEQUENCE] * 2), tmp_path / "documents" / f"{name}.parquet")
@@ -30,7 +30,7 @@ def folder(tmp_path, tokenizer):
     return tmp_path
 
 
-def test_all_that_a_folder_holds_is_taken_but_for_training_data(folder):
+def test_everything_in_a_folder_is_taken_except_training_data(folder):
     inputs = load_inputs(folder)
     assert list(inputs.documents) == ["val", "second_domain"]
     assert {name: len(prompts) for name, prompts in inputs.prompts.items()} == {
@@ -84,7 +84,7 @@ def test_needles_of_another_tokenizer_are_made_anew(folder, tokenizer):
     assert prompt.prompt_tokens == len(prompt.prompt)
 
 
-def test_longbench_that_is_not_there_comes_from_its_source(folder, tmp_path_factory):
+def test_longbench_that_the_folder_lacks_comes_from_its_source(folder, tmp_path_factory):
     own = tmp_path_factory.mktemp("longbench")
     (own / "qasper.jsonl").write_text('{"context": "c", "input": "i?", "answers": ["a"]}\n')
     sources = Sources(longbench=str(own))
@@ -93,23 +93,23 @@ def test_longbench_that_is_not_there_comes_from_its_source(folder, tmp_path_fact
 
 
 def test_the_fingerprint_tells_inputs_apart(folder):
-    whole, less = load_inputs(folder), load_inputs(folder, samples=2)
-    assert whole.fingerprint() == load_inputs(folder).fingerprint() != less.fingerprint()
-    assert Inputs(documents=whole.documents).fingerprint() not in (whole.fingerprint(), less.fingerprint())
+    everything, less = load_inputs(folder), load_inputs(folder, samples=2)
+    assert everything.fingerprint() == load_inputs(folder).fingerprint() != less.fingerprint()
+    assert Inputs(documents=everything.documents).fingerprint() not in (everything.fingerprint(), less.fingerprint())
 
 
 @pytest.mark.parametrize(
-    ("tasks", "lengths", "error", "said"),
+    ("tasks", "lengths", "error", "message"),
     [
         (["niah_singel_1"], None, SettingError, r"no task 'niah_singel_1' \(did you mean 'niah_single_1'\?\)"),
         (["needle"], None, SettingError, r"did you mean 'needles'"),
-        (["factsqa"], [128], DataError, "no prompts of factsqa at length 128; lengths there: 64"),
+        (["factsqa"], [128], DataError, "no prompts of factsqa at length 128; it has lengths: 64"),
         (["qasper"], None, DataError, "no prompts of qasper; name lengths"),
-        (["niah_multivalue"], [512], DataError, "no prompts of niah_multivalue at length 512; lengths there: none"),
+        (["niah_multivalue"], [512], DataError, "no prompts of niah_multivalue at length 512; it has lengths: none"),
     ],
 )
-def test_tasks_and_lengths_that_cannot_be_had_are_refused_by_name(folder, tasks, lengths, error, said):
-    with pytest.raises(error, match=said):
+def test_tasks_and_lengths_that_nothing_holds_are_refused_by_name(folder, tasks, lengths, error, message):
+    with pytest.raises(error, match=message):
         load_inputs(folder, tasks, lengths)
 
 
@@ -140,8 +140,15 @@ def test_broken_files_are_named(folder):
     with pytest.raises(DataError, match=r"again\.parquet: not a parquet file"):
         load_inputs(folder)
     row = {"prompt": "Who?", "answers": [], "task": "factsqa", "length": 80, "answer_tokens": 8}
-    schema = pa.schema([("prompt", pa.string()), ("answers", pa.list_(pa.string())), ("task", pa.string()),
-                        ("length", pa.int32()), ("answer_tokens", pa.int32())])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("prompt", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("task", pa.string()),
+            ("length", pa.int32()),
+            ("answer_tokens", pa.int32()),
+        ]
+    )
     pq.write_table(pa.Table.from_pylist([row], schema=schema), folder / "again.parquet")
     with pytest.raises(DataError, match=r"again\.parquet: row 0 has no answer"):
         load_inputs(folder, ["questions"])

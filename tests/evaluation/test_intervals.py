@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refine.evaluation.intervals import mean_difference, mean_of_scores, mean_over_strata, ratio
+from refine.evaluation.intervals import Estimate, mean_difference, mean_of_scores, mean_over_strata, ratio
+
+
+def test_an_estimate_is_printed_with_its_interval_and_says_whether_that_leaves_out_zero():
+    assert Estimate(0.25, 9, 0.125, 0.5).text(100.0, 1, sign="+") == "+25.0 [12.5, 50.0]"
+    assert Estimate(-0.25, 1, None, None).text() == "-0.250"
+    bounds = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.0), (None, None)]
+    assert [Estimate(0.0, 9, *two).clear_of_zero for two in bounds] == [True, True, False, False, False]
 
 
 def test_right_or_wrong_scores_have_wilson_s_interval():

@@ -17,7 +17,7 @@ def rows(tokenizer):
 
 
 def plain(model, row: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, hit) of each token from the second on, by the whole forward."""
+    """(loss, hit) of each token from the second on, by a full forward pass."""
     log_probs = model(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1)
     targets = torch.tensor(row[1:])
     return -log_probs[torch.arange(len(targets)), targets].detach(), (log_probs.argmax(-1) == targets).double()

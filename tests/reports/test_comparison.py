@@ -1,4 +1,4 @@
-"""Versions side by side: what belongs together stands together, and only what differs is told."""
+"""Versions side by side: each value with its count and interval, and only the settings that differ."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_values_counts_intervals_and_the_best_stand_in_one_row():
     found = compare([version(1, "sft"), version(2, "refine", champion=True, val__loss=3.45)])
     assert found.headers() == ["1 (sft)", "2 (refine) champion"]
     assert found.table()[1] == ["val/loss", "32", "3.5000 [3.4000, 3.6000]", "3.4500 [3.4000, 3.6000] *"]
-    assert [row.metric for row in found.rows] == ["val/loss"], "counts and bounds are no rows of their own"
+    assert [row.label for row in found.rows] == ["val/loss"], "counts and bounds are no rows of their own"
 
 
-def test_more_is_better_but_for_losses_and_equals_have_no_best():
+def test_more_is_better_except_for_losses_and_equals_have_no_best():
     score = "eval__niah__256__score"
     found = compare([version(1, "a", **{score: 0.2}), version(2, "b", **{score: 0.4})])
     texts = {line[0]: line[2:] for line in found.table(intervals=False)}
@@ -35,26 +35,30 @@ def test_more_is_better_but_for_losses_and_equals_have_no_best():
 def test_lengths_are_in_the_order_of_numbers_and_validation_comes_first():
     names = ["eval__n__1024__score", "eval__n__512__score", "second_domain__loss", "train__loss", "val__accuracy"]
     found = compare([version(1, "a", **dict.fromkeys(names, 1.0))])
-    assert [row.metric for row in found.rows] == [
-        "val/loss", "val/accuracy", "second_domain/loss", "eval/n/512/score", "eval/n/1024/score",
-    ]  # fmt: skip
+    assert [row.label for row in found.rows] == [
+        "val/loss",
+        "val/accuracy",
+        "second_domain/loss",
+        "eval/n/512/score",
+        "eval/n/1024/score",
+    ]
 
 
-def test_what_a_version_lacks_or_is_no_number_is_never_the_best():
+def test_a_missing_value_or_nan_is_never_the_best():
     first, second = version(1, "a", val__accuracy=math.nan), version(2, "b")
     third = version(3, "c", val__accuracy=0.1)
     row = compare([first, second, third]).rows[1]
-    assert [cell.value is None for cell in row.cells] == [False, True, False]
+    assert [cell.estimate is None for cell in row.cells] == [False, True, False]
     assert not any(cell.best for cell in row.cells)
 
 
 def test_counts_that_differ_are_all_shown_each_once():
     counts = [32.0, 32.0, 16.0, 32.0, 16.0]
     found = compare([version(n, "a", val__sequences=count) for n, count in enumerate(counts)])
-    assert found.rows[0].samples == "32 / 16"
+    assert found.table()[1][1] == "32 / 16"
 
 
-def test_only_settings_that_differ_are_told():
+def test_only_settings_that_differ_are_shown():
     first = version(1, "sft", {"training.steps": 30, "seed": 1, "arm": "sft"})
     second = version(2, "refine", {"training.steps": 60, "seed": 1, "arm": "refine", "objective.k": 5})
     assert compare([first, second]).differing == (("training.steps", ("30", "60")),)
@@ -66,11 +70,19 @@ def test_markdown_lines_up_and_csv_is_long(tmp_path):
     assert len({len(line) for line in lines}) == 1 and lines[0].startswith("| metric")
     rows = list(csv.DictReader(io.StringIO(found.csv())))
     assert [row["value"] for row in rows] == ["3.5", "3.45"]
-    assert rows[1] == {"metric": "val/loss", "version": "2", "arm": "refine", "value": "3.45", "low": "3.4",
-                       "high": "3.6", "samples": "32", "champion": "true"}  # fmt: skip
+    assert rows[1] == {
+        "metric": "val/loss",
+        "version": "2",
+        "arm": "refine",
+        "value": "3.45",
+        "low": "3.4",
+        "high": "3.6",
+        "samples": "32",
+        "champion": "true",
+    }
 
 
-def test_many_versions_stand_in_a_table_for_each_phase():
+def test_many_versions_are_shown_in_a_table_for_each_phase():
     def of(number: int, phase: str, arm: str, loss: float) -> Version:
         return Version("m", number, {"phase": phase, "arm": arm}, metrics={"val/loss": loss})
 

@@ -1,4 +1,4 @@
-"""What an experiment leaves on disk, as DVC reads it: a row for each arm, and a picture."""
+"""An experiment's files, as DVC reads them: a row for each arm, and a picture."""
 
 from __future__ import annotations
 
@@ -50,11 +50,17 @@ def test_below_the_comparison_a_model_stands_beside_itself_adapted_to_each_promp
     assert "val/loss" in comparison and "val/loss" not in adapted
     head, _, row = adapted.splitlines()
     assert [cell.strip() for cell in head.split("|")[3:-1]] == [
-        "post nested_refine, as it is", "adapted by sft", "adapted by refine",
-    ]  # fmt: skip
+        "post nested_refine, as it is",
+        "adapted by sft",
+        "adapted by refine",
+    ]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "eval/qa/512/score", "40", "0.2000 [0.1000, 0.9000]", "0.3000 [0.2000, 0.9000]", "0.4000 [0.3000, 0.9000] *",
-    ]  # fmt: skip
+        "eval/qa/512/score",
+        "40",
+        "0.2000 [0.1000, 0.9000]",
+        "0.3000 [0.2000, 0.9000]",
+        "0.4000 [0.3000, 0.9000] *",
+    ]
 
 
 @pytest.mark.slow
@@ -81,8 +87,9 @@ def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monk
         repo.reproduce()
         shown = repo.metrics.show()[""]["data"]
         assert {name: one["data"]["val/loss"] for name, one in shown.items()} == {
-            "results/metrics/mid-sft.json": 3.6, "results/metrics/mid-refine.json": 3.5,
-        }  # fmt: skip
+            "results/metrics/mid-sft.json": 3.6,
+            "results/metrics/mid-refine.json": 3.5,
+        }
     from dvc.cli import main
 
     assert main(["plots", "show", "-q"]) == 0

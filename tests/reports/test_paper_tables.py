@@ -1,4 +1,7 @@
-"""The paper's tables from an experiment's evaluations: layout, averages, the best, differences that hold."""
+"""The paper's tables from an experiment's evaluations: layout, averages, the best, differences that hold.
+
+Also of their columns (refine/reports/paper_columns.py) and files (refine/reports/paper_files.py).
+"""
 
 from __future__ import annotations
 
@@ -69,8 +72,9 @@ def test_what_adapting_costs_stands_beside_the_scores_of_the_arms_that_adapt(exp
     ]
     (table,) = [table for table in tables([*experiment, *costly]) if "adapting" in table.title]
     assert {row.label: row.cells[0].estimate.value for row in table.rows} == {
-        "test time: SFT": 0.5, "test time: REFINE": 0.75,
-    }  # fmt: skip
+        "test time: SFT": 0.5,
+        "test time: REFINE": 0.75,
+    }
     assert "0.500" in as_markdown([table], "costs")
     assert not [table for table in tables(experiment) if "adapting" in table.title]
 
@@ -87,13 +91,13 @@ def test_the_best_is_marked_and_equals_all_are(experiment):
     assert not any(cell.best for row in tables(same)[0].rows for cell in row.cells)
 
 
-def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_on_the_same(experiment):
+def test_differences_are_paired_with_the_phase_s_sft_arm_if_both_were_scored_on_the_same_inputs(experiment):
     table = tables(experiment)[0]
     refine = cells(table, "mid-training: REFINE")["S 512"]
     assert refine.difference.value == pytest.approx(
         refine.estimate.value - cells(table, "mid-training: SFT")["S 512"].estimate.value
     )
-    assert refine.clear and refine.difference.low > 0
+    assert refine.difference.clear_of_zero and refine.difference.low > 0
     assert cells(table, "mid-training: SFT")["S 512"].difference is None
     assert cells(table, "post-training: nested REFINE")["S 512"].difference is None  # its phase has no SFT arm
     scores = {("niah_single_1", 512): drawn(0.8), ("niah_single_2", 512): drawn(0.8)}
@@ -101,10 +105,14 @@ def test_differences_are_paired_with_the_phase_s_sft_arm_and_only_where_scored_o
     assert cells(tables(other)[0], "mid-training: REFINE")["S 512"].difference is None
 
 
-def test_equal_arms_have_a_difference_of_zero_that_is_not_called_clear():
+def test_equal_arms_have_a_difference_of_zero_that_is_not_marked_clear():
     same = [evaluated("mid", arm, {("factsqa", 64): drawn(0.5)}) for arm in ("sft", "refine")]
     cell = cells(tables(same)[0], "mid-training: REFINE")["FactsQA 64"]
-    assert (cell.difference.value, cell.difference.low, cell.difference.high) == (0.0, 0.0, 0.0) and not cell.clear
+    assert (cell.difference.value, cell.difference.low, cell.difference.high) == (
+        0.0,
+        0.0,
+        0.0,
+    ) and not cell.difference.clear_of_zero
 
 
 def test_longbench_averages_the_paper_s_tasks_alone():
@@ -160,7 +168,7 @@ def test_csv_has_every_value_with_its_interval_and_difference(experiment):
     assert float(row["difference_low"]) < float(row["difference"]) < float(row["difference_high"])
 
 
-def test_the_files_are_whole_and_nothing_else_is_left(experiment, tmp_path):
+def test_the_report_s_files_are_written_and_no_others(experiment, tmp_path):
     files = write_report(tables(experiment), tmp_path / "report", "sample")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(path.name for path in files)
     assert files[2].read_bytes().startswith(b"\x89PNG")
@@ -188,7 +196,7 @@ def test_a_folder_of_evaluations_is_a_report_too_with_arms_of_any_name_and_their
         ("mid", arm, seed) for arm in ("sft", "c=8 n=8") for seed in (1, 2)
     }
     cell = cells(tables(found)[0], "mid-training: c=8 n=8")["S 512"]
-    assert cell.estimate.samples == 40 and cell.clear and cell.difference.value > 0.4
+    assert cell.estimate.samples == 40 and cell.difference.clear_of_zero and cell.difference.value > 0.4
     with pytest.raises(DataError, match=r"no ARM/SEED/evaluation\.json"):
         find_in_folder(tmp_path / "sft")
 
@@ -199,9 +207,9 @@ def by_position(arm: str, losses: list[list[float]]) -> Evaluated:
         PositionScore(first, last, float(np.mean(column)), 0.1, 16 * len(column), None, tuple(column))
         for (first, last), column in zip([(2, 16), (17, 32)], np.array(losses).T.tolist(), strict=True)
     )
-    whole = [float(np.mean(row)) for row in losses]
+    means = [float(np.mean(row)) for row in losses]
     score = NextTokenScore(
-        float(np.mean(whole)), 0.1, 32, len(losses), bins, None, None, tuple(whole), (31,) * len(losses)
+        float(np.mean(means)), 0.1, 32, len(losses), bins, None, None, tuple(means), (31,) * len(losses)
     )
     return Evaluated("mid", arm, 1, Evaluation(arm, {"val": score}, (), (), 1.0, {"scored_on": "x"}))
 
@@ -215,8 +223,8 @@ def test_loss_by_position_is_a_table_with_paired_differences(tmp_path):
     assert "val" in table.title and [column.title for column in table.columns] == ["2–16", "17–32"]
     found = cells(table, "mid-training: REFINE")
     assert found["17–32"].estimate.value == pytest.approx(12.2 / 3) and found["17–32"].best
-    assert found["17–32"].difference.value == pytest.approx(-0.1) and found["17–32"].clear
-    assert not found["2–16"].clear
+    assert found["17–32"].difference.value == pytest.approx(-0.1) and found["17–32"].difference.clear_of_zero
+    assert not found["2–16"].difference.clear_of_zero
 
 
 def test_a_record_from_before_positions_had_sequences_is_still_read(tmp_path):

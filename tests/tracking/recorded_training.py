@@ -1,4 +1,4 @@
-"""A training with MlflowCallback, as a script of one's own has it; imported by name, and run as a process to be killed.
+"""A user's training script with MlflowCallback. Tests import it, and run it as a process that dies.
 
 python recorded_training.py OUTPUT: trains in OUTPUT, and kills itself after step 5 (its checkpoint is of step 4).
 """
@@ -41,13 +41,22 @@ class At(TrainerCallback):
 def train(
     client: Any, output: Path, others: Sequence[TrainerCallback] = (), steps: int = 8, **options: Any
 ) -> tuple[RefineTrainer, str]:
-    """Train `steps` steps, or go on from the last checkpoint; returns the trainer and the id of the MLflow run."""
+    """Train `steps` steps, or resume from the last checkpoint. Returns the trainer and the id of the MLflow run."""
     torch.manual_seed(0)
     args = RefineArguments(
-        output_dir=str(output), max_steps=steps, sequences_per_step=2, per_device_train_batch_size=2, disable_tqdm=True,
-        objective={"positions": 2, "rollout_length": 2, "min_prefix": 4}, learning_rate=1e-2, use_cpu=True,
-        save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=steps,
+        sequences_per_step=2,
+        per_device_train_batch_size=2,
+        disable_tqdm=True,
+        objective={"positions": 2, "rollout_length": 2, "min_prefix": 4},
+        learning_rate=1e-2,
+        use_cpu=True,
+        save_strategy="steps",
+        save_steps=4,
+        eval_strategy="steps",
+        eval_steps=4,
+    )
     with open_run(client, experiment_id(client, "sample"), "script", key=str(output)) as run:
         callbacks = [MlflowCallback(run, **{"every": 0.05, **options}), *others]
         trainer = RefineTrainer(from_config(CONFIG), args, ROWS, ROWS[:2], callbacks=callbacks)

@@ -1,4 +1,4 @@
-"""The rule decides who becomes champion, and says why."""
+"""The rule decides which version becomes champion, and gives its reasons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_clear_gain_is_accepted_and_a_small_one_is_not():
     champion = version(1, 3.5)
     assert judge(rule(), version(2, 3.48), champion).accepted
     refused = judge(rule(), version(2, 3.495), champion)
-    assert not refused.accepted and "a gain of 0.0050, and at least 0.0100" in refused.reasons[0]
+    assert not refused.accepted and "a gain of 0.0050, and at least 0.0100 is required" in refused.reasons[0]
     assert not judge(rule(minimum_gain=0.0), version(2, 3.5), champion).accepted, "an equal is no gain"
 
 
@@ -57,13 +57,13 @@ def test_versions_of_unknown_code_or_data_are_refused(tags, why):
     assert not found.accepted and why in found.reasons[0]
 
 
-def test_the_first_champion_needs_no_rival_and_others_need_the_same_test():
+def test_the_first_champion_needs_no_rival_and_later_ones_need_the_same_inputs():
     assert judge(rule(), version(2, 3.0), None).accepted
     found = judge(rule(), version(2, 3.0), version(1, 3.5, tags={"refine.evaluation": "e2"}))
     assert not found.accepted and "other documents and prompts" in found.reasons[0]
 
 
-def test_a_metric_that_is_not_there_is_named_with_the_nearest():
+def test_a_missing_metric_is_named_with_the_nearest():
     with pytest.raises(ServiceError, match=r"has no metric 'val/los' \(did you mean 'val/loss'"):
         judge(rule(metric="val/los"), version(2, 3.0), None)
     for champion in (None, version(1, 3.5), version(2, 3.0)):
@@ -80,13 +80,20 @@ def test_losses_of_answers_are_losses():
     assert found.reasons == ("val/answer_loss is worse by 1.0000, and at most 0.5000 is allowed",)
 
 
-def test_the_alias_moves_and_why_is_written_on_the_version(client, experiment, model_folder):
+def test_the_alias_moves_and_the_version_records_why(client, experiment, model_folder):
     for number, loss in ((1, 3.5), (2, 3.4), (3, 3.6)):
         run = client.create_run(experiment).info
         register(
-            client, "refine-sample", model_folder, key=str(number), run_id=run.run_id, experiment_id=experiment,
-            metrics={"val/loss": loss, "second_domain/loss": 4.0}, settings={}, tags=KNOWN,
-        )  # fmt: skip
+            client,
+            "refine-sample",
+            model_folder,
+            key=str(number),
+            run_id=run.run_id,
+            experiment_id=experiment,
+            metrics={"val/loss": loss, "second_domain/loss": 4.0},
+            settings={},
+            tags=KNOWN,
+        )
     assert promote(client, rule(), "1").accepted
     assert promote(client, rule(), "2", dry_run=True).accepted
     assert [one.is_champion for one in versions(client, "refine-sample")] == [True, False, False]

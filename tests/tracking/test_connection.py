@@ -1,4 +1,4 @@
-"""An MLflow that cannot be used is one clear line, in seconds, before any work."""
+"""An MLflow that cannot be used is an error of one clear line, within seconds, before any work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from refine.errors import ServiceError
 from refine.system.local_services import configuration_file, state_file
 from refine.system.quiet import MLFLOW_BARS, no_download_bars
-from refine.tracking.connection import artifact_root, connect, experiment_id, tracking_uri, without_password
+from refine.tracking.connection import (
+    artifact_root,
+    connect,
+    experiment_id,
+    made_without_syncing,
+    sqlite_file,
+    tracking_uri,
+    without_password,
+)
 
 
 @pytest.fixture
@@ -28,7 +37,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def answering():
-    """Start servers on loopback that answer every request with a status; gives their address."""
+    """A function that starts a server on loopback, which answers every request with one status; returns its address."""
     servers = []
 
     def start(status: int) -> str:
@@ -60,7 +69,8 @@ def test_records_go_to_sqlite_under_home_unless_a_server_is_named(home, client, 
 
 
 def test_records_go_to_the_server_that_refine_up_keeps_running(home, free_port, monkeypatch):
-    """Also while that server is away: nothing goes to a file beside it. What was noted before a power cut is void."""
+    """Also while that server does not answer: nothing goes to a local file. Once the supervisor has died, the server
+    does not count."""
     url = f"http://127.0.0.1:{free_port}"
     state_file().parent.mkdir()
     state_file().write_text(json.dumps({"mlflow": url}))
@@ -77,18 +87,18 @@ def test_records_go_to_the_server_that_refine_up_keeps_running(home, free_port, 
     assert tracking_uri() == f"sqlite:///{home}/mlflow.db" and artifact_root() is not None
 
 
-def test_a_server_that_does_not_answer_is_one_line_in_seconds(monkeypatch, free_port):
+def test_a_server_that_does_not_answer_is_an_error_of_one_line_within_seconds(monkeypatch, free_port):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@127.0.0.1:{free_port}")
     started = time.monotonic()
     with pytest.raises(ServiceError) as error:
         connect()
     assert time.monotonic() - started < 6
-    text = str(error.value)
-    assert f"http://127.0.0.1:{free_port} does not answer" in text and "MLFLOW_TRACKING_URI" in text
-    assert "secret" not in text and "\n" not in text
+    message = str(error.value)
+    assert f"http://127.0.0.1:{free_port} does not answer" in message and "MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message and "\n" not in message
 
 
-def test_a_server_that_accepts_and_says_nothing_is_given_up_on():
+def test_a_server_that_accepts_and_never_answers_is_an_error_within_seconds():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -98,7 +108,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up_on():
         assert time.monotonic() - started < 8
 
 
-def test_a_server_that_refuses_names_the_credentials_it_wants(answering):
+def test_an_error_of_a_refusal_names_the_credentials(answering):
     with pytest.raises(ServiceError, match=r"refuses access .* MLFLOW_TRACKING_USERNAME"):
         connect(answering(401))
     with pytest.raises(ServiceError, match=r"fails \(503\)"):
@@ -122,7 +132,7 @@ def test_a_home_without_permission_is_named(tmp_path, monkeypatch):
         connect()
 
 
-def test_a_database_that_is_none_is_one_line(tmp_path):
+def test_a_file_that_is_no_database_is_an_error_of_one_line(tmp_path):
     (tmp_path / "mlflow.db").write_text("these are my notes, not a database, " * 100)
     with pytest.raises(ServiceError, match=r"cannot be used") as error:
         connect(f"sqlite:///{tmp_path}/mlflow.db")
@@ -142,7 +152,7 @@ def test_passwords_are_never_printed():
     assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
 
 
-def test_downloads_of_ours_show_no_bars_and_the_user_s_own_do(client, experiment, tmp_path, capfd, monkeypatch):
+def test_our_downloads_show_no_progress_bars_and_the_user_s_do(client, experiment, tmp_path, capfd, monkeypatch):
     run = client.create_run(experiment).info.run_id
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "table.md").write_text("scores")
@@ -156,3 +166,30 @@ def test_downloads_of_ours_show_no_bars_and_the_user_s_own_do(client, experiment
     with no_download_bars():
         client.download_artifacts(run, "scores", str(tmp_path))
     assert "Downloading artifacts" in capfd.readouterr().err
+
+
+OFF, FULL = 0, 2  # of SQLite's synchronous
+
+
+def synchronous(engine) -> int:
+    with engine.connect() as connection:
+        return connection.execute(text("PRAGMA synchronous")).scalar()
+
+
+def test_only_a_new_database_is_made_without_waiting_for_the_disk(tmp_path):
+    uri = f"sqlite:///{tmp_path}/of%20runs.db"
+    assert sqlite_file(uri) == tmp_path / "of runs.db"
+    with made_without_syncing(f"sqlite:///{sqlite_file(uri)}"):
+        engine = create_engine(f"sqlite:///{sqlite_file(uri)}")
+        assert synchronous(engine) == OFF
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE runs (id INTEGER)"))
+    assert synchronous(engine) == FULL, "the connection that made the file stays in use"
+    assert synchronous(create_engine(engine.url)) == FULL, "later connections wait for the disk"
+    with made_without_syncing(uri):
+        assert synchronous(create_engine(engine.url)) == FULL, "the file exists"
+
+
+def test_other_databases_are_left_alone():
+    with made_without_syncing("postgresql+pg8000://me@db/mlflow"):
+        assert synchronous(create_engine("sqlite://")) == FULL

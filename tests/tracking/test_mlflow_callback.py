@@ -1,4 +1,4 @@
-"""A training script of one's own, recorded: no point twice or lost, whatever dies or goes away; no step waits."""
+"""A user's training script with MlflowCallback loses no point and logs none twice, and no step waits for MLflow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def script(monkeypatch):
 
 
 def recorded(client, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Every point of every series of a run."""
+    """Every point of every metric of a run."""
     names = client.get_run(run_id).data.metrics
     return {name: sorted((p.step, p.value) for p in client.get_metric_history(run_id, name)) for name in names}
 
@@ -50,7 +50,7 @@ def logged(trainer) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def away(*_, **__):
+def fail(*_, **__):
     raise ConnectionError("connection refused")
 
 
@@ -72,7 +72,7 @@ def test_rows_wait_for_each_other_and_go_in_one_request(client, script, tmp_path
     assert requests == [sum(len(points) for points in logged(trainer).values())]
 
 
-def test_what_is_not_finite_breaks_nothing(client, experiment, script, tmp_path):
+def test_values_that_are_not_finite_break_nothing(client, experiment, script, tmp_path):
     state, args = TrainerState(is_world_process_zero=True), SimpleNamespace(output_dir=str(tmp_path))
     with script.open_run(client, experiment, "odd") as run:
         callback = script.MlflowCallback(run, every=0.02)
@@ -105,7 +105,7 @@ def test_each_kept_checkpoint_is_a_logged_model_with_its_step_and_weights_only(c
         assert script.RefineTrainer(str(folder), script.RefineArguments(use_cpu=True)).model.config.vocab_size == 32
 
 
-def test_a_killed_script_leaves_nothing_running_and_goes_on_in_its_run_without_a_step_twice(
+def test_a_killed_script_leaves_no_run_running_and_resumes_its_run_without_a_step_twice(
     client, experiment, script, tmp_path
 ):
     command = [sys.executable, str(HERE / "recorded_training.py"), str(tmp_path / "out")]
@@ -116,12 +116,12 @@ def test_a_killed_script_leaves_nothing_running_and_goes_on_in_its_run_without_a
     trainer, run_id = script.train(client, tmp_path / "out")
     assert run_id == dead.info.run_id and client.get_run(run_id).info.status == "FINISHED"
     found, wanted = recorded(client, run_id), logged(trainer)
-    for timed in ("train/seconds", "train/tokens_per_second"):  # step 5 was trained twice, and told of once
+    for timed in ("train/seconds", "train/tokens_per_second"):  # step 5 was trained twice, and logged once
         assert [step for step, _ in found.pop(timed)] == [step for step, _ in wanted.pop(timed)]
     assert found == wanted
 
 
-def test_a_failing_training_leaves_its_last_rows_and_why_it_failed(client, experiment, script, tmp_path):
+def test_a_failing_training_leaves_its_last_rows_and_its_error(client, experiment, script, tmp_path):
     def fail():
         raise RuntimeError("the loss is not finite")
 
@@ -132,12 +132,12 @@ def test_a_failing_training_leaves_its_last_rows_and_why_it_failed(client, exper
     assert [step for step, _ in recorded(client, run.info.run_id)["train/loss"]] == [1, 2, 3]
 
 
-def test_an_mlflow_that_stays_away_costs_a_line_and_gets_everything_when_it_is_back(
+def test_an_mlflow_that_does_not_answer_costs_a_warning_and_gets_every_point_later(
     client, script, tmp_path, monkeypatch, caplog
 ):
     def leave():
-        monkeypatch.setattr(client, "log_batch", away)
-        monkeypatch.setattr(client, "set_terminated", away)
+        monkeypatch.setattr(client, "log_batch", fail)
+        monkeypatch.setattr(client, "set_terminated", fail)
 
     with caplog.at_level(logging.WARNING):
         trainer, run_id = script.train(client, tmp_path / "out", [script.At(3, leave)], patience=0.2)
@@ -153,14 +153,28 @@ def test_an_mlflow_that_stays_away_costs_a_line_and_gets_everything_when_it_is_b
 
 @pytest.fixture
 def server(home, monkeypatch):
-    """A real MLflow server on the home's database, to be stopped and started: (start, stop)."""
+    """A real MLflow server on the home's database, which has been started: (start, stop)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri, running = f"http://127.0.0.1:{port}", []
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts",
-               "--artifacts-destination", str(home / "served")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(home / "served"),
+    ]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def start() -> None:
@@ -192,9 +206,7 @@ def server(home, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_for_a_while_and_one_that_is_away_at_the_end_lose_no_point(
-    server, script, tmp_path, caplog
-):
+def test_a_server_that_stops_for_a_while_or_at_the_end_loses_no_point(server, script, tmp_path, caplog):
     start, stop = server
     client = connect()
     steps: list[int] = []
@@ -203,11 +215,11 @@ def test_a_server_that_is_away_for_a_while_and_one_that_is_away_at_the_end_lose_
         def on_step_end(self, args, state, control, **kwargs):
             steps.append(state.global_step)
 
-    def away_for_a_while():
+    def stop_for_a_while():
         stop()
         time.sleep(1.0)  # some turns fail meanwhile
 
-    disturbances = [script.At(3, away_for_a_while), script.At(7, start), Note()]
+    disturbances = [script.At(3, stop_for_a_while), script.At(7, start), Note()]
     trainer, run_id = script.train(client, tmp_path / "out", disturbances)
     assert steps == list(range(1, 9)) and recorded(client, run_id) == logged(trainer)
     assert client.get_run(run_id).info.status == "FINISHED" and len(client.get_run(run_id).outputs.model_outputs) == 2

@@ -1,4 +1,4 @@
-"""Models on S3: whole or not there, past a store that goes away for a while."""
+"""Models on S3: complete or absent, also when the store does not answer for a while."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from refine.tracking.registry import download, fetch, register, versions
 
 
 class Store:
-    """An S3 server on loopback with the bucket `models`, which can go away and come back as it was."""
+    """An S3 server on loopback with the bucket `models`, which can be stopped and started with its contents."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.come_back()
+        self.start()
 
-    def go_away(self) -> None:
+    def stop(self) -> None:
         self.server.stop()
 
-    def come_back(self) -> None:
+    def start(self) -> None:
         from moto.server import ThreadedMotoServer
 
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
@@ -38,13 +38,16 @@ def s3(monkeypatch) -> Iterator[Store]:
 
     made = Store()
     for name, value in {
-        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{made.port}", "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-    }.items():  # fmt: skip
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{made.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{made.port}").create_bucket(Bucket="models")
     yield made
-    made.go_away()
+    made.stop()
 
 
 @pytest.fixture
@@ -55,9 +58,16 @@ def add(client, s3, model_folder):
     def add():
         run = client.create_run(experiment).info.run_id
         return register(
-            client, "m", model_folder, key=run, run_id=run, experiment_id=experiment, metrics={"val/loss": 3.5},
-            settings={}, tags={"arm": "sft"},
-        )  # fmt: skip
+            client,
+            "m",
+            model_folder,
+            key=run,
+            run_id=run,
+            experiment_id=experiment,
+            metrics={"val/loss": 3.5},
+            settings={},
+            tags={"arm": "sft"},
+        )
 
     return add
 
@@ -68,13 +78,13 @@ def later(action, seconds: float) -> threading.Timer:
     return timer
 
 
-def test_a_store_that_is_away_for_a_while_is_waited_for(client, s3, add, model_folder, tmp_path):
-    s3.go_away()
-    back = later(s3.come_back, 1.5)
+def test_a_store_that_does_not_answer_for_a_while_is_waited_for(client, s3, add, model_folder, tmp_path):
+    s3.stop()
+    back = later(s3.start, 1.5)
     version = add()
     back.join()
-    s3.go_away()
-    back = later(s3.come_back, 1.5)
+    s3.stop()
+    back = later(s3.start, 1.5)
     fetched = fetch(client, version, tmp_path / "fetched")
     back.join()
     assert {file.name: file.read_bytes() for file in fetched.iterdir()} == {
@@ -82,29 +92,29 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(client, s3, add, model_f
     }
 
 
-def test_a_store_that_stays_away_is_one_line_and_nothing_is_registered(client, s3, add, monkeypatch):
+def test_a_store_that_never_answers_is_an_error_of_one_line_and_nothing_is_registered(client, s3, add, monkeypatch):
     monkeypatch.setattr(retries, "PATIENCE", 1.0)
-    s3.go_away()
+    s3.stop()
     with pytest.raises(ServiceError, match=r"storing the model in .*: failed, tried for 1 s .*run again") as error:
         add()
-    s3.come_back()
+    s3.start()
     assert "\n" not in str(error.value) and versions(client, "m") == []
     experiment = client.get_experiment_by_name("on-s3").experiment_id
     assert [one.status.value for one in client.search_logged_models([experiment])] == ["FAILED"]
     assert add().number == 1
 
 
-def test_what_comes_half_is_not_taken_for_a_model(client, s3, add, tmp_path, monkeypatch):
+def test_an_incomplete_download_leaves_no_folder(client, s3, add, tmp_path, monkeypatch):
     version = add()
     monkeypatch.setattr(retries, "PATIENCE", 1.0)
-    s3.go_away()
+    s3.stop()
     with pytest.raises(ServiceError, match=r"fetching models:/m/1: failed, tried for 1 s"):
         fetch(client, version, tmp_path / "fetched")
-    s3.come_back()
+    s3.start()
     assert not (tmp_path / "fetched").exists() and not list(tmp_path.glob(".fetched*"))
 
 
-def test_what_does_not_pass_is_told_at_once(client, s3, model_folder):
+def test_an_error_that_no_retry_mends_is_raised_at_once(client, s3, model_folder):
     experiment = client.create_experiment("nowhere", artifact_location="s3://no-such-bucket/mlflow")
     run = client.create_run(experiment).info.run_id
     started = time.monotonic()
@@ -113,11 +123,11 @@ def test_what_does_not_pass_is_told_at_once(client, s3, model_folder):
     assert time.monotonic() - started < retries.PATIENCE / 2
 
 
-def test_a_model_that_only_a_server_gives_is_told_at_once(client, model_folder, tmp_path):
+def test_a_model_that_only_a_server_can_read_is_an_error_at_once(client, model_folder, tmp_path):
     experiment = client.create_experiment("served", artifact_location="mlflow-artifacts:/1")
     made = client.create_logged_model(experiment, name="m")
     version = client.create_registered_model("m") and client.create_model_version("m", f"models:/{made.model_id}")
     started = time.monotonic()
-    with pytest.raises(ServiceError, match=r"fetching models:/m/1: an MLflow server keeps it.*refine up"):
+    with pytest.raises(ServiceError, match=r"fetching models:/m/1: an MLflow server keeps the model.*refine up"):
         download(client, f"models:/m/{version.version}", tmp_path)
     assert time.monotonic() - started < retries.PATIENCE / 2

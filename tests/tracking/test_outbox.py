@@ -1,4 +1,4 @@
-"""What MLflow did not take is kept until it does, and is no other MLflow's."""
+"""Records that MLflow did not take are kept until it does, and no other MLflow gets them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def steps(client, run_id: str) -> list[int]:
     return sorted(point.step for point in client.get_metric_history(run_id, "train/loss"))
 
 
-def test_the_next_connection_gets_what_is_missing_and_the_end_as_it_was(client, run):
+def test_the_next_connection_gets_the_missing_rows_and_the_final_status(client, run):
     file = outbox.keep(run.run_id, ROWS)
     outbox.keep(run.run_id, status="FAILED")
     connect()
@@ -39,7 +39,7 @@ def test_the_next_connection_gets_what_is_missing_and_the_end_as_it_was(client, 
     assert outbox.deliver(client) == [], "it was delivered twice"
 
 
-def test_a_run_that_goes_on_is_not_ended_by_what_was_kept_before(client, run):
+def test_an_old_final_status_does_not_end_a_resumed_run(client, run):
     file = outbox.keep(run.run_id, status="FAILED")
     line = json.loads(file.read_text())
     file.write_text(json.dumps(line | {"ended": line["ended"] - 5000}) + "\n")
@@ -57,15 +57,15 @@ def test_another_mlflow_s_run_stays_kept(client, run, tmp_path, blank_database):
     assert not file.exists() and steps(client, run.run_id) == [1, 2, 3, 4]
 
 
-def test_a_refusal_is_a_line_and_nothing_is_lost(client, run, monkeypatch, caplog):
+def test_a_failed_delivery_is_a_warning_of_one_line_and_loses_nothing(client, run, monkeypatch, caplog):
     file = outbox.keep(run.run_id, ROWS)
 
-    def away(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
-    monkeypatch.setattr(client, "log_batch", away)
+    monkeypatch.setattr(client, "log_batch", fail)
     assert outbox.deliver(client) == [] and file.exists()
-    assert "was not delivered: connection refused" in caplog.text
+    assert "were not delivered: connection refused" in caplog.text
 
 
 HOLD = """
@@ -79,7 +79,7 @@ with hold(lock_of(Path(sys.argv[1])), "the other"):
 """
 
 
-def test_two_processes_do_not_deliver_the_same(client, run):
+def test_two_processes_never_deliver_the_same_records(client, run):
     file = outbox.keep(run.run_id, ROWS)
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(file)], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"held\n"

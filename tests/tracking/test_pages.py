@@ -1,4 +1,4 @@
-"""Links into MLflow's pages: whole where a server shows them, none where no server does, no password in them."""
+"""Links to MLflow's pages: only if a server shows them, and without a password."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine.tracking.registry import Version
 
 
 class Runs:
-    """Answers as a client does: run `a` and `b` of experiment 1, `c` of 2, and none else."""
+    """A client that has the runs `a` and `b` of experiment 1, and `c` of 2."""
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         if run_id not in ("a", "b", "c"):
@@ -23,22 +23,25 @@ class Runs:
 VERSIONS = [Version("m", number, {}, run_id=run) for number, run in enumerate(["a", "b", "gone"])]
 
 
-def test_versions_whose_runs_are_there_are_laid_side_by_side(monkeypatch):
+def test_the_comparison_page_has_the_runs_that_exist(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000/")
     page = pages.comparison_page(Runs(), VERSIONS)
     place, _, query = page.partition("?")
     assert place == "http://mlflow:5000/#/metric"
     assert parse_qs(query) == {
-        "runs": ['["a","b"]'], "experiments": ['["1"]'], "metric": ['"val/loss"'],
-        "plot_metric_keys": ['["val/loss"]'], "x_axis": ["step"],
-    }  # fmt: skip
+        "runs": ['["a","b"]'],
+        "experiments": ['["1"]'],
+        "metric": ['"val/loss"'],
+        "plot_metric_keys": ['["val/loss"]'],
+        "x_axis": ["step"],
+    }
     two = pages.comparison_page(Runs(), [VERSIONS[0], Version("m", 9, {}, run_id="c")])
     assert parse_qs(two.partition("?")[2])["experiments"] == ['["1","2"]']
     assert pages.run_page("1", "a") == "http://mlflow:5000/#/experiments/1/runs/a"
     assert "secret" not in unquote(page)
 
 
-def test_no_page_where_one_run_is_left_or_no_server_shows_it(monkeypatch):
+def test_there_is_no_page_of_one_run_or_without_a_server(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert pages.comparison_page(Runs(), VERSIONS[1:]) == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")

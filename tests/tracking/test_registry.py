@@ -52,9 +52,17 @@ def test_a_version_carries_model_metrics_settings_and_tags(client, make, model_f
 def test_tags_of_scores_are_short_enough_for_mlflows_page(client, experiment, model_folder):
     run = client.create_run(experiment).info.run_id
     version = register(
-        client, "m", model_folder, key="1", run_id=run, experiment_id=experiment, settings={}, tags={"arm": "sft"},
-        metrics={"eval/niah_single_1/1024/score": 0.5}, headline=("eval/niah_single_1/1024/score",),
-    )  # fmt: skip
+        client,
+        "m",
+        model_folder,
+        key="1",
+        run_id=run,
+        experiment_id=experiment,
+        settings={},
+        tags={"arm": "sft"},
+        metrics={"eval/niah_single_1/1024/score": 0.5},
+        headline=("eval/niah_single_1/1024/score",),
+    )
     assert version.tags["niah_single_1/1024"] == "0.5000" and version.metrics == {"eval/niah_single_1/1024/score": 0.5}
 
 
@@ -81,8 +89,8 @@ def test_a_champion_of_other_data_is_no_rival(client, make):
 
 
 def test_a_score_that_is_no_number_never_wins(client, make):
-    broken, whole = make("sft", float("nan")), make("refine", 3.5)
-    assert choose_champion(client, "refine-sample", [broken, whole], "val/loss", "maximise").number == whole.number
+    broken, sound = make("sft", float("nan")), make("refine", 3.5)
+    assert choose_champion(client, "refine-sample", [broken, sound], "val/loss", "maximise").number == sound.number
 
 
 def test_a_metric_that_no_version_has_names_the_nearest(client, make):
@@ -109,7 +117,7 @@ def test_later_scores_join_those_a_version_has(client, make):
     assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
 
 
-def test_a_quick_look_leaves_scores_over_more_samples_as_they_are(client, make):
+def test_scores_from_fewer_samples_are_ignored(client, make):
     full = {"eval/qa/512/score": 0.2, "eval/qa/512/samples": 40.0}
     version = add_metrics(client, make("sft", 3.6), full)
     quick = {
@@ -124,13 +132,21 @@ def test_a_quick_look_leaves_scores_over_more_samples_as_they_are(client, make):
     assert add_metrics(client, version, again).metrics["eval/qa/512/score"] == 0.3
 
 
-def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_folder):
+def test_later_scores_are_not_in_the_training_s_curve(client, experiment, model_folder):
     trained, scored = (client.create_run(experiment).info.run_id for _ in range(2))
     client.log_metric(trained, "val/loss", 3.9, step=20)
     version = register(
-        client, "refine-sample", model_folder, key="k", run_id=trained, scored_by=scored, experiment_id=experiment,
-        metrics={"val/loss": 3.6}, settings={}, tags={EVALUATION_RUN: scored},
-    )  # fmt: skip
+        client,
+        "refine-sample",
+        model_folder,
+        key="k",
+        run_id=trained,
+        scored_by=scored,
+        experiment_id=experiment,
+        metrics={"val/loss": 3.6},
+        settings={},
+        tags={EVALUATION_RUN: scored},
+    )
     add_metrics(client, version, {"val/loss": 3.5})
     assert [point.value for point in client.get_metric_history(trained, "val/loss")] == [3.9]
     assert [point.value for point in client.get_metric_history(scored, "val/loss")] == [3.6, 3.5]
@@ -139,7 +155,14 @@ def test_later_scores_leave_the_trainings_curve_alone(client, experiment, model_
 def test_a_folder_that_is_no_model_is_refused(client, experiment, tmp_path):
     with pytest.raises(ServiceError, match=r"no model folder"):
         register(
-            client, "refine-sample", tmp_path, key="k", run_id="", experiment_id=experiment,
-            metrics={}, settings={}, tags={},
-        )  # fmt: skip
+            client,
+            "refine-sample",
+            tmp_path,
+            key="k",
+            run_id="",
+            experiment_id=experiment,
+            metrics={},
+            settings={},
+            tags={},
+        )
     assert versions(client, "refine-sample") == []

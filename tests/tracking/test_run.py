@@ -1,4 +1,4 @@
-"""A run is taken up again by its key, and never stays RUNNING without an owner."""
+"""A run is resumed by its key, and never stays RUNNING without an owner."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_silent_run_of_another_machine_is_ended_and_a_living_one_is_not(client
     assert status(client, living) == status(client, foreign) == "RUNNING"
 
 
-def test_a_process_id_that_was_given_out_again_does_not_keep_a_run_alive(client, experiment):
+def test_a_process_id_that_was_reused_does_not_keep_a_run_alive(client, experiment):
     stale = json.dumps({**owner(), "started": 1.0})
     run_id = client.create_run(experiment, tags={OWNER: stale, ALIVE: str(int(time.time()))}).info.run_id
     assert end_dead_runs(client, [experiment]) == [run_id]
@@ -105,50 +105,50 @@ def test_a_clock_that_is_set_kills_no_run_and_a_reboot_does(client, experiment, 
     with open_run(client, experiment, "long") as run:
         create_time, boot_time = psutil.Process.create_time, psutil.boot_time
         monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 5.0)
-        monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + 5.0)  # both are told by the clock
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + 5.0)  # both follow the clock
         assert end_dead_runs(client) == [] and status(client, run.run_id) == "RUNNING"
         monkeypatch.setattr("refine.system.liveness._boot", lambda: "another")
         assert end_dead_runs(client) == [run.run_id]
 
 
-def test_a_run_that_is_taken_up_again_is_at_no_moment_taken_for_dead(client, experiment, monkeypatch):
+def test_a_run_that_is_resumed_counts_as_dead_at_no_moment(client, experiment, monkeypatch):
     stale = {OWNER: json.dumps({**owner(), "started": 1.0}), ALIVE: "0", "refine.key": "k1"}
     run_id = client.create_run(experiment, tags=stale).info.run_id
     assert end_dead_runs(client) == [run_id]
     ended: list[str] = []
 
-    def looked_at(request):
-        def then_look(*given, **named):
+    def then_end_dead_runs(request):
+        def both(*given, **named):
             request(*given, **named)
             ended.extend(end_dead_runs(client))
 
-        return then_look
+        return both
 
-    for name in ("update_run", "log_batch"):  # the requests that take it up
-        monkeypatch.setattr(client, name, looked_at(getattr(client, name)))
+    for name in ("update_run", "log_batch"):  # the requests that resume it
+        monkeypatch.setattr(client, name, then_end_dead_runs(getattr(client, name)))
     with open_run(client, experiment, "mid refine", key="k1") as again:
         assert again.run_id == run_id and ended == [] and status(client, run_id) == "RUNNING"
 
 
-def test_an_mlflow_that_is_away_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
-    def away(*_, **__):
+def test_an_mlflow_that_does_not_answer_at_the_end_hides_no_error_of_the_work(client, experiment, monkeypatch, caplog):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
     with pytest.raises(ValueError, match="not finite"), open_run(client, experiment, "bad") as run:
-        monkeypatch.setattr(client, "log_batch", away)
+        monkeypatch.setattr(client, "log_batch", fail)
         raise ValueError("the loss is not finite")
-    assert f"run {run.run_id} is FAILED is kept in" in caplog.text and "connection refused" in caplog.text
+    assert f"the status FAILED of run {run.run_id} is kept in" in caplog.text and "connection refused" in caplog.text
 
 
-def test_a_run_that_was_taken_for_dead_while_mlflow_was_away_lives_on(client, experiment, monkeypatch):
+def test_a_living_run_that_was_ended_while_mlflow_did_not_answer_is_running_again(client, experiment, monkeypatch):
     monkeypatch.setattr("refine.tracking.run.BEAT", 0.05)
     real = client.set_tag
 
-    def away(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("connection refused")
 
     with open_run(client, experiment, "long") as run:
-        monkeypatch.setattr(client, "set_tag", away)
+        monkeypatch.setattr(client, "set_tag", fail)
         time.sleep(0.3)
         client.set_terminated(run.run_id, "KILLED")
         client.log_batch(run.run_id, tags=[])

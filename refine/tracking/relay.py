@@ -1,0 +1,96 @@
+"""The metrics.jsonl of a training process, sent to an MLflow run while the file grows.
+
+A training process writes its rows to metrics.jsonl and never waits for MLflow. The process that started it relays the
+file: a killed training loses no row, and a server that does not answer delays no step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from refine.errors import ServiceError
+from refine.tracking.sending_thread import AFTER_FAILURE, Rows, SendingThread
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class MetricsReader:
+    """Reads the rows of a metrics.jsonl that grows. A resumed training replaces the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[bytes] | None = None  # stays open, so that no other file gets its inode
+        self.unfinished = b""  # the start of a line whose end is not written yet
+
+    def new_rows(self) -> Rows:
+        """(step, metrics) of the complete lines since the last call; of all lines after the file was replaced."""
+        try:
+            if self.file is None or not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
+                self.close()
+                self.file = self.path.open("rb")
+        except FileNotFoundError:
+            return []
+        *complete, self.unfinished = (self.unfinished + self.file.read()).split(b"\n")
+        return [row for line in complete if (row := _row(line)) is not None]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+        self.file, self.unfinished = None, b""
+
+
+def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
+    try:
+        values = json.loads(line)
+        return int(values["step"]), {name: value for name, value in values.items() if name not in ("step", "epoch")}
+    except (ValueError, KeyError, TypeError):  # a process died while it wrote the line
+        return None
+
+
+class Relay:
+    """Sends a metrics.jsonl to an MLflow run while the file grows (use as a context manager).
+
+    seen: called with the new rows as soon as they are read. At the end of the block the rest is sent, for up to
+    `patience` seconds. Raises ServiceError there if MLflow does not take it, unless the block fails with its own error.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        client: MlflowClient,
+        run_id: str,
+        *,
+        every: float = 2.0,
+        patience: float = 60.0,
+        seen: Callable[[Rows], None] | None = None,
+    ) -> None:
+        self.reader, self.patience, self.seen = MetricsReader(path), patience, seen
+        self.thread = SendingThread(client, run_id, self._new_rows, every)
+
+    def __enter__(self) -> Relay:
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        patience = self.patience if kind is None else min(self.patience, AFTER_FAILURE)
+        try:
+            trouble = self.thread.drain(patience)
+        finally:
+            self.reader.close()
+        if trouble is not None and kind is None:
+            raise ServiceError(
+                f"MLflow did not take the metrics of {self.reader.path} in {patience:.0f} s ({trouble}); they are in "
+                "that file: run again once it answers"
+            )
+
+    def _new_rows(self) -> Rows:
+        new = self.reader.new_rows()
+        if new and self.seen is not None:
+            self.seen(new)
+        return new
