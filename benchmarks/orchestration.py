@@ -84,7 +84,7 @@ def watch() -> Callable[[list[str]], None]:
     import matplotlib.pyplot  # noqa: F401  (the flow imports it late; it counts as an import here)
     import mlflow  # noqa: F401
 
-    from flows import artifacts, experiment, pipeline, tasks
+    from flows import artifacts, pipeline, preflight, tasks
     from refine.phases import stages
     from refine.reports import experiment_files
     from refine.services import prefect_api
@@ -98,10 +98,10 @@ def watch() -> Callable[[list[str]], None]:
         (prefect_api, "_stop", "Prefect's server stops"),
         (prefect_api, "_send_logs", "Prefect's last logs"),
         (pipeline, "connect", "MLflow's database opens"),
-        (experiment, "check", "checks before anything starts"),
+        (preflight, "check", "checks before anything starts"),
         (tasks, "log_checkpoints", "checkpoints to MLflow"),
         (registry, "register", "versions to the registry"),
-        (registry, "choose_champion", "champion"),
+        (tasks, "choose_champion", "champion"),
         (experiment_files, "write", "comparison: table and picture"),
         (artifacts, "publish", "artifacts to Prefect"),
         (tasks, "trained", "records of finished stages"),

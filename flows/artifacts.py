@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.experiment import Experiment
-from flows.log import say
+from flows.progress import say
 from refine.reports.comparison import Comparison
 from refine.tracking.connection import tracking_uri, without_password
 from refine.tracking.pages import comparison_page, run_page

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine import paths
-from refine.identity import Identity, identify
+from refine.identity import Identity, flat, identify
 from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
 from refine.settings import Settings
-from refine.tracking.run import flat
 from refine.tracking.tags import FLOW_RUN_ID, FLOW_RUN_NAME, PREFECT_URL
 
 if TYPE_CHECKING:

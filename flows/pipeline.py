@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from flows.log import say
+from flows.progress import say
 from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
@@ -27,6 +27,7 @@ from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
+from refine.tracking.tags import CHAMPION
 
 
 def _run_name() -> str:
@@ -70,7 +71,7 @@ def refine_experiment(
         artifacts.link(this)
         models = _trained(this)
         scores, versions, best = _compared(this, models)
-        run.tag({"champion": f"{best.name} version {best.label}"} | _reused(models))
+        run.tag({CHAMPION: f"{best.name} version {best.label}"} | _reused(models))
         return _finish(this, run.run_id, scores, versions, best)
 
 

@@ -1,4 +1,4 @@
-"""A training's progress on its page in Prefect: step, loss, reward, tokens/s and remaining time."""
+"""What a run shows: messages on the console and in Prefect's log, and a training's progress on its page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from typing import Any
 from uuid import UUID
 
 EVERY = 5.0  # seconds between updates
+
+
+def say(line: str) -> None:
+    """Print one line and log it on the run's page."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    print(line, flush=True)
+    try:
+        get_run_logger().info(line)
+    except MissingContextError:  # outside a run, as in tests
+        return
+
+
+def relay(line: str) -> None:
+    """Pass on a line of a training process, except its hints for users of the command line."""
+    if not line.startswith(("wrote ", "next: ")):
+        say(line)
 
 
 class ProgressArtifact:

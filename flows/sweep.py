@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.log import say
+from flows.progress import say
 from refine.errors import ServiceError, SettingError
 from refine.settings import Settings, load
 

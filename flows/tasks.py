@@ -16,8 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.experiment import Experiment
-from flows.log import relay, say
-from flows.progress import ProgressArtifact
+from flows.progress import ProgressArtifact, relay, say
 from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.evaluation.record import EVALUATION_FILE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from refine import paths
@@ -20,3 +22,10 @@ def test_home_is_refine_home_if_it_is_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFINE_HOME", "elsewhere")
     assert paths.home() == (tmp_path / "elsewhere").resolve()
+
+
+def test_a_shipped_model_has_a_name_and_a_folder_of_that_name_wins(tmp_path, monkeypatch):
+    assert paths.model("sample/delta_net") == paths.SHIPPED / "delta_net"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample" / "delta_net").mkdir(parents=True)
+    assert paths.model("sample/delta_net") == Path("sample/delta_net")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import SettingError, TrainingError
+from refine.identity import flat
 from refine.system.files import why_not_writable, write_json
 from refine.system.locks import Locked, hold
 from refine.training import checkpoints
@@ -71,20 +72,13 @@ def write_identity(output: Path, identity: dict[str, Any]) -> None:
 
 def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first three settings or inputs that differ, with both values."""
-    before, now = _flat(known), _flat(wanted)
+    before, now = flat(known), flat(wanted)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     shown = [
         f"other {name}" if "hash" in name else f"{name} {before.get(name)!r} (now {now.get(name)!r})"
         for name in names[:3]
     ]
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from refine.evaluation.intervals import Estimate, mean_over_strata
 from refine.evaluation.record import Evaluated
 from refine.reports.cells import Cell, Row, mark_best
 from refine.reports.paper_columns import Column, Stratum, columns_of_tables
+from refine.settings.training import ARMS
 
 PHASES = ("start", "mid", "post", "test_time")
-ARMS = ("none", "sft", "nested_sft", "refine", "nested_refine")
 BASELINE = "sft"
 PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training", "test_time": "test time"}
 ARM_NAMES = {
@@ -67,7 +67,8 @@ def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
 def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:
     """The evaluations of each phase's arm in the paper's order, by seed. Of several with one seed the last counts."""
     order = sorted(
-        {(one.phase, one.arm) for one in evaluated}, key=lambda key: (_place(key[0], PHASES), _place(key[1], ARMS))
+        {(one.phase, one.arm) for one in evaluated},
+        key=lambda key: (_place(key[0], PHASES), _place(key[1], ARMS.get(key[0], ()))),
     )
     found = {}
     for phase, arm in order:

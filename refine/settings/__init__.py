@@ -5,10 +5,9 @@ the wrong setting and the nearest known name.
 """
 
 from refine.settings.base import Section, validated
-from refine.settings.experiment import CommonSettings, Settings
+from refine.settings.experiment import CommonSettings, Drill, PretrainingSettings, Settings
 from refine.settings.loading import load, load_recipe
 from refine.settings.objective import ObjectiveSettings
-from refine.settings.pretraining import Drill, PretrainingSettings
 
 __all__ = [
     "CommonSettings",

@@ -1,15 +1,15 @@
-"""The settings of an experiment: everything in params.yaml."""
+"""The settings of an experiment (all of params.yaml) and of a pretraining, and what the two have in common."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
 from refine.settings.base import Section
-from refine.settings.data import DataSettings, DocumentsSettings, TokenizerSettings
+from refine.settings.data import DataSettings, DocumentsSettings, Source, TokenizerSettings
 from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
 from refine.settings.prompts import NeedlesSettings, QuestionsSettings
-from refine.settings.training import CommonTraining, TrainingSettings
+from refine.settings.training import CommonTraining, StartSettings, TrainingSettings
 
 
 class CommonSettings(Section):
@@ -49,3 +49,16 @@ class Settings(CommonSettings):
                     f"leave no place for a rollout in {length} tokens: lower them, or set nsp_weight 0"
                 )
         return self
+
+
+class Drill(Section):
+    """The first part of a pretraining: text in which nearly every token is recall, until the model recalls."""
+
+    train: tuple[Source, ...] = Field(min_length=1, description="training text of the drill")
+    start: StartSettings = Field(description="training of the drill, with the keys of training.start")
+
+
+class PretrainingSettings(CommonSettings):
+    """A pretraining (`refine pretrain`)."""
+
+    drill: Drill | None = Field(None, description="a first training on text that is nearly all recall; null skips it")

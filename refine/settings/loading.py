@@ -10,8 +10,7 @@ import yaml
 
 from refine.errors import SettingError, nearest
 from refine.settings.base import validated
-from refine.settings.experiment import Settings
-from refine.settings.pretraining import PretrainingSettings
+from refine.settings.experiment import PretrainingSettings, Settings
 
 
 def load(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import reason
+from refine.identity import flat
 from refine.system.liveness import ALIVE, BEAT, OWNER, alive, owner
 from refine.tracking import outbox
 from refine.tracking.sender import Sender
@@ -122,14 +123,6 @@ def find_run(client: MlflowClient, experiment_id: str, key: str) -> MlflowRun | 
         [experiment_id], f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'", max_results=1
     )
     return found[0] if found else None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names: {"a": {"b": 1}} is {"a.b": 1}."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from refine.cli.progress_line import moving_line
 
 
@@ -12,3 +14,11 @@ def test_a_file_gets_the_lasting_lines_alone(capsys):
         show("document 2 of 2")
     captured = capsys.readouterr()
     assert captured.out == "train: 2 documents\n" and "document 1" not in captured.err
+
+
+def test_an_error_inside_passes_through(capsys):
+    with pytest.raises(ValueError, match="no such text"), moving_line() as (show, say):
+        say("train: 2 documents")
+        show("document 1 of 2")
+        raise ValueError("no such text")
+    assert capsys.readouterr().out == "train: 2 documents\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
 TWO_MINUTES = 120.0

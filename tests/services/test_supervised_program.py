@@ -12,7 +12,7 @@ import sys
 
 import psutil
 
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 SUPERVISED = [sys.executable, "-m", "refine.services.supervised_program", sys.executable, "-c"]
 SUPERVISOR = """

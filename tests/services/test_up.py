@@ -16,7 +16,7 @@ from refine.errors import ServiceError, SettingError
 from refine.services import up
 from refine.services.prefect_api import answers, running_server
 from refine.system.local_services import state_file
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 
 def family() -> list[psutil.Process]:

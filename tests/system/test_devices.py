@@ -13,7 +13,7 @@ import pytest
 
 from refine.errors import SettingError
 from refine.system.devices import device_slots, devices
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 HOLDER = """
 import sys, time

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from refine.system.locks import Locked, hold, holder, stage_lock, try_hold
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 HOLDER = """
 import sys, time

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from refine.system.processes import ProcessFailed, run_in_own_process
-from tests.fixtures.waiting import wait_for
+from tests.conftest import wait_for
 
 # Writes its process id and its child's, then sleeps far longer than any test.
 FAMILY = """
