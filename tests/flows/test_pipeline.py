@@ -81,8 +81,8 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
     code, _, err = finished(start())
     assert code == 0 and calls() == ALL, "a finished stage ran again"
-    commands = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
-    assert not [line for line in commands if "prefect_server" in line and str(workplace) in line]
+    alive = [process.info for process in psutil.process_iter(["cmdline", "cwd"])]
+    assert not [one for one in alive if "temporary_prefect" in str(one["cmdline"]) and one["cwd"] == str(workplace)]
     code, _, err = finished(start("-S", "training.mid.steps=29"))
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
         "changed stages run again, but the same weights were scored before"
@@ -113,7 +113,7 @@ def test_no_process_outlives_a_killed_flow_and_the_next_one_resumes(start, plan,
     while calls()[-1:] != ["mid none"] and time.monotonic() < deadline:
         time.sleep(0.05)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert any("prefect_server" in " ".join(child.cmdline()) for child in family)
+    assert any("temporary_prefect" in " ".join(child.cmdline()) for child in family)
     assert any("trainer.py" in " ".join(child.cmdline()) for child in family)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
