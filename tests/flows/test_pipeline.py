@@ -81,8 +81,8 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
     code, _, err = finished(start())
     assert code == 0 and calls() == ALL, "a finished stage ran again"
-    commands = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
-    assert not [line for line in commands if "temporary_prefect" in line and str(workplace) in line]
+    alive = [process.info for process in psutil.process_iter(["cmdline", "cwd"])]
+    assert not [one for one in alive if "temporary_prefect" in str(one["cmdline"]) and one["cwd"] == str(workplace)]
     code, _, err = finished(start("-S", "training.mid.steps=29"))
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
         "changed stages run again, but the same weights were scored before"
