@@ -20,6 +20,7 @@ from refine.data.corpus.sources import RawDocument, read_source
 from refine.errors import DataError
 from refine.settings.data import DataSettings, ExercisesSource, PackageSource
 from refine.system.files import folder_beside
+from refine.system.leftovers import sweep
 
 # Held-out splits come first, so that a text in both is left out of the training text, not of the held-out text.
 SPLITS = ("validation", "second_domain", "train")
@@ -62,6 +63,7 @@ def fetch_data(
     Does nothing if data/ is already that version. Raises DataError and leaves data/ as it was: the text of the sources
     differs from data.dvc, data/ was altered by hand (unless `replace`), or a source fails.
     """
+    sweep(folder.parent, only=folder.name)
     expected = version.recorded(record)
     made = {"settings": _hash(settings), "pyarrow": pa.__version__}
     found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
