@@ -17,13 +17,16 @@ from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from flows.progress import say
+from refine import paths
 from refine.data.corpus import dvc_stages
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
+from refine.system.leftovers import sweep
 from refine.system.one_line_errors import one_line_errors
+from refine.system.processes import die_with_dvc
 from refine.tracking.connection import connect
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
@@ -58,6 +61,8 @@ def refine_experiment(
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
+    for folder in (paths.runs(), paths.results(), paths.results() / experiment_files.METRICS):
+        sweep(folder, "evaluate-*.json")  # a file of earlier versions
     end_dead_runs(client, [this.experiment_id])
     with open_run(
         client,
@@ -161,6 +166,7 @@ def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> Non
 
 def run(arguments: list[str] | None = None) -> None:
     """`main`; an error that the user can correct ends it with one line and exit code 1."""
+    die_with_dvc()
     with one_line_errors():
         main.main(args=arguments, prog_name="python -m flows.pipeline")
 

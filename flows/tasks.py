@@ -23,6 +23,7 @@ from refine.evaluation.record import EVALUATION_FILE
 from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.system.devices import device_slots
+from refine.system.leftovers import temporary_folder
 from refine.system.locks import stage_lock
 from refine.system.processes import ProcessFailed, run_in_own_process
 from refine.tracking import registry, tags
@@ -166,11 +167,9 @@ def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> l
     """Score all targets on the same documents and prompts, in one process."""
     fresh = [not (Path(target.stage.folder) / EVALUATION_FILE).exists() for target in targets]
     if any(fresh):
-        file = experiment.stages.frozen().with_name(f"evaluate-{experiment.parent}.json")
-        _request(experiment, targets).write(file)
-        with device_slots(1, "evaluation", say) as selected:
+        with temporary_folder("evaluation") as folder, device_slots(1, "evaluation", say) as selected:
+            file = _request(experiment, targets).write(folder / "request.json")
             run_in_own_process([*EVALUATE, str(file)], echo=say, environment=selected, name="evaluation")
-        file.unlink()
     else:
         say("evaluation: finished before")
     return [_recorded(experiment, *each) for each in zip(targets, fresh, strict=True)]

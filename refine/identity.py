@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from refine.paths import visible_files
+
 UNKNOWN = "unknown"
 DIGITS = 16  # hexadecimal digits of a hash: 64 bits, short enough for a folder's name
 # What a result depends on. Files that the pipeline itself writes (dvc.lock, results/) do not make a commit dirty.
@@ -74,7 +76,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def hash_of_files(*paths: str | Path) -> str:
     """Hash of the contents of files and folders, and of the file names inside the folders. Where they lie does not
-    change it. Raises FileNotFoundError for a path that does not exist.
+    change it, and neither do hidden files in the folders. Raises FileNotFoundError for a path that does not exist.
     """
     total = hashlib.sha256()
     for name, file in _named_files(paths):
@@ -87,7 +89,7 @@ def code_hash(*rooms: str, package: str | Path = PACKAGE) -> str:
     """Hash of the Python files of rooms of `refine` (folders or single modules). Without rooms: of all files."""
     root = Path(package)
     found = [_room(root, room) for room in rooms] if rooms else [root]
-    files = sorted(file for place in found for file in ([place] if place.is_file() else place.rglob("*.py")))
+    files = sorted(file for place in found for file in ([place] if place.is_file() else visible_files(place, "*.py")))
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
@@ -133,7 +135,7 @@ def _room(root: Path, room: str) -> Path:
 def _named_files(paths: Iterable[str | Path]) -> Iterator[tuple[str, Path]]:
     for path in map(Path, paths):
         if path.is_dir():
-            for file in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+            for file in visible_files(path):
                 yield file.relative_to(path).as_posix(), file
         else:
             yield path.name, path

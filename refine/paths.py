@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from refine.errors import SettingError
+
 
 def home() -> Path:
-    """The folder that holds mlflow.db, runs/ and service state: $REFINE_HOME, or the checkout."""
-    return Path(os.environ.get("REFINE_HOME") or _checkout(Path.cwd())).resolve()
+    """The folder that holds mlflow.db, runs/ and service state: $REFINE_HOME, or the checkout.
+
+    Raises SettingError if its path has a character that addresses of databases cannot have.
+    """
+    folder = Path(os.environ.get("REFINE_HOME") or _checkout(Path.cwd())).resolve()
+    if refused := sorted({one for one in str(folder) if one == "?" or not one.isprintable()}):
+        raise SettingError(
+            f"the folder {str(folder)!r} has {', '.join(map(repr, refused))} in its path, which the address of a "
+            "database cannot have: set REFINE_HOME to another folder"
+        )
+    return folder
 
 
 def _checkout(folder: Path) -> Path:
@@ -31,6 +42,20 @@ def runs() -> Path:
 def results() -> Path:
     """Tables, metrics and pictures of the experiment."""
     return Path("results")
+
+
+def visible_files(folder: str | Path, pattern: str = "*") -> list[Path]:
+    """The files anywhere below `folder` whose names match `pattern`, sorted. Hidden ones, and those in hidden folders,
+    are left out: `.DS_Store` and macOS's `._NAME`, or what a killed process left."""
+    folder = Path(folder)
+    return [
+        path for path in sorted(folder.rglob(pattern)) if path.is_file() and not is_hidden(path.relative_to(folder))
+    ]
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 SHIPPED = Path(__file__).parent / "models" / "sample"

@@ -88,3 +88,10 @@ def test_parts_that_cannot_be_determined_are_recorded_as_unknown(tmp_path, check
     assert data_version(tmp_path / "data.dvc") == UNKNOWN
     identity = identify(settings.load(checkout / "params.yaml"), tmp_path)
     assert not identity.known and identity.tags()["identity.commit"] == UNKNOWN
+
+
+def test_hidden_files_change_no_hash(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    before = hash_of_files(tmp_path), code_hash(package=tmp_path)
+    (tmp_path / "._a.py").write_text("2")
+    assert (hash_of_files(tmp_path), code_hash(package=tmp_path)) == before

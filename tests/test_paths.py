@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refine import paths
+from refine.errors import SettingError
 
 
 @pytest.mark.parametrize("inside", ["", ".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/tmpab12/flows"])
@@ -29,3 +30,18 @@ def test_a_shipped_model_has_a_name_and_a_folder_of_that_name_wins(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sample" / "delta_net").mkdir(parents=True)
     assert paths.model("sample/delta_net") == Path("sample/delta_net")
+
+
+def test_hidden_files_are_no_files(tmp_path):
+    for name in ("a.parquet", "b/c.parquet", "._a.parquet", ".DS_Store", ".data.x.unfinished/d.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in paths.visible_files(tmp_path)] == ["a.parquet", "c.parquet"]
+    assert paths.visible_files(tmp_path / ".data.x.unfinished")  # a folder that is named counts
+
+
+@pytest.mark.parametrize("name", ["what?", "two\nlines", "bell\a"])
+def test_a_home_that_no_database_address_can_name_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path / name))
+    with pytest.raises(SettingError, match="in its path, which the address of a database cannot have: set REFINE_HOME"):
+        paths.home()

@@ -7,7 +7,6 @@ test-time training on the prompt itself. Heavy imports happen in the functions, 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ import click
 from refine import paths
 from refine.cli import options
 from refine.system.files import write_picture
+from refine.system.leftovers import temporary_folder
 
 if TYPE_CHECKING:
     from refine.data.prompts.prompt import Prompt
@@ -167,9 +167,9 @@ def _refined(
     from refine.training.trainer import RefineTrainer
 
     trained = copy.deepcopy(model)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("demo") as folder:
         arguments = RefineArguments(
-            output_dir=folder,
+            output_dir=str(folder),
             objective=objective,
             max_steps=STEPS,
             sequences_per_step=SEQUENCES,

@@ -136,7 +136,9 @@ def _check_output(folder: Path) -> None:
     """Raises DataError if `folder` cannot be written to: before the work, not after it."""
     from refine.errors import DataError
     from refine.system.files import why_not_writable
+    from refine.system.leftovers import sweep
 
+    sweep(folder)
     if problem := why_not_writable(folder):
         raise DataError(f"{folder}: cannot be written to ({problem}); name another folder with --output")
 

@@ -63,6 +63,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb. An error that the user can correct becomes one line and exit code 1."""
+    if "DVC_STAGE" in os.environ:
+        from refine.system.processes import die_with_dvc
+
+        die_with_dvc()
     with one_line_errors(before=_let_other_ranks_print):
         cli.main(args=arguments, prog_name="refine")
 

@@ -14,6 +14,10 @@ from refine.cli import options
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prepare() -> None:
     """Make tokenizer, token sequences and test prompts from data/ in prepared/."""
+    from refine import paths
+    from refine.system.leftovers import sweep
+
+    sweep(paths.prepared())
 
 
 def _stage(function: Callable[..., None]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,11 +14,12 @@ def fetched(model: str) -> Iterator[str]:
     if not model.startswith(PREFIX):
         yield model
         return
+    from refine.system.leftovers import temporary_folder
     from refine.tracking.connection import connect
     from refine.tracking.registry import download, parse_reference
 
     parse_reference(model)  # refuses a malformed name before MLflow is imported
-    with tempfile.TemporaryDirectory(prefix="refine-model-") as folder:
+    with temporary_folder("model") as folder:
         yield str(download(connect(), model, folder))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from refine.data.data_files import data_files, split_pattern
 from refine.errors import DataError, ServiceError, reason
 from refine.system.retries import Waiting, patiently
 
@@ -26,24 +27,21 @@ BUSY = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
 def find_parquet_files(path: str) -> tuple[Any, dict[str, str]]:
     """The file system of `path` (a file, a folder or a pattern) and its parquet files, sorted, as {name: place}.
 
-    Names begin as `path` does, so that they are the same on every machine.
-    Raises DataError if there are none, ServiceError if S3 does not answer or refuses.
+    Names begin as `path` does, so that they are the same on every machine. Hidden files and those that Spark and others
+    put beside the data are left out (`refine.data.data_files`).
+    Raises DataError if there are none or one is empty, ServiceError if S3 does not answer or refuses.
     """
     file_system, inside = _file_system(path)
     with one_line_errors_of(path):
-        if any(sign in inside for sign in "*?["):
-            found = file_system.glob(inside)
-        else:  # for a file, `find` returns the file itself
-            found = [name for name in file_system.find(inside) if name.endswith((".parquet", inside))]
+        start, pattern = split_pattern(file_system, inside)
+        found = data_files(file_system, start, pattern, ".parquet")
     if not found:
-        raise DataError(f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet")
-    return file_system, {_below(path) + file.removeprefix(_below(inside)): file for file in sorted(found)}
-
-
-def _below(path: str) -> str:
-    """`path` up to the folder of its first wildcard; all of `path` if it has none."""
-    fixed = min((path.find(sign) for sign in "*?[" if sign in path), default=None)
-    return path.rstrip("/") if fixed is None else path[: path.rfind("/", 0, fixed) + 1]
+        raise DataError(
+            f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet "
+            "(names that begin with . or _ do not count)"
+        )
+    before = path[: len(path) - len(pattern)] if pattern else path.rstrip("/")
+    return file_system, {before + file.removeprefix(start + "/" * bool(pattern)): file for file in found}
 
 
 def _file_system(path: str) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ from refine.data.prompts.tasks import TASKS, known_task
 from refine.data.token_sequences import load_token_sequences
 from refine.data.tokenizer import load_tokenizer
 from refine.errors import DataError, SettingError, nearest
+from refine.paths import visible_files
 
 NEXT_TOKEN = "next_token"
 FAMILIES = ("needles", "questions", "longbench")
@@ -120,7 +121,7 @@ def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
     if two files hold the same task and length.
     """
     found: dict[tuple[str, int], Path] = {}
-    for path in sorted(Path(folder).rglob("*.parquet")):
+    for path in visible_files(folder, "*.parquet"):
         held = _holds(path)
         if held is None or held[0] not in TASKS or path.stem.endswith(("train", "validation")):
             continue
@@ -169,7 +170,9 @@ def _wanted(tasks: Sequence[str] | None) -> tuple[list[str], bool]:
 
 def document_sets(folder: str | Path) -> dict[str, Path]:
     """Name in metrics (`val`, `second_domain`, ...) -> file of documents under `folder`; `val` comes first."""
-    paths = [path for path in Path(folder).glob("documents/*.parquet") if path.stem not in NOT_EVALUATED]
+    documents = Path(folder) / "documents"
+    found = [path for path in visible_files(documents, "*.parquet") if path.parent == documents]
+    paths = [path for path in found if path.stem not in NOT_EVALUATED]
     paths.sort(key=lambda path: (path.stem not in DOCUMENT_NAMES, path.stem))
     return {DOCUMENT_NAMES.get(path.stem, path.stem): path for path in paths}
 

@@ -32,7 +32,8 @@ class Prepared:
 
     def questions(self, split: str) -> list[Path]:
         """Files of questions with answers of a split ("train", "validation"), of all tasks and lengths."""
-        return sorted((self.folder / "questions").glob(f"*_{split}.parquet"))
+        folder = self.folder / "questions"
+        return [path for path in paths.visible_files(folder, f"*_{split}.parquet") if path.parent == folder]
 
     def check(self, *splits: str) -> None:
         """Raises DataError: the tokenizer or the documents of one of `splits` are missing."""
@@ -97,6 +98,7 @@ def model_identity(name: str, revision: str | None) -> dict[str, str]:
     """Hash of a checkpoint folder's config and weights, or a hub name with its revision."""
     folder = paths.model(name)
     if folder.is_dir():
-        weights = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+        found = [path for path in folder.glob("*.safetensors") if not paths.is_hidden(Path(path.name))]
+        weights = sorted([*found, folder / "config.json"])
         return {"model_hash": hash_of_files(*weights)}
     return {"model": name, "revision": revision or "main"}

@@ -134,7 +134,7 @@ class Stages:
     def scored_on(self) -> str:
         """Hash of the documents, prompts and tokenizer of the evaluation."""
         folder = self.data.folder
-        held_out = [path for path in sorted(folder.rglob("*.parquet")) if not path.stem.endswith("train")]
+        held_out = [path for path in paths.visible_files(folder, "*.parquet") if not path.stem.endswith("train")]
         return hash_of(
             {path.relative_to(folder).as_posix(): hash_of_files(path) for path in (self.data.tokenizer, *held_out)}
         )

@@ -6,13 +6,13 @@ the same samples are compared in pairs, which takes out how hard each sample is.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from refine.evaluation.intervals import Estimate, mean_difference
 from refine.evaluation.record import EVALUATION_FILE, Evaluation
 from refine.reports.cells import Cell, Row
+from refine.system.leftovers import temporary_folder
 from refine.system.quiet import no_download_bars
 from refine.tracking.registry import Version
 from refine.tracking.tags import EVALUATION_RUN
@@ -56,9 +56,9 @@ def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ..
     run_id = version.tags.get(EVALUATION_RUN)
     if not run_id:
         return {}
-    with tempfile.TemporaryDirectory() as folder, no_download_bars():
+    with temporary_folder("differences") as folder, no_download_bars():
         try:
-            evaluation = Evaluation.load(client.download_artifacts(run_id, EVALUATION_FILE, folder))
+            evaluation = Evaluation.load(client.download_artifacts(run_id, EVALUATION_FILE, str(folder)))
         except (MlflowException, OSError):
             return {}
     found = {f"{name}/loss": tuple(score.sequence_losses) for name, score in evaluation.next_token.items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import DataError, ServiceError, nearest
 from refine.evaluation.record import EVALUATION_FILE, Evaluated, Evaluation
+from refine.system.leftovers import temporary_folder
 from refine.system.quiet import no_download_bars
 from refine.tracking.tags import ARM, PHASE, SEED, TRAINED_BY
 
@@ -65,8 +65,8 @@ def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
     phase = tags.get(PHASE, "")
     if phase == "evaluation":  # of a trained model as it is; its phase is that of its training run
         phase = client.get_run(tags[TRAINED_BY]).data.tags.get(PHASE, phase)
-    with tempfile.TemporaryDirectory() as folder, no_download_bars():
-        evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, EVALUATION_FILE, folder))
+    with temporary_folder("evaluations") as folder, no_download_bars():
+        evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, EVALUATION_FILE, str(folder)))
     return Evaluated(phase, tags.get(ARM, ""), int(tags.get(SEED, 0)), evaluation)
 
 

@@ -6,11 +6,13 @@ Each command runs inside `refine.services.supervised_program`, so that it never 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from refine import paths
+from refine.errors import SettingError
 from refine.services import checkout, environment
 from refine.system.local_services import services_folder
 
@@ -91,22 +93,22 @@ def _allowed_hosts(options: UpOptions, mlflow: str) -> dict[str, str]:
 
 
 def _head(socket: Path) -> str:
-    folder = services_folder()
-    return f"""[unix_http_server]
-file={socket}
-chmod=0700
-
-[supervisord]
-logfile={folder}/supervisord.log
-pidfile={folder}/supervisord.pid
-childlogdir={folder}
+    return f"""[supervisord]
+environment=NUMBER_SIGN="#",SEMICOLON=";"
+logfile=%(here)s/supervisord.log
+pidfile=%(here)s/supervisord.pid
+childlogdir=%(here)s
 umask=077
+
+[unix_http_server]
+file={_escaped(str(socket))}
+chmod=0700
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 
 [supervisorctl]
-serverurl=unix://{socket}
+serverurl=unix://{_escaped(str(socket))}
 """
 
 
@@ -117,9 +119,10 @@ def _program(name: str, command: list[str], variables: dict[str, str]) -> str:
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(services_folder() / "prefect"),
         "PYTHONUNBUFFERED": "1",
     }
-    environment_line = ",".join(f'{key}="{_escaped(value)}"' for key, value in {**shared, **variables}.items())
+    environment_line = ",".join(f"{key}={_quoted(key, value)}" for key, value in {**shared, **variables}.items())
+    log = str(services_folder() / f"{name}.log")  # supervisord expands this name twice
     supervised = [sys.executable, "-m", "refine.services.supervised_program", *command]
-    command_line = " ".join(f'"{_escaped(part)}"' for part in supervised)
+    command_line = " ".join('"' + _escaped(re.sub(r'(["\\])', r"\\\1", part)) + '"' for part in supervised)
     return f"""[program:{name}]
 command={command_line}
 environment={environment_line}
@@ -129,12 +132,24 @@ startsecs=3
 startretries=5
 stopwaitsecs=20
 redirect_stderr=true
-stdout_logfile={services_folder()}/{name}.log
+stdout_logfile={_escaped(log.replace("%", "%%"))}
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=1
 """
 
 
 def _escaped(value: str) -> str:
-    """supervisord expands `%`, and a quote ends a value."""
-    return value.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    """supervisord expands `%`, and takes what follows ` #` or ` ;` for a comment."""
+    return value.replace("%", "%%").replace("#", "%(ENV_NUMBER_SIGN)s").replace(";", "%(ENV_SEMICOLON)s")
+
+
+def _quoted(name: str, value: str) -> str:
+    """A value of `environment=`. supervisord knows no escape there: the quote around a value cannot be in it, and it
+    cuts off quotes at the ends. Raises SettingError for a value that cannot be written."""
+    quote = "'" if '"' in value else '"'
+    if quote in value or value != value.strip("'\""):
+        raise SettingError(
+            f"{name}: supervisord cannot take a value with both kinds of quotes, or with one at its start or end: "
+            "write %22 and %27 in an address, and rename a folder"
+        )
+    return f"{quote}{_escaped(value)}{quote}"

@@ -1,6 +1,7 @@
 """Write files and folders completely or not at all: write under a hidden name beside the place, then rename.
 
-A killed process leaves a hidden file or folder beside the place, `.NAME....unfinished`, which nobody reads.
+A killed process leaves a hidden file or folder beside the place, which nobody reads and the next start removes
+(`refine.system.leftovers`). A place that is a link stays one: what it points to is replaced.
 """
 
 from __future__ import annotations
@@ -16,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import DataError
-
-UNFINISHED = ".*.unfinished"  # pattern of what killed processes leave
-REPLACED = ".*.replaced"  # pattern of old folders that a killed process did not remove
+from refine.system.leftovers import hidden, mark, sweep
 
 
 @contextmanager
 def file_beside(path: str | Path) -> Iterator[Path]:
     """A hidden file name beside `path`. The file written there replaces `path` when the block ends, and is removed
     when the block fails. Creates missing parent folders."""
-    path = Path(path)
+    path = _behind_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    beside = hidden(path, "unfinished")
     try:
         yield beside
         os.replace(beside, path)
@@ -67,10 +66,12 @@ def folder_beside(folder: str | Path) -> Iterator[Path]:
 
     Raises DataError if the place cannot be written.
     """
-    folder = Path(folder)
+    folder = _behind_link(folder)
     with _writable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".unfinished", dir=folder.parent))
+        sweep(folder.parent, only=folder.name)
+        prefix = f".{folder.name}.{mark()}."
+        beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".unfinished", dir=folder.parent))
         beside.chmod(0o755)  # mkdtemp makes it private; others must be able to read the result
     try:
         yield beside
@@ -88,23 +89,25 @@ def replace_folder(new: Path, folder: Path) -> None:
         return
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    old = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    old = hidden(folder, "replaced")
     os.replace(folder, old)
     try:
         os.replace(new, folder)
     except OSError:
         os.replace(old, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_folder(old, of=folder)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove `folder`. Renames it first, so that a kill in between leaves no half folder under its name."""
-    hidden = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(folder, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+def remove_folder(folder: Path, of: Path | None = None) -> None:
+    """Remove `folder`. Renames it first, so that a kill in between leaves no half folder under its name.
+
+    of: the folder whose old content this is (default: itself).
+    """
+    removed = hidden(of or folder, "removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    os.rename(folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -120,7 +123,7 @@ def flush(path: Path) -> None:
 
 def why_not_writable(folder: Path) -> str | None:
     """Make `folder`, then write and remove a file in it. Returns the system's reason if that fails, else None."""
-    probe = folder / f".probe-{os.getpid()}"
+    probe = hidden(folder / "probe", "unfinished")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -128,6 +131,11 @@ def why_not_writable(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror or type(error).__name__
     return None
+
+
+def _behind_link(place: str | Path) -> Path:
+    """`place`, or what it points to if it is a link."""
+    return Path(place).resolve() if Path(place).is_symlink() else Path(place)
 
 
 @contextmanager

@@ -20,11 +20,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from refine.errors import TrainingError
 
 GUARD = Path(__file__).with_name("guard.py")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "REFINE_DIES_WITH"  # process id of the parent; the guard sets it for the command
+DVC_STAGE = "DVC_STAGE"  # DVC sets this variable, the name of the stage, for the stage's command
 TAIL = 20  # last lines of output that an error shows
 
 
@@ -108,6 +111,56 @@ def die_with_parent(at_once: bool = True) -> None:
     if not _alive(int(named)):
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=_watch, args=(int(named),), daemon=True).start()
+
+
+def die_with_dvc() -> None:
+    """Called by a command: if it is a stage of DVC (or started by one), end when DVC does.
+
+    DVC starts a stage through a shell, which outlives a killed DVC. So every process between this one and DVC counts,
+    and DVC itself. Ctrl-C reaches the command from the terminal, as before: DVC waits for its end.
+    """
+    if DVC_STAGE not in os.environ:
+        return
+    if sys.platform == "linux":
+        _kernel_kills_with_parent()
+    if _orphaned():
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes = _up_to_dvc()
+    threading.Thread(target=_watch_all, args=(processes,), daemon=True).start()
+
+
+def _orphaned() -> bool:
+    """Whether DVC died while this process was starting: a process of another session is the parent then."""
+    with contextlib.suppress(OSError):
+        return os.getsid(0) != os.getpid() and os.getsid(os.getppid()) != os.getsid(0)
+    return False
+
+
+def _up_to_dvc() -> list[psutil.Process]:
+    """The processes above this one that have DVC's variables, and the one above them: DVC, which set these."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            found.append(process)
+            if process.environ().get(DVC_STAGE) != os.environ[DVC_STAGE]:
+                break
+    return found
+
+
+def _watch_all(processes: Sequence[psutil.Process]) -> None:
+    while all(_runs(process) for process in processes):
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is still the same process. One that ended and that nobody has waited for yet does not run."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # it exists, but belongs to another user
+        return True
 
 
 def _watch(parent: int) -> None:

@@ -110,8 +110,8 @@ def writable(folder: Path) -> None:
 
 
 def sqlite_file(uri: str) -> Path:
-    """The file that a sqlite:/// address names."""
-    return Path(unquote(uri.removeprefix(SQLITE_PREFIX)))
+    """The file that a sqlite:/// address names. SQLAlchemy takes the path as it is, up to a `?`."""
+    return Path(uri.removeprefix(SQLITE_PREFIX).partition("?")[0])
 
 
 @contextlib.contextmanager

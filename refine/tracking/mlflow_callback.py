@@ -7,7 +7,6 @@ user's (`import refine`).
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from refine.errors import reason
+from refine.system.leftovers import temporary_folder
 from refine.tracking import outbox
 from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.run import Run
@@ -69,8 +69,8 @@ class MlflowCallback(TrainerCallback):
                 )
 
     def _log_files(self, state: TrainerState, output: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for file in reward_histograms.write(state.log_history, Path(folder)):
+        with temporary_folder("artifacts") as folder:
+            for file in reward_histograms.write(state.log_history, folder):
                 self.run.client.log_artifact(self.run.run_id, str(file))
         if self.checkpoints:
             log_checkpoints(self.run.client, self.run.run_id, output)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from refine.errors import ServiceError, nearest
 from refine.metric_names import COUNTS
 from refine.system.files import folder_beside
+from refine.system.leftovers import temporary_folder
 from refine.system.quiet import no_download_bars
 from refine.tracking.model_storage import from_store, store
 from refine.tracking.tags import ARM, CHAMPION, EVALUATION, EVALUATION_RUN, EXPERIMENT, KEY, METRICS, PHASE, SETTINGS
@@ -182,8 +182,8 @@ def download(client: MlflowClient, reference: str, folder: str | Path | None = N
 
 def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:
     """Copy the model of `version` to `folder`, which appears once the copy is complete."""
-    with tempfile.TemporaryDirectory() as downloads, folder_beside(folder) as beside:
-        found = download(client, f"models:/{version.name}/{version.number}", Path(downloads))
+    with temporary_folder("download") as downloads, folder_beside(folder) as beside:
+        found = download(client, f"models:/{version.name}/{version.number}", downloads)
         shutil.copytree(found, beside, dirs_exist_ok=True)
     return folder
 

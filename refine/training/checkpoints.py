@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refine.errors import TrainingError
-from refine.system.files import REPLACED, UNFINISHED, flush, remove_folder, replace_folder
+from refine.system.files import flush, remove_folder, replace_folder
+from refine.system.leftovers import sweep
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
@@ -99,15 +100,10 @@ def whole(output: Path) -> list[tuple[int, Path]]:
 
 
 def clean(output: Path) -> None:
-    """Remove unfinished files and folders of killed processes from `output`, each with a warning."""
-    for left in output.glob(UNFINISHED):
+    """Remove unfinished files and folders of killed processes from `output`, whose lock is held; log a warning for
+    each."""
+    for left in sweep(output, locked=True):
         log.warning("removed %s, which a killed process left unfinished", left)
-        if left.is_file():
-            left.unlink()
-        else:
-            shutil.rmtree(left)
-    for left in output.glob(REPLACED):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def prune(output: Path, keep: int, always: Path | None = None) -> None:

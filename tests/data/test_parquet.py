@@ -245,3 +245,16 @@ def test_an_error_about_missing_credentials_names_the_variables_to_set(s3, monke
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(ServiceError, match="no credentials for S3; set AWS_ACCESS_KEY_ID"):
         _texts("s3://texts/folder")
+
+
+def test_marks_of_folders_and_of_spark_in_s3_are_left_out_and_an_empty_object_is_refused(s3):
+    client = s3.client
+    marks = ["spark[1]/", "spark[1]/out.parquet/", "spark[1]/out.parquet/_SUCCESS", "spark[1]/._a.parquet"]
+    for key in marks:
+        client.put_object(Bucket="texts", Key=key, Body=b"")
+    client.put_object(Bucket="texts", Key="spark[1]/out.parquet/part-0.parquet", Body=_parquet(TEXTS[:2]))
+    for path in ("", "/*.parquet", "/out.parquet", "/out.parquet/*"):
+        assert _texts(f"s3://texts/spark[1]{path}") == TEXTS[:2]
+    client.put_object(Bucket="texts", Key="spark[1]/out.parquet/part-1.parquet", Body=b"")
+    with pytest.raises(DataError, match=r"part-1\.parquet: an empty file"):
+        _texts("s3://texts/spark[1]")

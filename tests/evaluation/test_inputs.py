@@ -152,3 +152,12 @@ def test_broken_files_are_named(folder):
     pq.write_table(pa.Table.from_pylist([row], schema=schema), folder / "again.parquet")
     with pytest.raises(DataError, match=r"again\.parquet: row 0 has no answer"):
         load_inputs(folder, ["questions"])
+
+
+def test_hidden_files_and_folders_are_no_inputs(folder):
+    """What macOS writes, and what a killed `refine prepare` left."""
+    before = load_inputs(folder)
+    shutil.copytree(folder / "needles", folder / ".needles.0123abcd-1.x.unfinished")
+    for name in ("documents/._validation.parquet", "needles/._niah_single_1_512.parquet"):
+        (folder / name).write_bytes(b"no parquet")
+    assert load_inputs(folder).fingerprint() == before.fingerprint()

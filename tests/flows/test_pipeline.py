@@ -149,3 +149,16 @@ def test_missing_data_is_one_line_before_anything_starts(start, calls, workplace
     (workplace / "prepared" / "documents" / "train.parquet").unlink()
     code, _, err = finished(start())
     assert code == 1 and "train.parquet is missing" in err and err.count("\n") == 1 and calls() == []
+
+
+@pytest.mark.slow
+def test_the_flow_runs_in_a_home_with_special_characters(start, calls, workplace):
+    home = workplace / "my home [1] 100% #x ü"
+    (home / "services").mkdir(parents=True)
+    variables = {"REFINE_HOME": str(home), "PREFECT_HOME": str(home / "services" / "prefect")}
+    code, out, err = finished(start("-S", "training.mid.arms=[refine]", **variables))
+    assert code == 0 and err == "", err
+    assert calls() == ["start", "mid refine", "evaluation"] and "champion: refine-sample version 1" in out
+    assert (home / "mlflow.db").exists() and list((home / "mlartifacts").rglob("model.safetensors"))
+    assert (home / "services" / "prefect" / "prefect.db").exists() and list((home / "runs").glob("mid-refine-*"))
+    assert not (workplace / "home" / "mlflow.db").exists()

@@ -89,3 +89,10 @@ def test_a_key_names_no_code_that_its_stages_do_not_import(imported_files):
     training = set().union(*(imported_files(f"refine.phases.{phase}") for phase in ("start", "mid", "post")))
     for files, code in ((training, TRAINING_CODE), (imported_files("refine.phases.evaluation"), EVALUATION_CODE)):
         assert [one for one in code if not any(_covered(file, (one,)) for file in files)] == []
+
+
+def test_hidden_files_change_no_key(keys, workplace):
+    before = keys()
+    for name in ("tokenizer/.DS_Store", "documents/._train.parquet", "needles/._niah_single_1_256.parquet"):
+        (workplace / "prepared" / name).write_bytes(b"1")
+    assert keys() == before

@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import configparser
 
+import pytest
+
+from refine.errors import SettingError
 from refine.services.supervisord_conf import PROGRAMS, UpOptions, render
+from refine.system.local_services import services_folder
+
+STRANGE = "my home [1] 100% #x ;y ü it's"
+
+
+def as_supervisord_reads(text):
+    """supervisord's options from this text in its place, and the programs by name."""
+    from supervisor.options import ServerOptions
+
+    folder = services_folder()
+    folder.mkdir(exist_ok=True)
+    (folder / "supervisord.conf").write_text(text, encoding="utf-8")
+    options = ServerOptions()
+    options.realize(["-c", str(folder / "supervisord.conf")])
+    read = options.configroot.supervisord
+    return read, {one.name: one.process_configs[0] for one in read.process_group_configs}
 
 
 def test_a_password_with_special_characters_survives_and_is_in_no_command(home):
-    url = 'postgresql+pg8000://me:50%25"off@db/mlflow'
-    text = render(UpOptions(mlflow_database=url), home / "socket")
-    read = configparser.RawConfigParser()
-    read.read_string(text)
-    assert {f"program:{name}" for name in PROGRAMS} <= set(read.sections())
-    assert '50%%25\\"off' in read["program:mlflow"]["environment"] and url not in read["program:mlflow"]["command"]
+    url = 'postgresql+pg8000://me:50%25"off# ;x\\@db/mlflow'
+    _, programs = as_supervisord_reads(render(UpOptions(mlflow_database=url), home / "socket"))
+    assert set(PROGRAMS) == set(programs)
+    assert programs["mlflow"].environment["MLFLOW_BACKEND_STORE_URI"] == url and url not in programs["mlflow"].command
+
+
+@pytest.mark.parametrize("value", ["a'b\"c", "'a", 'a"'])
+def test_a_value_that_supervisord_cannot_take_is_refused(value, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", value)
+    with pytest.raises(SettingError, match="MLFLOW_HTTP_REQUEST_TIMEOUT: supervisord cannot take"):
+        render(UpOptions(), home / "socket")
+
+
+def test_a_home_and_a_checkout_with_special_characters_reach_the_programs(tmp_path, monkeypatch):
+    folder = tmp_path / STRANGE
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("REFINE_HOME", str(folder))
+    read, programs = as_supervisord_reads(render(UpOptions(), folder / "socket"))
+    assert read.logfile == str(folder / "services" / "supervisord.log") and read.server_configs[0]["file"].startswith(
+        str(folder)
+    )
+    worker, mlflow = programs["worker"], programs["mlflow"]
+    assert worker.directory == str(folder) == worker.environment["REFINE_HOME"] == worker.environment["REFINE_CHECKOUT"]
+    assert worker.stdout_logfile == str(folder / "services" / "worker.log")
+    assert mlflow.environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{folder}/mlflow.db"
 
 
 def test_mlflow_accepts_other_host_names_only_with_another_host(home):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -178,7 +179,7 @@ def synchronous(engine) -> int:
 
 def test_only_a_new_database_is_made_without_waiting_for_the_disk(tmp_path):
     uri = f"sqlite:///{tmp_path}/of%20runs.db"
-    assert sqlite_file(uri) == tmp_path / "of runs.db"
+    assert sqlite_file(uri) == tmp_path / "of%20runs.db", "SQLAlchemy does not decode the path"
     with made_without_syncing(f"sqlite:///{sqlite_file(uri)}"):
         engine = create_engine(f"sqlite:///{sqlite_file(uri)}")
         assert synchronous(engine) == OFF
@@ -193,3 +194,18 @@ def test_only_a_new_database_is_made_without_waiting_for_the_disk(tmp_path):
 def test_other_databases_are_left_alone():
     with made_without_syncing("postgresql+pg8000://me@db/mlflow"):
         assert synchronous(create_engine("sqlite://")) == FULL
+
+
+@pytest.mark.parametrize("name", ["my home [1] 100% #x ü", "a%41b", 'it\'s "x"'])
+def test_records_of_a_home_with_special_characters_are_in_that_home(name, tmp_path, monkeypatch):
+    home = tmp_path / name
+    home.mkdir()
+    monkeypatch.setenv("REFINE_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = connect()
+    run = client.create_run(experiment_id(client, "strange"))
+    (tmp_path / "note.txt").write_text("kept")
+    client.log_artifact(run.info.run_id, str(tmp_path / "note.txt"))
+    assert Path(client.download_artifacts(run.info.run_id, "note.txt")).read_text() == "kept"
+    assert (home / "mlflow.db").stat().st_size and list((home / "mlartifacts").rglob("note.txt"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "note.txt"])

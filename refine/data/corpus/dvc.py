@@ -19,12 +19,14 @@ def push_data(report: Callable[[str], None] = lambda line: None) -> str:
 
     Raises DataError: no remote, or data/ is missing or differs from data.dvc; ServiceError: the remote does not answer.
     """
+    version.require_folder()
     remote = _answering_remote()
     expected = version.recorded()
     if expected is None:
         raise DataError("data.dvc is missing: run `refine data fetch` first")
     if differs := version.differences(version.of(version.DATA), expected):
         raise DataError(f"data/ is not what data.dvc records: {', '.join(differs)}; {version.REMEDY}")
+    version.leave_out_hidden_files()
     version.run_dvc("add", str(version.DATA))  # a fetched data/ is not in DVC's cache yet
     report(version.run_dvc("push", str(version.RECORD)))
     return remote
@@ -36,6 +38,7 @@ def pull_data(report: Callable[[str], None] = lambda line: None) -> str:
     Raises DataError: no remote, no data.dvc, or the pulled data/ differs from it; ServiceError: the remote does not
     answer.
     """
+    version.require_folder()
     remote = _answering_remote()
     if (expected := version.recorded()) is None:
         raise DataError("data.dvc is missing: it says which version to pull; restore it with git")

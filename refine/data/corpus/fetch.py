@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from refine.data.corpus import version
 from refine.data.corpus.sources import RawDocument, read_source
 from refine.errors import DataError
+from refine.paths import visible_files
 from refine.settings.data import DataSettings, ExercisesSource, PackageSource
 from refine.system.files import folder_beside
+from refine.system.leftovers import sweep
 
 # Held-out splits come first, so that a text in both is left out of the training text, not of the held-out text.
 SPLITS = ("validation", "second_domain", "train")
@@ -62,9 +64,11 @@ def fetch_data(
     Does nothing if data/ is already that version. Raises DataError and leaves data/ as it was: the text of the sources
     differs from data.dvc, data/ was altered by hand (unless `replace`), or a source fails.
     """
+    version.require_folder(folder)
+    sweep(folder.parent, only=folder.name)
     expected = version.recorded(record)
     made = {"settings": _hash(settings), "pyarrow": pa.__version__}
-    found = version.of(folder) if folder.is_dir() and any(folder.iterdir()) else None
+    found = version.of(folder) if visible_files(folder) else None
     if expected is None and found is not None and not (update or replace):
         raise DataError(
             f"{folder}/ exists but {record} does not: `refine data accept` versions the files as they are, "
@@ -88,6 +92,7 @@ def fetch_data(
 
 def accept_data(folder: Path = version.DATA, record: Path = version.RECORD) -> str:
     """Record data/ as it is now as a new version. Returns its md5. Raises DataError if there is no data/."""
+    version.require_folder(folder)
     version.of(folder)
     expected = version.recorded(record)
     return version.record(expected.made if expected else {}, folder, record).md5

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from refine.errors import DataError, ServiceError, reason
+from refine.paths import is_hidden, visible_files
 from refine.system.files import write_text
 
 DATA = Path("data")
@@ -43,13 +44,31 @@ class Version:
 
 
 def of(folder: str | Path) -> Version:
-    """The version of the files in `folder`, with the md5 that DVC computes. Raises DataError if there is no folder."""
+    """The version of the files in `folder` that are not hidden, with the md5 that DVC computes. Raises DataError if
+    there is no folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}/ is missing: run `refine data fetch`, or `dvc pull` if the project has a remote")
-    files = {path.relative_to(folder).as_posix(): _md5(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): _md5(path) for path in visible_files(folder)}
     entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
     return Version(hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir", files)
+
+
+def require_folder(folder: Path = DATA) -> None:
+    """Raises DataError if `folder` is a symbolic link, which DVC cannot version."""
+    if folder.is_symlink():
+        raise DataError(
+            f"{folder} is a symbolic link, which DVC does not version: make it a folder; to keep the text on another "
+            "disk, put DVC's cache there (`dvc cache dir FOLDER`, `dvc config cache.type symlink`)"
+        )
+
+
+def leave_out_hidden_files(folder: Path = DATA) -> None:
+    """If there are hidden files in `folder` (macOS writes .DS_Store), tell DVC in .dvcignore not to version them."""
+    line, file = f"/{folder.as_posix()}/**/.*", Path(".dvcignore")
+    known = file.read_text(encoding="utf-8") if file.exists() else ""
+    if line not in known.splitlines() and any(is_hidden(path.relative_to(folder)) for path in folder.rglob("*")):
+        write_text(file, f"{known.rstrip()}\n{line}\n".lstrip())
 
 
 def _md5(path: Path) -> str:
@@ -105,6 +124,7 @@ def require_recorded(folder: Path, names: Iterable[str], record: Path = RECORD) 
 
 def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> Version:
     """Version `folder` with `dvc add` and add `meta` to data.dvc. Raises DataError if DVC refuses."""
+    leave_out_hidden_files(folder)
     try:
         run_dvc("add", "--quiet", str(folder))
     except ServiceError as error:

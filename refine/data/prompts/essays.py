@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from refine.data.hub import load_data_set
 from refine.errors import DataError, reason
+from refine.paths import visible_files
 
 ENDINGS = (".txt", ".md")
 
@@ -24,7 +25,7 @@ def read_essays(source: str | Path, column: str = "text", split: str = "train") 
     if path.is_file():
         texts = list(_of_file(path, column))
     elif path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in (*ENDINGS, ".parquet")]
+        files = [file for file in visible_files(path) if file.suffix in (*ENDINGS, ".parquet")]
         texts = [text for file in files for text in _of_file(file, column)]
     else:
         rows = load_data_set(str(source), None, split)

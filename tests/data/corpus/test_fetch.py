@@ -180,3 +180,43 @@ def test_the_same_document_twice_in_a_split_is_taken_once(parquet, tmp_path):
     sources = tuple(ParquetSource(path=parquet(name, text=[name])) for name in ("v", "s"))
     chosen = DataSettings(train=(ParquetSource(path=path),) * 2, validation=sources[:1], second_domain=sources[1:])
     assert write_splits(chosen, tmp_path)["train"].documents == 1
+
+
+def test_hidden_files_beside_the_splits_are_no_difference(built, tmp_path, monkeypatch):
+    """macOS writes .DS_Store into every folder that it shows."""
+    (built[1]["folder"] / ".DS_Store").write_bytes(b"1")
+    (built[1]["folder"] / "._train.parquet").write_bytes(b"1")
+    assert fetch_data(built[0], **built[1]).splits == {}
+
+
+def test_dvc_versions_no_hidden_file_either(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    (tmp_path / "data" / ".DS_Store").write_bytes(b"1")
+    (tmp_path / "data.dvc").unlink()
+    before = version.of("data").md5
+    assert accept_data() == before and version.recorded().listed == before
+    (tmp_path / "data" / ".DS_Store").write_bytes(b"2")
+    assert accept_data() == before and (tmp_path / ".dvcignore").read_text().count("/data/**/.*") == 1
+
+
+@pytest.mark.parametrize("action", ["fetch", "accept"])
+def test_a_data_that_is_a_link_is_refused_before_anything_is_read(action, built, tmp_path):
+    (tmp_path / "data").rename(tmp_path / "disk")
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    before = _state(tmp_path / "disk")
+    with pytest.raises(DataError, match="data is a symbolic link, which DVC does not version"):
+        fetch_data(built[0], update=True, **built[1]) if action == "fetch" else accept_data(**built[1])
+    assert _state(tmp_path / "disk") == before and (tmp_path / "data").is_symlink()
+
+
+def test_a_killed_fetch_leaves_nothing_after_the_next_start(built, tmp_path):
+    code = (
+        "import os, signal; from refine.system.files import folder_beside\n"
+        "with folder_beside('data') as beside:\n"
+        "    (beside / 'train.parquet').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert list(tmp_path.glob(".data.*"))
+    assert fetch_data(built[0], **built[1]).splits == {}  # up to date: it writes nothing, but it sweeps
+    assert not list(tmp_path.glob(".data.*"))

@@ -37,3 +37,11 @@ def test_a_source_without_text_is_refused_by_name(tmp_path):
         read_essays(tmp_path / "latin.txt")
     with pytest.raises(DataError, match="data set 'no/essays'"):
         read_essays("no/essays")
+
+
+def test_hidden_files_are_no_essays(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "._a.txt").write_bytes(b"\x00\xff")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a.txt").write_text("two")
+    assert read_essays(tmp_path) == ["one"]
