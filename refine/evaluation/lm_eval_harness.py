@@ -7,6 +7,7 @@ length. Needs the extra `harness`.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -100,7 +101,7 @@ def _scores(found: Mapping[str, Any]) -> Iterator[HarnessScore]:
             if metric.endswith("_stderr") or not isinstance(value, int | float) or value == NOT_SCORED or not kind:
                 continue
             error = values.get(f"{metric}_stderr,{kind}")
-            spread = float(error) if isinstance(error, int | float) else None
+            spread = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
             yield HarnessScore(task, metric if kind == "none" else f"{metric}_{kind}", float(value), spread, samples)
 
 

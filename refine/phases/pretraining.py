@@ -81,7 +81,7 @@ def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], 
     made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     say(f"tokenizer: {len(made)} pieces")
     prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", say)
-    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    file.write_text(json.dumps(wanted, indent=1, allow_nan=False), encoding="utf-8")
     return prepared
 
 
@@ -108,7 +108,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     with folder_beside(output / "model") as beside, no_progress_bars():
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
         AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
-        (beside / RECORD).write_text(json.dumps(written, indent=1), encoding="utf-8")
+        (beside / RECORD).write_text(json.dumps(written, indent=1, allow_nan=False), encoding="utf-8")
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from refine.errors import SettingError
-from refine.settings.base import validated
+from refine.settings.base import LARGEST_SEED, validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PhaseSettings
 
@@ -70,7 +71,21 @@ class RefineArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not isinstance(self.objective, ObjectiveSettings):
             self.objective = validated(ObjectiveSettings, self.objective, "RefineArguments.objective")
+        self._refuse_numbers_out_of_range()
         super().__post_init__()
+
+    def _refuse_numbers_out_of_range(self) -> None:
+        """Raises SettingError: a float that is not finite, an Adam beta outside [0, 1), a seed that numpy refuses."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"RefineArguments.{name} is {value}: expected a finite number")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= values[name] < 1:
+                raise SettingError(f"RefineArguments.{name} is {values[name]}: expected at least 0 and less than 1")
+        for name in ("seed", "data_seed"):
+            if values[name] is not None and not 0 <= values[name] <= LARGEST_SEED:
+                raise SettingError(f"RefineArguments.{name} is {values[name]}: expected 0 to {LARGEST_SEED}")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""

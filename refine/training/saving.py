@@ -9,14 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
+from refine.errors import TrainingError
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
+
+
+@torch.no_grad()
+def refuse_non_finite(model: nn.Module, step: int) -> None:
+    """Raise TrainingError if a parameter or buffer of `model` (of a sharded one: the part of this process) is NaN or
+    infinite after `step`."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        values = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if not bool(values.isfinite().all()):
+            raise TrainingError(
+                f"step {step}: {name} holds {int((~values.isfinite()).sum())} values that are NaN or infinite, so the "
+                "model is not saved: lower learning_rate, and start again from the last checkpoint, which is complete"
+            )
 
 
 class WholeCheckpoints(Trainer):
@@ -70,6 +85,12 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save and self.args.save_total_limit:
             best = self.state.best_model_checkpoint
             checkpoints.prune(self.output, self.args.save_total_limit, None if best is None else Path(best))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's. Raises TrainingError, before anything is written, if a weight is NaN or infinite."""
+        assert self.model is not None
+        refuse_non_finite(self.model, self.state.global_step)
+        super().save_model(output_dir, _internal_call)
 
     def save_whole(self, folder: Path) -> None:
         """Save the model and its tokenizer to `folder`, complete or not at all."""

@@ -24,6 +24,7 @@ from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
+from refine.system.files import json_values
 from refine.training import step_errors
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
@@ -238,7 +239,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix."""
+        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix. A value
+        that is not finite is logged as None (null in files)."""
         if "train_runtime" in logs:  # Trainer's summary of this call is wrong after a resume
             return
         if "loss" in logs:
@@ -250,7 +252,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             logs["train/seconds"] = self._seconds
             logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
             self._statistics, self._seconds, self._steps_since_log = StepStatistics(), 0.0, 0
-        super().log(logs, start_time)
+        super().log(json_values(logs), start_time)
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
         `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. The metrics are
         logged as `val/...`, with histograms of the rewards, and returned under Trainer's names (`eval_loss`, ...),
-        which `metric_for_best_model` refers to.
+        which `metric_for_best_model` refers to. Raises TrainingError: a loss or an accuracy is not finite.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
@@ -271,11 +273,18 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
             rows = rows_of(part, self.processing_class, self.args)
             found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
+            self._refuse_non_finite_scores(name, found)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
             metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _refuse_non_finite_scores(self, name: str, found: dict[str, Any]) -> None:
+        for score in ("loss", "answer_loss", "accuracy", "answer_accuracy"):
+            if not math.isfinite(found.get(score, 0.0)):
+                message = f"{name}/{score} is {found[score]} in the validation after step {self.state.global_step}"
+                raise TrainingError(f"{message}: {step_errors.ADVICE}")
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Trainer's, except that a resumed run does not repeat the validation before the first step."""

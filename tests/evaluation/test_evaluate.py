@@ -155,3 +155,15 @@ def test_a_model_that_has_learned_the_answers_scores_one_and_one_that_has_not_sc
     after = evaluate_model(model, inputs, tokenizer).tasks[0]
     assert before.score.value == 0.0 and after.score.value == 1.0
     assert before.log_prob.value < -2 and after.log_prob.value > -0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [(float("nan"), "val/loss is nan"), (float("inf"), "val/loss is (nan|inf)")]
+)
+def test_a_score_that_is_not_finite_is_an_error(model, tokenizer, inputs, tmp_path, values, said):
+    kept = model.get_output_embeddings().weight.data.clone()
+    model.get_output_embeddings().weight.data[3] = values
+    with pytest.raises(ModelError, match=said) as error:
+        evaluate_model(model, inputs, tokenizer, answers_file=tmp_path / "answers.jsonl")
+    model.get_output_embeddings().weight.data.copy_(kept)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
