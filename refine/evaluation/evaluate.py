@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refine import paths
 from refine.data.prompts.prompt import Prompt
 from refine.data.prompts.tasks import known_task
-from refine.data.tokenizer import load_tokenizer
+from refine.data.tokenizer import by_our_rule, load_tokenizer
 from refine.errors import ModelError, reason
 from refine.evaluation import next_token
 from refine.evaluation.answers import Adapter, Answer, answer, check_fit
@@ -113,9 +113,9 @@ def _load(
     if not isinstance(model, str | Path):
         if answers_wanted and tokenizer is None:
             raise ModelError("answering prompts needs a tokenizer: pass one beside the model")
-        return model, tokenizer
+        return model, by_our_rule(tokenizer, "tokenizer") if answers_wanted else tokenizer
     if answers_wanted:
-        tokenizer = tokenizer or model_tokenizer(model)
+        tokenizer = model_tokenizer(model) if tokenizer is None else by_our_rule(tokenizer, "tokenizer")
         check_model(model, tokenizer)
     loaded: Any = from_pretrained(model)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer

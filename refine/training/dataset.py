@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from refine.data.prompts.encoding import encode_with_answer
+from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, SettingError
 from refine.training.arguments import RefineArguments
 from refine.training.order import STAND_IN, NestedStream, Pass, Stream
@@ -195,8 +196,14 @@ def rows_of(data: Any, tokenizer: Any, args: RefineArguments) -> Rows:
         return data
     columns = getattr(data, "column_names", None) or (data[0] if hasattr(data, "__getitem__") and len(data) else ())
     if "prompt" in columns and "answers" in columns:
-        return PromptRows(data, tokenizer, args.max_length)
+        return PromptRows(data, _ruled(tokenizer), args.max_length)
+    if "tokens" not in columns:
+        tokenizer = _ruled(tokenizer)
     return token_rows(data, tokenizer, args.max_length, args.packing)
+
+
+def _ruled(tokenizer: Any) -> Any:
+    return None if tokenizer is None else by_our_rule(tokenizer, "processing_class")
 
 
 def stream_of(rows: Rows, args: RefineArguments) -> Stream | NestedStream:

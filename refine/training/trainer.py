@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective.result import StepResult
 from refine.settings.base import validated
@@ -81,6 +82,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
                 "(delta_net, gated_deltanet or lact_swiglu)"
             )
+        if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
+            processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
         self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
         self.stream = None if self.rows is None else stream_of(self.rows, args)

@@ -14,6 +14,7 @@ import torch
 from flows.preflight import evaluated
 from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.data.prompts.tasks import PAPER_LONGBENCH, TASKS
+from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
@@ -36,7 +37,7 @@ def test_every_score_is_that_of_its_part(model, tokenizer, inputs):
     found = evaluate_model(model, inputs, tokenizer, batch_size=2)
     assert found.next_token["val"] == next_token.evaluate(model, inputs.documents["val"])
     [task] = found.tasks
-    answers = answer(model, tokenizer, PROMPTS)
+    answers = answer(model, by_our_rule(tokenizer, "it"), PROMPTS)
     expected = [
         scorer_of(TASKS["factsqa"])(one.text, prompt.answers) for one, prompt in zip(answers, PROMPTS, strict=True)
     ]
@@ -87,7 +88,9 @@ def test_answers_are_written_with_what_was_accepted_and_scored(model, tokenizer,
     lines = [json.loads(line) for line in (tmp_path / "new" / "answers.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == list(found.tasks[0].scores)
     assert [line["accepted"] for line in lines] == [list(prompt.answers) for prompt in PROMPTS]
-    assert [line["answer"] for line in lines] == [one.text for one in answer(model, tokenizer, PROMPTS)]
+    assert [line["answer"] for line in lines] == [
+        one.text for one in answer(model, by_our_rule(tokenizer, "it"), PROMPTS)
+    ]
 
 
 def test_a_folder_is_loaded_with_its_own_tokenizer(model, tokenizer, inputs, tmp_path):
