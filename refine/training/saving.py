@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 
 from refine.errors import TrainingError
 from refine.system.quiet import no_progress_bars
@@ -34,6 +34,12 @@ def refuse_non_finite(model: nn.Module, step: int) -> None:
             )
 
 
+def _last_step_of(checkpoint: str | bool | None) -> int | None:
+    """The number of steps after which the run of `checkpoint` was to end."""
+    file = Path(str(checkpoint)) / TRAINER_STATE_NAME
+    return TrainerState.load_from_json(str(file)).max_steps if file.is_file() else None
+
+
 class WholeCheckpoints(Trainer):
     """Trainer whose checkpoints are complete or ignored (`refine.training.checkpoints`).
 
@@ -41,6 +47,8 @@ class WholeCheckpoints(Trainer):
     (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest
     checkpoints and the best one.
     """
+
+    _ended_at: int | None = None
 
     @property
     def output(self) -> Path:
@@ -52,13 +60,19 @@ class WholeCheckpoints(Trainer):
         if resume_from_checkpoint is True:
             found = checkpoints.last_whole(self.output)
             resume_from_checkpoint = None if found is None else str(found)
+        self._ended_at = _last_step_of(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's. Also remembers whether the checkpoint's run had already stopped early (and was killed before it
         saved its model)."""
         progress = super()._init_training_state(*args, **kwargs)
-        self._had_stopped = self.state.global_step > 0 and self.control.should_training_stop
+        step, wanted = self.state.global_step, self.state.max_steps
+        if step > wanted:
+            raise TrainingError(f"the checkpoint is of step {step}, and max_steps is {wanted}: raise max_steps")
+        if self._ended_at == step < wanted:  # that run was complete; this one asks for more steps
+            self.control.should_training_stop = False
+        self._had_stopped = step > 0 and self.control.should_training_stop
         return progress
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -85,7 +85,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
-        self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
+        self.rows = (
+            None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
+        )
         self.stream = None if self.rows is None else stream_of(self.rows, args)
         if self.stream is not None:
             # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts up.
@@ -274,7 +276,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._validated_step = self.state.global_step
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
-            rows = rows_of(part, self.processing_class, self.args)
+            rows = rows_of(part, self.processing_class, self.args, _vocabulary(self.model))
             found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
             self._refuse_non_finite_scores(name, found)
             self.log({f"{name}/{key}": value for key, value in found.items()})
@@ -294,6 +296,10 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         if skip_scheduler and self.state.log_history:
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+
+def _vocabulary(model: Any) -> int | None:
+    return getattr(model.config, "vocab_size", None)
 
 
 _OWN = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")  # Trainer's

@@ -137,3 +137,14 @@ def test_no_number_of_any_section_may_be_infinite():
         sections += [inner for inner in here.__subclasses__() if inner not in found]
     assert len(found) > 10
     assert all(section.model_config["allow_inf_nan"] is False for section in found)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(params, tmp_path):
+    lines = params.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if line.startswith("seed:"))
+    (tmp_path / "params.yaml").write_text("\n".join([*lines, "seed: 7"]))
+    said = rf"params.yaml: .*line {len(lines) + 1}: key 'seed' is given twice \(first in line {number + 1}\)"
+    with pytest.raises(SettingError, match=said):
+        settings.load(tmp_path / "params.yaml")
+    with pytest.raises(SettingError, match=r"override .*line 1: key 'steps' is given twice"):
+        settings.load(params, ("training.mid={steps: 1, steps: 2}",))

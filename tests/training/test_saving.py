@@ -98,3 +98,23 @@ def test_a_weight_or_buffer_that_is_not_finite_is_named_before_anything_is_writt
     with pytest.raises(TrainingError, match="step 0: mean holds 1 values that are NaN or infinite"):
         getattr(trainer, save)(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_resuming_with_more_steps_trains_on_as_one_run_would(tiny_model, arguments, rows, tmp_path):
+    short = RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows)
+    short.train()
+    longer = RefineTrainer(tiny_model(), arguments(max_steps=4, **EVERY_STEP), train_dataset=rows)
+    longer.train(resume_from_checkpoint=True)
+    args = arguments(max_steps=4, output_dir=str(tmp_path / "whole"), **EVERY_STEP)
+    whole = RefineTrainer(tiny_model(), args, train_dataset=rows)
+    whole.train()
+    assert longer.state.global_step == 4
+    for one, other in zip(whole.model.parameters(), longer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_resuming_with_fewer_steps_than_were_trained_is_refused(tiny_model, arguments, rows):
+    RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows).train()
+    fewer = RefineTrainer(tiny_model(), arguments(max_steps=1, **EVERY_STEP), train_dataset=rows)
+    with pytest.raises(TrainingError, match="the checkpoint is of step 2, and max_steps is 1"):
+        fewer.train(resume_from_checkpoint=True)
