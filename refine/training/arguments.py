@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from refine.errors import SettingError
 from refine.settings.base import LARGEST_SEED, validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PhaseSettings
+from refine.training.argument_table import refuse_unsupported
 
 SHARDED: dict[str, Any] = {
     "version": 2,
@@ -71,7 +72,10 @@ class RefineArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not isinstance(self.objective, ObjectiveSettings):
             self.objective = validated(ObjectiveSettings, self.objective, "RefineArguments.objective")
+        refuse_unsupported({one.name: getattr(self, one.name) for one in fields(self)}, _defaults(type(self)))
         self._refuse_numbers_out_of_range()
+        if self.disable_tqdm is None:  # transformers would decide by a log level that the first trainer changes
+            self.disable_tqdm = False
         super().__post_init__()
 
     def _refuse_numbers_out_of_range(self) -> None:
@@ -139,6 +143,14 @@ def arguments_of(
     if sharding == "full":
         values |= _sharded()
     return RefineArguments(**{**values, **more})
+
+
+def _defaults(kind: type[RefineArguments]) -> dict[str, Any]:
+    return {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(kind)
+        if one.default is not MISSING or one.default_factory is not MISSING
+    }
 
 
 def _check_devices() -> None:

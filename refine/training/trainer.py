@@ -108,11 +108,19 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._replace_progress_callbacks()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
         self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
+        self._warned = False
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
         self._step_documents: list[str] = []
-        self._warned = False
         self._step_started, self._seconds = time.perf_counter(), 0.0
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Trainer's, at the beginning of each `train()`."""
+        self._start_counting()
+        return super()._init_training_state(*args, **kwargs)
 
     def _replace_progress_callbacks(self) -> None:
         """Use ProgressBar instead of Trainer's bar, and print no rows: one has 40 metrics."""
@@ -284,6 +292,13 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused with a SettingError: there are no logits of whole batches to return."""
+        raise SettingError(
+            "RefineTrainer has no predict(): score held-out sequences with evaluate(), or prompts with "
+            "refine.evaluation.evaluate_model"
+        )
 
     def _refuse_non_finite_scores(self, name: str, found: dict[str, Any]) -> None:
         for score in ("loss", "answer_loss", "accuracy", "answer_accuracy"):
