@@ -112,7 +112,7 @@ def _as_long(values: dict[str, Settings], model: str, data: Prepared) -> dict[st
     kept = data.folder.parent / "cost.json"
     if not kept.exists():
         costs = step_costs(model, data, values)
-        kept.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        kept.write_text(json.dumps(costs, indent=1, allow_nan=False), encoding="utf-8")
     costs, steps = json.loads(kept.read_text(encoding="utf-8")), values["sft"].training.mid.steps
     return {
         f"sft for the time of {arm}": (f"training.mid.steps={round(steps * ratio)}",)
@@ -162,9 +162,11 @@ def _one(arm: str, values: Settings, model: str, data: Prepared, folder: Path) -
     tokenizer = load_tokenizer(model)
     inputs = load_inputs(data.folder, sources=Sources(tokenizer))
     found = evaluate_model(folder / "run" / "model", inputs, tokenizer, name=arm)
-    (folder / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
     rows = (folder / "run" / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    (folder / "series.json").write_text(json.dumps([json.loads(row) for row in rows]), encoding="utf-8")
+    (folder / "series.json").write_text(
+        json.dumps([json.loads(row) for row in rows], allow_nan=False), encoding="utf-8"
+    )
     found.save(folder)
     click.echo(f"{arm}, seed {values.seed}: {record['steps']} steps in {record['seconds']:.0f} s")
 

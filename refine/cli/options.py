@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from refine.settings.base import LARGEST_SEED
+
 PATH = click.Path(path_type=Path)
 PARAMS = Path("params.yaml")
 
@@ -63,7 +65,11 @@ def device() -> Decorator:
 def seed(default: int) -> Decorator:
     """--seed: the seed of every random draw of the verb."""
     return click.option(
-        "--seed", type=click.IntRange(min=0), default=default, show_default=True, help="Seed of the random draws."
+        "--seed",
+        type=click.IntRange(0, LARGEST_SEED),
+        default=default,
+        show_default=True,
+        help="Seed of the random draws.",
     )
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -208,6 +209,27 @@ def _write(found: Iterable[Sequence], path: Path, counts: Counts, schema: pa.Sch
             writer.write_table(pa.table(rows, schema=schema))
             counts.sequences += len(group)
             counts.tokens += sum(len(sequence.tokens) for sequence in group)
+
+
+def token_array(tokens: Any, where: str, vocabulary: int | None = None) -> np.ndarray:
+    """`tokens` as int64 [T]: integers from 0 to `vocabulary` - 1. Floats, texts and booleans are not cast.
+
+    Raises DataError, which begins with `where`, for anything else.
+    """
+    try:
+        array = np.asarray(tokens)
+    except ValueError:  # lists of different lengths in the list
+        array = np.zeros((1, 1))
+    if array.ndim == 1 and array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (isinstance(tokens, list) and bool in map(type, tokens)):
+        odd = [one for one in tokens if isinstance(one, bool) or not isinstance(one, int)] if array.ndim == 1 else ()
+        raise DataError(f"{where}: expected a list of token ids (integers), found {str((*odd, tokens)[0])[:40]!r}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or (vocabulary is not None and high >= vocabulary):
+        limit = "0 or more" if vocabulary is None else f"0 to {vocabulary - 1}"
+        raise DataError(f"{where}: token {low if low < 0 else high} is not in the vocabulary ({limit})")
+    return array.astype(np.int64)
 
 
 def load_token_sequences(path: str | Path) -> Any:

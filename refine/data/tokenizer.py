@@ -7,6 +7,7 @@ to itself.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,8 +111,8 @@ def _merges(names: list[str], ids: dict[str, int], scores: list[float]) -> list[
 def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of a folder, of a model that comes with the package, of a hub model, or "mistral_v1".
 
-    If the hub does not answer, the tokenizer comes from its cache. Raises DataError: no tokenizer there, or not a fast
-    one with a bos; ServiceError: the hub does not answer and the cache does not have it.
+    It follows `by_our_rule`. If the hub does not answer, it comes from its cache. Raises DataError: no tokenizer there,
+    or not a fast one with a bos; ServiceError: the hub does not answer and the cache does not have it.
     """
     if str(place) == MISTRAL_V1:
         return mistral_v1()
@@ -127,9 +128,45 @@ def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
             )
     except Exception as error:
         raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
+    return by_our_rule(tokenizer, f"tokenizer {str(place)!r}")
+
+
+def by_our_rule(tokenizer: Any, name: str) -> Any:
+    """`tokenizer` if it reads every text as its bos and all of the text's tokens; otherwise a copy that does: without
+    truncation or padding (a tokenizer.json can hold both), and with the bos in front and nothing at the end.
+
+    Everything that turns text into tokens relies on it: documents, prompts, answers, `text` rows. `name` is for
+    messages. Raises DataError: not a fast tokenizer, or one without a bos token.
+    """
     if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
-        raise DataError(f"tokenizer {str(place)!r}: expected a fast tokenizer with a bos token")
+        raise DataError(f"{name}: expected a fast tokenizer with a bos token, which begins every text")
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is None and backend.padding is None and _begins_with_bos(tokenizer):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if not _begins_with_bos(tokenizer):
+        _set_post_processor(tokenizer)
+    if not _begins_with_bos(tokenizer):
+        raise DataError(f"{name}: reads a text as other tokens than its bos and the text's own: use another tokenizer")
     return tokenizer
+
+
+def _begins_with_bos(tokenizer: Any) -> bool:
+    own = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    return tokenizer("a b")["input_ids"] == [tokenizer.bos_token_id, *own]
+
+
+def _set_post_processor(tokenizer: Any) -> None:
+    from tokenizers import processors
+
+    if hasattr(tokenizer, "add_bos_token"):  # saved with the tokenizer, and obeyed when it is loaded again
+        tokenizer.add_bos_token, tokenizer.add_eos_token = True, False
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
 
 
 @contextmanager

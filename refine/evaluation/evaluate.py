@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refine import paths
 from refine.data.prompts.prompt import Prompt
 from refine.data.prompts.tasks import known_task
-from refine.data.tokenizer import load_tokenizer
+from refine.data.tokenizer import by_our_rule, load_tokenizer
 from refine.errors import ModelError, reason
 from refine.evaluation import next_token
 from refine.evaluation.answers import Adapter, Answer, answer, check_fit
@@ -46,7 +47,7 @@ def evaluate_model(
     sequences or prompts per pass; changes no score. adapter: adapts the model to each prompt before it answers
     (test-time training). answers_file: gets each answer as a line of JSON, after all prompts. harness: lm-eval's tasks.
     harness_options: samples, lengths and include of `evaluate_harness`. progress: called with a line about each step.
-    Raises ModelError, before the weights are loaded, if the tokenizer does not fit.
+    Raises ModelError: the tokenizer does not fit (found before the weights are loaded), or a score is not finite.
     """
     start = time.perf_counter()
     name = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
@@ -56,18 +57,24 @@ def evaluate_model(
     for which, sequences in inputs.documents.items():
         report(f"{which}: next tokens of {len(sequences)} sequences")
         documents[which] = next_token.evaluate(loaded, sequences, batch_size)
+        _refuse_non_finite(name, f"{which}/loss", documents[which].sequence_losses)
     tasks, lines = [], []
     for (task, length), prompts in inputs.prompts.items():
         report(f"{task} at {length}: {len(prompts)} prompts")
         answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
         scores = _scores(task, prompts, answers)
+        _refuse_non_finite(name, f"{task} at {length}", [*scores, *(one.log_prob for one in answers)])
         tasks.append(TaskScore.of(task, length, scores, answers))
         lines += _answer_lines(task, length, prompts, answers, scores)
     if answers_file is not None:
-        write_text(answers_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(
+            answers_file, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        )
     if harness:
         report(f"lm-eval: {', '.join(harness)}")
     measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
+    for one in measured:
+        _refuse_non_finite(name, f"lm-eval {one.task} {one.metric}", [one.value])
     seconds = time.perf_counter() - start
     settings = {"batch_size": batch_size, "scored_on": inputs.fingerprint()}
     return Evaluation(name, documents, tuple(tasks), tuple(measured), seconds, settings)
@@ -106,12 +113,21 @@ def _load(
     if not isinstance(model, str | Path):
         if answers_wanted and tokenizer is None:
             raise ModelError("answering prompts needs a tokenizer: pass one beside the model")
-        return model, tokenizer
+        return model, by_our_rule(tokenizer, "tokenizer") if answers_wanted else tokenizer
     if answers_wanted:
-        tokenizer = tokenizer or model_tokenizer(model)
+        tokenizer = model_tokenizer(model) if tokenizer is None else by_our_rule(tokenizer, "tokenizer")
         check_model(model, tokenizer)
     loaded: Any = from_pretrained(model)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def _refuse_non_finite(model: str, what: str, scores: Sequence[float]) -> None:
+    for number, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ModelError(
+                f"{model}: the score of {what} is {score} (value {number}), so nothing is recorded: look whether the "
+                "model's weights are sound, or lower training.test_time.learning_rate if it adapts to prompts"
+            )
 
 
 def _scores(task: str, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float]:

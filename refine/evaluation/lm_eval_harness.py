@@ -7,6 +7,8 @@ length. Needs the extra `harness`.
 from __future__ import annotations
 
 import importlib.util
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -93,6 +95,8 @@ def evaluate_harness(
 
 
 def _scores(found: Mapping[str, Any]) -> Iterator[HarnessScore]:
+    """Every score. MLflow refuses some characters that lm-eval allows in names: they become "_"."""
+    names: set[tuple[str, str]] = set()
     for task, values in found["results"].items():
         samples = found["n-samples"].get(task, {}).get("effective", 0)
         for name, value in values.items():
@@ -100,8 +104,17 @@ def _scores(found: Mapping[str, Any]) -> Iterator[HarnessScore]:
             if metric.endswith("_stderr") or not isinstance(value, int | float) or value == NOT_SCORED or not kind:
                 continue
             error = values.get(f"{metric}_stderr,{kind}")
-            spread = float(error) if isinstance(error, int | float) else None
-            yield HarnessScore(task, metric if kind == "none" else f"{metric}_{kind}", float(value), spread, samples)
+            spread = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+            shown = _tracked(task), _tracked(metric if kind == "none" else f"{metric}_{kind}")
+            if shown in names:  # two names that differ only in such characters
+                shown = shown[0], f"{shown[1]}_{len(names)}"
+            names.add(shown)
+            yield HarnessScore(*shown, float(value), spread, samples)
+
+
+def _tracked(name: str) -> str:
+    """`name` in the characters that MLflow takes everywhere."""
+    return re.sub(r"[^\w\-. ]", "_", name, flags=re.ASCII).strip(".") or "_"
 
 
 def language_model(model: FastWeightLanguageModel, tokenizer: Any, batch_size: int = 8) -> Any:

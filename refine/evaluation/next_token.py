@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refine.data.token_sequences import token_array
 from refine.errors import DataError
 from refine.evaluation.decoding import passes
 from refine.evaluation.intervals import ratio
@@ -79,7 +80,7 @@ def _score(
 def token_rows(sequences: Any) -> list[Tensor]:
     """Each sequence as int64 [T]. Raises DataError if there is none, or if one has fewer than two tokens."""
     column = sequences["tokens"] if "tokens" in getattr(sequences, "column_names", ()) else sequences
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in column]
+    rows = [torch.from_numpy(token_array(row, f"sequence {number}")) for number, row in enumerate(column)]
     if not rows:
         raise DataError("no sequences to evaluate next-token prediction on")
     for number, row in enumerate(rows):

@@ -185,7 +185,7 @@ class Evaluation:
     def save(self, folder: str | Path) -> Path:
         """Write `folder`/evaluation.json. Returns its path."""
         values = asdict(self) | {"metrics": self.metrics()}
-        return write_text(Path(folder) / EVALUATION_FILE, json.dumps(values, indent=1))
+        return write_text(Path(folder) / EVALUATION_FILE, json.dumps(values, indent=1, allow_nan=False))
 
     @staticmethod
     def load(path: str | Path) -> Evaluation:

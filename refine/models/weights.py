@@ -15,6 +15,7 @@ from refine.errors import ModelError, nearest
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights that are read; others would be cast
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -58,7 +59,7 @@ def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
 
     Reads only the files' headers. With `tied`, lm_head.weight may be absent, or must equal the embedding.
     """
-    there = {name: (path, shape) for path in weight_files(folder) for name, shape in _header(path)}
+    there = {name: (path, shape) for path in weight_files(folder) for name, shape, _ in _header(path)}
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     optional = {"lm_head.weight"} if tied else set()
     if missing := [name for name in expected if name not in there and name not in optional]:
@@ -108,12 +109,18 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: expected {SINGLE} or {INDEX}; {found}")
 
 
-def _header(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, dtype) of each tensor. Raises ModelError: the file is damaged, or a tensor holds no floats."""
     try:
         with safe_open(path, "pt") as file:
-            return [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
+            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
+            found = [(name, tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices]
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged or cut off ({error})") from None
+    for name, _, dtype in found:
+        if dtype not in FLOATS:
+            raise ModelError(f"{path}: {name} is stored as {dtype}; expected weights as one of {', '.join(FLOATS)}")
+    return found
 
 
 def _tensor(path: Path, name: str) -> torch.Tensor:

@@ -102,8 +102,7 @@ def _prepare(
     validation: Rows,
     output: Path,
 ) -> tuple[RefineArguments, TrainingData]:
-    from transformers import AutoTokenizer
-
+    from refine.data.tokenizer import load_tokenizer
     from refine.phases.run import TrainingData
     from refine.training.arguments import arguments_of
 
@@ -120,7 +119,7 @@ def _prepare(
         model=partial(starting_model, model, revision, data),
         train=train,
         validation=validation or None,
-        tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
+        tokenizer=load_tokenizer(data.tokenizer),
     )
 
 

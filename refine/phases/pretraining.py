@@ -81,15 +81,15 @@ def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], 
     made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     say(f"tokenizer: {len(made)} pieces")
     prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", say)
-    file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    file.write_text(json.dumps(wanted, indent=1, allow_nan=False), encoding="utf-8")
     return prepared
 
 
 def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> dict[str, Any]:
     """Write OUTPUT/model: bf16 weights, tokenizer, and the record of the whole training, including the drill."""
     import torch
-    from transformers import AutoTokenizer
 
+    from refine.data.tokenizer import load_tokenizer
     from refine.models import from_pretrained
     from refine.system.quiet import no_progress_bars
 
@@ -107,8 +107,8 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     run = output / "training"
     with folder_beside(output / "model") as beside, no_progress_bars():
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
-        AutoTokenizer.from_pretrained(run / run_folder.MODEL).save_pretrained(str(beside))
-        (beside / RECORD).write_text(json.dumps(written, indent=1), encoding="utf-8")
+        load_tokenizer(run / run_folder.MODEL).save_pretrained(str(beside))
+        (beside / RECORD).write_text(json.dumps(written, indent=1, allow_nan=False), encoding="utf-8")
     return written
 
 

@@ -127,7 +127,7 @@ def _outcome(trainer: RefineTrainer) -> dict[str, Any]:
     kept = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else None
     of_model = [row for row in rows if kept is None or row["step"] <= kept]
     last = {
-        name: value for row in of_model for name, value in row.items() if "/" in name and not isinstance(value, list)
+        name: value for row in of_model for name, value in row.items() if "/" in name and isinstance(value, int | float)
     }
     return {
         "steps": state.global_step,

@@ -92,14 +92,13 @@ def _loaded(folder: Path) -> PreTrainedModel:
 
 def training_data(data: Prepared, model: Callable[[], PreTrainedModel]) -> TrainingData:
     """The token sequences and the tokenizer of `data`, with `model`, which builds the starting model."""
-    from transformers import AutoTokenizer
-
     from refine.data.token_sequences import load_token_sequences
+    from refine.data.tokenizer import load_tokenizer
     from refine.phases.run import TrainingData
 
     return TrainingData(
         model=model,
         train=load_token_sequences(data.documents("train")),
         validation=load_token_sequences(data.documents("validation")),
-        tokenizer=AutoTokenizer.from_pretrained(data.tokenizer),
+        tokenizer=load_tokenizer(data.tokenizer),
     )

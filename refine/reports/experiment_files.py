@@ -26,7 +26,7 @@ def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple
     for old in (folder / METRICS).glob("*.json"):  # the experiment may no longer have the arm
         old.unlink()
     for name, values in metrics(comparison).items():
-        write_text(folder / METRICS / f"{name}.json", json.dumps(values, indent=1) + "\n")
+        write_text(folder / METRICS / f"{name}.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
     texts = {
         "comparison.md": "\n\n".join(filter(None, (comparison.markdown(), adapted))) + "\n",
         "comparison.csv": comparison.csv(),

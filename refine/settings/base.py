@@ -9,11 +9,13 @@ from pydantic_core import ErrorDetails
 
 from refine.errors import SettingError, nearest
 
+LARGEST_SEED = 2**32 - 1  # that numpy takes, which Trainer seeds
+
 
 class Section(BaseModel):
-    """A frozen group of settings. Each field's description states its unit."""
+    """A frozen group of settings. Each field's description states its unit. No number may be NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

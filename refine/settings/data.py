@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from refine.settings.base import Section
+from refine.settings.base import LARGEST_SEED, Section
 
 
 class PackageSource(Section):
@@ -30,7 +30,7 @@ class ExercisesSource(Section):
     recitals_share: float = Field(
         0.3, ge=0, le=1, description="share of texts that repeat, so nearly every token is recall; the rest are needles"
     )
-    seed: int = Field(1, ge=0, description="seed of the exercises")
+    seed: int = Field(1, ge=0, le=LARGEST_SEED, description="seed of the exercises")
 
     @model_validator(mode="after")
     def _shares(self) -> ExercisesSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from refine.settings.base import Section
+from refine.settings.base import LARGEST_SEED, Section
 from refine.settings.data import DataSettings, DocumentsSettings, Source, TokenizerSettings
 from refine.settings.evaluation import EvaluationSettings, RegistrySettings
 from refine.settings.model import ModelSettings
@@ -15,7 +15,7 @@ from refine.settings.training import CommonTraining, StartSettings, TrainingSett
 class CommonSettings(Section):
     """Shared by experiments and pretraining: data, model and training."""
 
-    seed: int = Field(ge=0, description="seed of the experiment; every random draw derives from it")
+    seed: int = Field(ge=0, le=LARGEST_SEED, description="seed of the experiment; every random draw derives from it")
     data: DataSettings
     tokenizer: TokenizerSettings
     documents: DocumentsSettings

@@ -11,6 +11,7 @@ import yaml
 from refine.errors import SettingError, nearest
 from refine.settings.base import validated
 from refine.settings.experiment import PretrainingSettings, Settings
+from refine.system.unique_yaml import DuplicateKeyError, load_yaml
 
 
 def load(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:
@@ -29,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingS
 
 def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingError(
             f"{path}: no such settings file; run from the project's folder, or name it with --params"
@@ -54,6 +55,8 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise SettingError(f"override {override!r}: no section {section!r}{nearest(section, map(str, here))}")
         here = here[section]
     try:
-        here[key] = yaml.safe_load(text)
+        here[key] = load_yaml(text)
+    except DuplicateKeyError as error:
+        raise SettingError(f"override {override!r}: {error}") from None
     except yaml.YAMLError:
         raise SettingError(f"override {override!r}: {text!r} is not a YAML value") from None

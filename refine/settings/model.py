@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from refine.settings.base import Section
 
@@ -32,6 +33,14 @@ class ModelSettings(Section):
         description="factor on a new model's initial embeddings; a larger one keeps pieces with similar use, such as "
         "digits, far enough apart to recall them",
     )
+
+    @field_validator("config")
+    @classmethod
+    def _finite(cls, config: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name, value in (config or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: expected a finite number")
+        return config
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:

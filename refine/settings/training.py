@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from refine.settings.base import Section
 from refine.settings.objective import ObjectiveSettings
 
 Precision = Literal["float32", "bfloat16"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 MidArm = Literal["none", "sft", "refine"]
 PostArm = Literal["sft", "nested_sft", "nested_refine"]
 TestTimeArm = Literal["none", "sft", "refine"]
@@ -24,7 +25,7 @@ class OptimizerSettings(Section):
     """AdamW, gradient clipping and precision: shared by the training phases and test-time training."""
 
     learning_rate: float = Field(gt=0, description="learning rate of AdamW; with a schedule, its peak")
-    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of the first and second moment")
+    adam_betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay of the first and second moment")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     precision: Precision = Field("float32", description="float32, or bfloat16 autocast")

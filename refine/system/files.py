@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,21 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` to `path` as JSON, completely or not at all, and flush it to the disk. Returns the path."""
+    """Write `value` to `path` as JSON, completely or not at all, and flush it to the disk. Returns the path.
+
+    Raises ValueError if a number in it is NaN or infinite, which JSON cannot say.
+    """
     with file_beside(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
         flush(beside)
     return Path(path)
+
+
+def json_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`row` with null in the place of numbers that are NaN or infinite, which JSON cannot say."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
 def write_picture(path: str | Path, figure: Any, **options: Any) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from refine import paths
 from refine.errors import reason
+from refine.system.files import json_values
 from refine.system.liveness import ALIVE
 from refine.system.locks import hold, try_hold
 from refine.tracking.sender import Sender
@@ -30,12 +31,12 @@ def folder() -> Path:
 
 def keep(run_id: str, rows: Iterable[tuple[int, Mapping[str, Any]]] = (), status: str | None = None) -> Path:
     """Keep (step, metrics) rows of a run, or its final status and the time. Returns the file."""
-    lines: list[dict[str, Any]] = [{"step": step, "metrics": dict(values)} for step, values in rows]
+    lines: list[dict[str, Any]] = [{"step": step, "metrics": json_values(values)} for step, values in rows]
     if status is not None:
         lines.append({"status": status, "ended": int(time.time() * 1000)})
     file = folder() / f"{run_id}.jsonl"
     with hold(lock_of(file), f"process {os.getpid()}"), file.open("a", encoding="utf-8") as opened:
-        opened.write("".join(json.dumps(line, default=str) + "\n" for line in lines))
+        opened.write("".join(json.dumps(line, default=str, allow_nan=False) + "\n" for line in lines))
         opened.flush()
         os.fsync(opened.fileno())
     return file

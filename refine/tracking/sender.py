@@ -44,6 +44,7 @@ class Sender:
         highest, found, bad = dict(self.last), [], dict[int, int]()
         for step, values in rows:
             for name, value in values.items():
+                value = math.nan if value is None else value  # metrics.jsonl has null for a value that is not finite
                 if not isinstance(value, int | float) or isinstance(value, bool) or step <= highest.get(name, -1):
                     continue
                 highest[name] = step

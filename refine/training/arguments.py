@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from refine.errors import SettingError
-from refine.settings.base import validated
+from refine.settings.base import LARGEST_SEED, validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import PhaseSettings
+from refine.training.argument_table import refuse_unsupported
 
 SHARDED: dict[str, Any] = {
     "version": 2,
@@ -70,7 +72,24 @@ class RefineArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not isinstance(self.objective, ObjectiveSettings):
             self.objective = validated(ObjectiveSettings, self.objective, "RefineArguments.objective")
+        refuse_unsupported({one.name: getattr(self, one.name) for one in fields(self)}, _defaults(type(self)))
+        self._refuse_numbers_out_of_range()
+        if self.disable_tqdm is None:  # transformers would decide by a log level that the first trainer changes
+            self.disable_tqdm = False
         super().__post_init__()
+
+    def _refuse_numbers_out_of_range(self) -> None:
+        """Raises SettingError: a float that is not finite, an Adam beta outside [0, 1), a seed that numpy refuses."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"RefineArguments.{name} is {value}: expected a finite number")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= values[name] < 1:
+                raise SettingError(f"RefineArguments.{name} is {values[name]}: expected at least 0 and less than 1")
+        for name in ("seed", "data_seed"):
+            if values[name] is not None and not 0 <= values[name] <= LARGEST_SEED:
+                raise SettingError(f"RefineArguments.{name} is {values[name]}: expected 0 to {LARGEST_SEED}")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -124,6 +143,14 @@ def arguments_of(
     if sharding == "full":
         values |= _sharded()
     return RefineArguments(**{**values, **more})
+
+
+def _defaults(kind: type[RefineArguments]) -> dict[str, Any]:
+    return {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(kind)
+        if one.default is not MISSING or one.default_factory is not MISSING
+    }
 
 
 def _check_devices() -> None:

@@ -69,7 +69,7 @@ def told_in_words(place: Path) -> Iterator[None]:
 def finish(staging: Path, folder: Path) -> None:
     """Write the manifest of `staging`, flush everything to the disk, and rename it to `folder`."""
     sizes = {str(path.relative_to(staging)): path.stat().st_size for path in sorted(_files(staging))}
-    (staging / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    (staging / MANIFEST).write_text(json.dumps(sizes, indent=1, allow_nan=False), encoding="utf-8")
     for path in [*_files(staging), staging]:
         flush(path)
     replace_folder(staging, folder)

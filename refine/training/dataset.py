@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from refine.data.prompts.encoding import encode_with_answer
+from refine.data.token_sequences import token_array
+from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, SettingError
 from refine.training.arguments import RefineArguments
 from refine.training.order import STAND_IN, NestedStream, Pass, Stream
@@ -35,6 +37,7 @@ class Rows(torch.utils.data.Dataset[Row]):
     """The rows of a data set. `read(index)` returns a row's tokens, document lengths and document names."""
 
     with_answers = False  # whether each row is a prompt with its answer
+    vocabulary: int | None = None  # of the model; tokens outside it are refused
 
     def __init__(self, count: int, read: Callable[[int], tuple[Any, Sequence[int] | None, tuple[str, ...]]]) -> None:
         self._count, self._read = count, read
@@ -45,7 +48,7 @@ class Rows(torch.utils.data.Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         real = 0 if index == STAND_IN else index
         tokens, lengths, documents = self._read(real)
-        tokens = np.asarray(tokens, dtype=np.int64)
+        tokens = token_array(tokens, f"row {real} ({', '.join(documents)})", self.vocabulary)
         if tokens.size == 0:
             raise DataError(f"row {real} of the training data ({', '.join(documents)}) has no tokens")
         spans = (len(tokens),) if lengths is None else tuple(int(length) for length in lengths)
@@ -97,7 +100,7 @@ def _name(row: dict[str, Any], index: int) -> str:
 def _pieces(documents: Iterable[tuple[Any, Any, tuple[str, ...]]], length: int) -> Iterator[tuple[np.ndarray, str]]:
     """Each document cut into pieces of at most `length` tokens. A packed row yields each of its documents."""
     for tokens, lengths, (name,) in documents:
-        array = np.asarray(tokens, dtype=np.int64)
+        array = token_array(tokens, name)
         start = 0
         for span in lengths or [len(array)]:
             for offset in range(start, start + span, length):
@@ -189,14 +192,27 @@ class PromptRows(Rows):
         return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), counted=index != STAND_IN)
 
 
-def rows_of(data: Any, tokenizer: Any, args: RefineArguments) -> Rows:
-    """The rows of `data`, whatever its columns. Raises DataError if they are not those named above."""
+def rows_of(data: Any, tokenizer: Any, args: RefineArguments, vocabulary: int | None = None) -> Rows:
+    """The rows of `data`, whatever its columns. `vocabulary`: of the model; a row with another token is refused when it
+    is read. Raises DataError if the columns are not those named above."""
     if isinstance(data, Rows):
         return data
+    rows = _rows(data, tokenizer, args)
+    rows.vocabulary = vocabulary
+    return rows
+
+
+def _rows(data: Any, tokenizer: Any, args: RefineArguments) -> Rows:
     columns = getattr(data, "column_names", None) or (data[0] if hasattr(data, "__getitem__") and len(data) else ())
     if "prompt" in columns and "answers" in columns:
-        return PromptRows(data, tokenizer, args.max_length)
+        return PromptRows(data, _ruled(tokenizer), args.max_length)
+    if "tokens" not in columns:
+        tokenizer = _ruled(tokenizer)
     return token_rows(data, tokenizer, args.max_length, args.packing)
+
+
+def _ruled(tokenizer: Any) -> Any:
+    return None if tokenizer is None else by_our_rule(tokenizer, "processing_class")
 
 
 def stream_of(rows: Rows, args: RefineArguments) -> Stream | NestedStream:

@@ -35,4 +35,4 @@ class MetricsFile(TrainerCallback):
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -71,6 +71,8 @@ def _is_validation(logs: dict[str, float]) -> bool:
 def _summary(logs: dict[str, float]) -> str:
     shown = []
     for name, value in logs.items():
+        if value is None:  # it was not finite
+            continue
         part, _, key = name.partition("/")
         answers = part != "train" and key in ("answer_loss", "answer_accuracy")  # in training they are the loss
         if key in ("loss", "accuracy") or answers or (key.startswith("reward/") and key.endswith("/mean")):

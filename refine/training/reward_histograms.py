@@ -67,8 +67,10 @@ def histograms(rows: Iterable[Mapping[str, Any]]) -> list[Histogram]:
         for name, value in row.items():
             part, _, kind = name.removesuffix(SUFFIX).partition("/reward/")
             if name.endswith(SUFFIX) and kind in RANGES:
-                mean = row.get(f"{part}/reward/{kind}/mean", float("nan"))
-                found.append(Histogram(part, kind, int(row["step"]), tuple(value), float(mean)))
+                mean = row.get(f"{part}/reward/{kind}/mean")
+                found.append(
+                    Histogram(part, kind, int(row["step"]), tuple(value), float("nan" if mean is None else mean))
+                )
     return found
 
 

@@ -9,14 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 
+from refine.errors import TrainingError
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
+
+
+@torch.no_grad()
+def refuse_non_finite(model: nn.Module, step: int) -> None:
+    """Raise TrainingError if a parameter or buffer of `model` (of a sharded one: the part of this process) is NaN or
+    infinite after `step`."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        values = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if not bool(values.isfinite().all()):
+            raise TrainingError(
+                f"step {step}: {name} holds {int((~values.isfinite()).sum())} values that are NaN or infinite, so the "
+                "model is not saved: lower learning_rate, and start again from the last checkpoint, which is complete"
+            )
+
+
+def _last_step_of(checkpoint: str | bool | None) -> int | None:
+    """The number of steps after which the run of `checkpoint` was to end."""
+    file = Path(str(checkpoint)) / TRAINER_STATE_NAME
+    return TrainerState.load_from_json(str(file)).max_steps if file.is_file() else None
 
 
 class WholeCheckpoints(Trainer):
@@ -26,6 +47,8 @@ class WholeCheckpoints(Trainer):
     (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest
     checkpoints and the best one.
     """
+
+    _ended_at: int | None = None
 
     @property
     def output(self) -> Path:
@@ -37,13 +60,19 @@ class WholeCheckpoints(Trainer):
         if resume_from_checkpoint is True:
             found = checkpoints.last_whole(self.output)
             resume_from_checkpoint = None if found is None else str(found)
+        self._ended_at = _last_step_of(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's. Also remembers whether the checkpoint's run had already stopped early (and was killed before it
         saved its model)."""
         progress = super()._init_training_state(*args, **kwargs)
-        self._had_stopped = self.state.global_step > 0 and self.control.should_training_stop
+        step, wanted = self.state.global_step, self.state.max_steps
+        if step > wanted:
+            raise TrainingError(f"the checkpoint is of step {step}, and max_steps is {wanted}: raise max_steps")
+        if self._ended_at == step < wanted:  # that run was complete; this one asks for more steps
+            self.control.should_training_stop = False
+        self._had_stopped = step > 0 and self.control.should_training_stop
         return progress
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -70,6 +99,12 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save and self.args.save_total_limit:
             best = self.state.best_model_checkpoint
             checkpoints.prune(self.output, self.args.save_total_limit, None if best is None else Path(best))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's. Raises TrainingError, before anything is written, if a weight is NaN or infinite."""
+        assert self.model is not None
+        refuse_non_finite(self.model, self.state.global_step)
+        super().save_model(output_dir, _internal_call)
 
     def save_whole(self, folder: Path) -> None:
         """Save the model and its tokenizer to `folder`, complete or not at all."""

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
+from refine.system.files import json_values
 from refine.training import step_errors
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
@@ -80,8 +82,12 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
                 "(delta_net, gated_deltanet or lact_swiglu)"
             )
+        if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
+            processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
-        self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args)
+        self.rows = (
+            None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
+        )
         self.stream = None if self.rows is None else stream_of(self.rows, args)
         if self.stream is not None:
             # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts up.
@@ -102,11 +108,19 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._replace_progress_callbacks()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
         self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
+        self._warned = False
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
         self._step_documents: list[str] = []
-        self._warned = False
         self._step_started, self._seconds = time.perf_counter(), 0.0
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Trainer's, at the beginning of each `train()`."""
+        self._start_counting()
+        return super()._init_training_state(*args, **kwargs)
 
     def _replace_progress_callbacks(self) -> None:
         """Use ProgressBar instead of Trainer's bar, and print no rows: one has 40 metrics."""
@@ -238,7 +252,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix."""
+        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix. A value
+        that is not finite is logged as None (null in files)."""
         if "train_runtime" in logs:  # Trainer's summary of this call is wrong after a resume
             return
         if "loss" in logs:
@@ -250,7 +265,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
             logs["train/seconds"] = self._seconds
             logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
             self._statistics, self._seconds, self._steps_since_log = StepStatistics(), 0.0, 0
-        super().log(logs, start_time)
+        super().log(json_values(logs), start_time)
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -261,7 +276,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
 
         `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. The metrics are
         logged as `val/...`, with histograms of the rewards, and returned under Trainer's names (`eval_loss`, ...),
-        which `metric_for_best_model` refers to.
+        which `metric_for_best_model` refers to. Raises TrainingError: a loss or an accuracy is not finite.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
@@ -269,19 +284,37 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         self._validated_step = self.state.global_step
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
-            rows = rows_of(part, self.processing_class, self.args)
+            rows = rows_of(part, self.processing_class, self.args, _vocabulary(self.model))
             found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
+            self._refuse_non_finite_scores(name, found)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
             metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused with a SettingError: there are no logits of whole batches to return."""
+        raise SettingError(
+            "RefineTrainer has no predict(): score held-out sequences with evaluate(), or prompts with "
+            "refine.evaluation.evaluate_model"
+        )
+
+    def _refuse_non_finite_scores(self, name: str, found: dict[str, Any]) -> None:
+        for score in ("loss", "answer_loss", "accuracy", "answer_accuracy"):
+            if not math.isfinite(found.get(score, 0.0)):
+                message = f"{name}/{score} is {found[score]} in the validation after step {self.state.global_step}"
+                raise TrainingError(f"{message}: {step_errors.ADVICE}")
+
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Trainer's, except that a resumed run does not repeat the validation before the first step."""
         if skip_scheduler and self.state.log_history:
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+
+def _vocabulary(model: Any) -> int | None:
+    return getattr(model.config, "vocab_size", None)
 
 
 _OWN = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")  # Trainer's

@@ -30,7 +30,9 @@ def project(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> 
     values["training"]["mid"] = {**SHORT, "objective": {"positions": 2, "rollout_length": 2, "min_prefix": 4}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     tokenizer = Tokenizer(models.WordLevel({f"w{number}": number for number in range(40)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "prepared" / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w39").save_pretrained(
+        tmp_path / "prepared" / "tokenizer"
+    )
     (tmp_path / "prepared" / "documents").mkdir()
     rows = [[(5 * place + row) % 40 for place in range(24)] for row in range(4)]
     table = {

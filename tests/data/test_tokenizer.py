@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from refine.data.tokenizer import load_tokenizer, mistral_v1, prepare_tokenizer, train_tokenizer
+from refine.data.token_sequences import cut_into_sequences
+from refine.data.tokenizer import by_our_rule, load_tokenizer, mistral_v1, prepare_tokenizer, train_tokenizer
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
 
@@ -148,3 +150,54 @@ def test_the_tokenizer_beside_a_model_that_transformers_does_not_know_loads_sile
     code = "from refine.data.tokenizer import load_tokenizer\nassert len(load_tokenizer('sample/delta_net')) == 2048"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and done.stdout == ""
+
+
+def _with_eos(value):
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+    }
+
+
+PADDING = {
+    "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0,
+    "pad_token": "</s>",
+}  # fmt: skip
+TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+BENT = {
+    "truncation": lambda value: value.update(truncation=TRUNCATION),
+    "padding": lambda value: value.update(padding=PADDING),
+    "no bos": lambda value: value.update(post_processor=None),
+    "eos": _with_eos,
+}
+
+
+@pytest.mark.parametrize("bent", BENT)
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": False, "add_eos_token": True}])
+def test_a_tokenizer_that_cuts_pads_or_begins_otherwise_is_brought_to_the_rule(small_tokenizer, tmp_path, bent, flags):
+    folder, text = tmp_path / "bent", "In the beginning God created the heaven and the earth. " * 9
+    small_tokenizer.save_pretrained(folder)
+    for name, change in (("tokenizer.json", BENT[bent]), ("tokenizer_config.json", lambda value: value.update(flags))):
+        value = json.loads((folder / name).read_text())
+        change(value)
+        (folder / name).write_text(json.dumps(value))
+    wanted = small_tokenizer(text)["input_ids"]
+    made = prepare_tokenizer(TokenizerSettings(path=str(folder)), tmp_path / "none", tmp_path / "saved")
+    from transformers import AutoTokenizer
+
+    for one in (made, load_tokenizer(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert one(text)["input_ids"] == wanted
+        assert one.backend_tokenizer.encode_batch_fast([text, "In"], add_special_tokens=False)[0].ids == wanted[1:]
+        assert one.backend_tokenizer.truncation is None and one.backend_tokenizer.padding is None
+    (sequence, *_), (reference, *_) = ([*cut_into_sequences([("a", text)], one, 16)] for one in (made, small_tokenizer))
+    assert sequence == reference
+
+
+def test_the_user_s_own_tokenizer_stays_as_it_was(small_tokenizer):
+    bent = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, bos_token="<s>")
+    bent.backend_tokenizer.enable_truncation(4)
+    ruled = by_our_rule(bent, "mine")
+    assert ruled is not bent and bent.backend_tokenizer.truncation["max_length"] == 4
+    assert by_our_rule(ruled, "mine") is ruled

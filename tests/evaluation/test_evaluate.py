@@ -14,6 +14,7 @@ import torch
 from flows.preflight import evaluated
 from refine.data.prompts.prompt import Prompt, write_prompts
 from refine.data.prompts.tasks import PAPER_LONGBENCH, TASKS
+from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, ModelError
 from refine.evaluation import Evaluation, Inputs, evaluate_model, next_token
 from refine.evaluation.answers import answer
@@ -36,7 +37,7 @@ def test_every_score_is_that_of_its_part(model, tokenizer, inputs):
     found = evaluate_model(model, inputs, tokenizer, batch_size=2)
     assert found.next_token["val"] == next_token.evaluate(model, inputs.documents["val"])
     [task] = found.tasks
-    answers = answer(model, tokenizer, PROMPTS)
+    answers = answer(model, by_our_rule(tokenizer, "it"), PROMPTS)
     expected = [
         scorer_of(TASKS["factsqa"])(one.text, prompt.answers) for one, prompt in zip(answers, PROMPTS, strict=True)
     ]
@@ -87,7 +88,9 @@ def test_answers_are_written_with_what_was_accepted_and_scored(model, tokenizer,
     lines = [json.loads(line) for line in (tmp_path / "new" / "answers.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == list(found.tasks[0].scores)
     assert [line["accepted"] for line in lines] == [list(prompt.answers) for prompt in PROMPTS]
-    assert [line["answer"] for line in lines] == [one.text for one in answer(model, tokenizer, PROMPTS)]
+    assert [line["answer"] for line in lines] == [
+        one.text for one in answer(model, by_our_rule(tokenizer, "it"), PROMPTS)
+    ]
 
 
 def test_a_folder_is_loaded_with_its_own_tokenizer(model, tokenizer, inputs, tmp_path):
@@ -155,3 +158,15 @@ def test_a_model_that_has_learned_the_answers_scores_one_and_one_that_has_not_sc
     after = evaluate_model(model, inputs, tokenizer).tasks[0]
     assert before.score.value == 0.0 and after.score.value == 1.0
     assert before.log_prob.value < -2 and after.log_prob.value > -0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [(float("nan"), "val/loss is nan"), (float("inf"), "val/loss is (nan|inf)")]
+)
+def test_a_score_that_is_not_finite_is_an_error(model, tokenizer, inputs, tmp_path, values, said):
+    kept = model.get_output_embeddings().weight.data.clone()
+    model.get_output_embeddings().weight.data[3] = values
+    with pytest.raises(ModelError, match=said) as error:
+        evaluate_model(model, inputs, tokenizer, answers_file=tmp_path / "answers.jsonl")
+    model.get_output_embeddings().weight.data.copy_(kept)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

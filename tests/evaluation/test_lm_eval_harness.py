@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from refine.errors import DataError, SettingError
-from refine.evaluation import lm_eval_harness
-from refine.evaluation.lm_eval_harness import check_harness, evaluate_harness, language_model, score_continuations
+from refine.evaluation import Evaluation, lm_eval_harness
+from refine.evaluation.lm_eval_harness import (
+    _scores,
+    check_harness,
+    evaluate_harness,
+    language_model,
+    score_continuations,
+)
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -137,3 +143,15 @@ def test_sampled_answers_are_refused():
     with pytest.raises(SettingError, match="evaluation here is greedy"):
         lm_eval_harness._generation({"do_sample": True, "temperature": 0.7})
     assert lm_eval_harness._generation({"do_sample": False, "temperature": 1, "until": "\n"}) == (256, ["\n"])
+
+
+def test_names_that_mlflow_refuses_are_written_with_underscores():
+    from mlflow.utils.validation import _validate_metric_name
+
+    values = {"alias": "a", "f1@5,none": 0.5, "f1+5,none": 0.25, "acc,strict-match": 1.0, "acc(é),x": 0.5}
+    found = list(_scores({"results": {"t[1]": values}, "n-samples": {"t[1]": {"effective": 4}}}))
+    assert [(one.task, one.metric) for one in found][2] == ("t_1_", "acc_strict-match")
+    names = Evaluation("m", {}, (), tuple(found), 0.0).metrics()
+    assert len([name for name in names if name.endswith("/score")]) == 4
+    for name in names:
+        _validate_metric_name(name)

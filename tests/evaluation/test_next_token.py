@@ -73,3 +73,8 @@ def test_nothing_to_score_is_refused(model):
         next_token.evaluate(model, [[1, 2], [3]])
     with pytest.raises(ModelError, match="outside the vocabulary"):
         next_token.evaluate(model, [[1, 99999]])
+
+
+def test_tokens_that_are_no_integers_are_not_cast():
+    with pytest.raises(DataError, match="sequence 1: expected a list of token ids"):
+        next_token.token_rows([[1, 2], [1.5, 2.0]])

@@ -86,6 +86,10 @@ DAMAGE = {
     "a missing tensor": (lambda t: t.pop("model.norm.weight"), r"lack model\.norm\.weight"),
     "an extra tensor": (lambda t: t.update({"model.layers.7.odd": torch.ones(1)}), r"hold model\.layers\.7\.odd"),
     "a NaN": (lambda t: t["model.norm.weight"].__setitem__(3, torch.nan), r"model\.norm\.weight holds 1 value"),
+    "integers": (
+        lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int32)}),
+        r"model\.norm\.weight is stored as I32; expected weights as one of F64, F32, F16, BF16",
+    ),
     "another vocabulary": (
         lambda t: t.update({"model.embeddings.weight": torch.ones(60, 32)}),
         r"embeddings\.weight has shape \[60, 32\].*\[61, 32\].*vocabulary",

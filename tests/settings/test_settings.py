@@ -82,6 +82,13 @@ def test_the_objective_s_defaults_are_the_paper_s():
         ("training.mid.arms=[sft, sft]", "names an arm twice"),
         ("model={}", "model.checkpoint and model.config are both empty"),
         ("data.train=[{kind: package, texts: plays, wrk: 1}]", "wrk' (did you mean 'works'?)"),
+        ("training.mid.learning_rate=.inf", "'training.mid.learning_rate' is inf: input should be a finite number"),
+        ("training.mid.objective.nsp_weight=.nan", "'training.mid.objective.nsp_weight' is nan"),
+        ("training.mid.adam_betas=[0.9, 1.0]", "'training.mid.adam_betas.1' is 1.0: input should be less than 1"),
+        ("training.test_time.adam_betas=[-0.1, 0.9]", "'training.test_time.adam_betas.0' is -0.1"),
+        ("registry.guards={val/loss: .inf}", "guards"),
+        ("model.config.norm_eps=.nan", "'model.config': norm_eps is nan: expected a finite number"),
+        ("seed=4294967296", "'seed' is 4294967296: input should be less than or equal to 4294967295"),
         ("seed", "expected section.key=value"),
         ("seed=[", "not a YAML value"),
     ],
@@ -120,3 +127,24 @@ def test_a_goal_that_would_crown_the_worst_is_refused(metric, wrong, right):
     with pytest.raises(SettingError, match=rf"goal '{wrong}' would make the worst '{metric}' champion: use '{right}'"):
         settings.validated(RegistrySettings, {"metric": metric, "goal": wrong})
     assert settings.validated(RegistrySettings, {"metric": metric, "goal": right}).goal == right
+
+
+def test_no_number_of_any_section_may_be_infinite():
+    sections, found = [Section], set[type[Section]]()
+    while sections:
+        here = sections.pop()
+        found.add(here)
+        sections += [inner for inner in here.__subclasses__() if inner not in found]
+    assert len(found) > 10
+    assert all(section.model_config["allow_inf_nan"] is False for section in found)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(params, tmp_path):
+    lines = params.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if line.startswith("seed:"))
+    (tmp_path / "params.yaml").write_text("\n".join([*lines, "seed: 7"]))
+    said = rf"params.yaml: .*line {len(lines) + 1}: key 'seed' is given twice \(first in line {number + 1}\)"
+    with pytest.raises(SettingError, match=said):
+        settings.load(tmp_path / "params.yaml")
+    with pytest.raises(SettingError, match=r"override .*line 1: key 'steps' is given twice"):
+        settings.load(params, ("training.mid={steps: 1, steps: 2}",))

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.fixtures.waiting import wait_for
 
+from tests.conftest import wait_for
 from tests.system.test_processes import alive
 
 # A command such as `refine` and `python -m flows.pipeline`: it writes its process id and works very long.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refine.errors import DataError
-from refine.system.files import file_beside, folder_beside, why_not_writable, write_json, write_text
+from refine.system.files import file_beside, folder_beside, json_values, why_not_writable, write_json, write_text
 
 
 def test_a_folder_appears_with_all_its_files_when_the_block_ends(tmp_path):
@@ -67,3 +67,11 @@ def test_a_file_in_the_place_of_a_folder_is_refused_and_stays(tmp_path):
     with pytest.raises(DataError, match=r"out: cannot be written \(Not a directory\)"), folder_beside(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "in the way" and [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_written_as_json_is_json(tmp_path):
+    path = write_json(tmp_path / "a.json", {"a": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_text() == '{\n  "a": 1.5\n}\n' and [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert json_values({"a": float("inf"), "b": 2.0, "c": [1]}) == {"a": None, "b": 2.0, "c": [1]}

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.fixtures.waiting import wait_for
 
 from refine.system.files import file_beside, folder_beside, hidden, replace_folder, write_text
 from refine.system.leftovers import OLD, sweep, temporary_folder
+from tests.conftest import wait_for
 
 # A process in the middle of a folder, a file and a temporary folder.
 WRITER = """

@@ -31,7 +31,7 @@ def test_rows_that_come_again_are_logged_once(client, run):
 
 def test_values_that_are_not_finite_are_left_out_and_counted(client, run):
     rows = [
-        (1, {"train/loss": math.nan, "train/entropy": 2.0}),
+        (1, {"train/loss": None, "train/entropy": 2.0}),  # as in metrics.jsonl
         (2, {"train/loss": math.inf}),
         (3, {"train/loss": 1.0}),
     ]

@@ -44,3 +44,18 @@ def test_more_processes_than_gpus_are_refused(mid, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(SettingError, match="processes is 2, and this machine has 1 GPU: each process needs one"):
         arguments_of(mid, mid.objective, str(tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"learning_rate": float("inf")}, "learning_rate is inf: expected a finite number"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm is nan"),
+        ({"adam_beta2": 1.0}, "adam_beta2 is 1.0: expected at least 0 and less than 1"),
+        ({"seed": 2**32}, "seed is 4294967296: expected 0 to 4294967295"),
+        ({"data_seed": -1}, "data_seed is -1"),
+    ],
+)
+def test_numbers_that_no_training_can_use_are_refused_at_construction(tmp_path, values, said):
+    with pytest.raises(SettingError, match=said):
+        RefineArguments(output_dir=str(tmp_path), **values)

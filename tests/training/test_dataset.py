@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refine.errors import DataError
-from refine.training.dataset import collate, token_rows
+from refine.training.dataset import collate, rows_of, token_rows
 from refine.training.order import STAND_IN
 
 
@@ -80,3 +80,25 @@ def test_data_that_cannot_be_trained_on_is_refused_in_one_line(data, options, me
 def test_lengths_that_do_not_add_up_are_refused():
     with pytest.raises(DataError, match=r"row 0: the lengths \[1, 1\] do not add up to its 3 tokens"):
         token_rows([{"tokens": [1, 2, 3], "lengths": [1, 1]}])[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([1.0, 2.0], r"row 1 \(row 1\): expected a list of token ids \(integers\), found '1.0'"),
+        ([1, True], "found 'True'"),
+        (["1", "2"], "found '1'"),
+        ([1, None], "found 'None'"),
+        ([[1], [2, 3]], "expected a list of token ids"),
+        ([1, -2], "token -2 is not in the vocabulary"),
+        ([1, 99], r"token 99 is not in the vocabulary \(0 to 63\)"),
+    ],
+)
+def test_tokens_that_are_no_ids_of_the_vocabulary_are_refused_with_their_row_and_not_cast(tokens, said, arguments):
+    rows = rows_of([{"tokens": [1, 2]}, {"tokens": tokens}], None, arguments(), 64)
+    assert rows[0].tokens.tolist() == [1, 2]
+    with pytest.raises(DataError, match=said):
+        rows[1]
+    if tokens != [1, 99]:  # cut into pieces, they are read at once
+        with pytest.raises(DataError, match=said.replace(r"row 1 \(row 1\)", "row 1")):
+            rows_of([{"tokens": [1]}, {"tokens": tokens}], None, arguments(max_length=8), 64)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from refine.errors import TrainingError
 from refine.training import checkpoints
 from refine.training.saving import TRAINING_ARGS
 from refine.training.trainer import RefineTrainer
@@ -74,3 +76,45 @@ def test_states_of_callbacks_are_saved_in_trainer_s_format(tiny_model, arguments
     trainer._export_callbacks()
     assert trainer.state.stateful_callbacks["Counting"] == [Counting(1).state(), Counting(2).state()]
     assert "TrainerControl" in trainer.state.stateful_callbacks
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny_model, arguments, rows):
+    args = arguments(max_steps=3, learning_rate=1e38, **EVERY_STEP)
+    trainer = RefineTrainer(tiny_model(), args, train_dataset=rows)
+    with pytest.raises(TrainingError, match=r"step [12]: .*(weight holds|learning_rate)") as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+    kept = [load_file(file) for file in trainer.output.rglob("*.safetensors")]
+    assert all(tensor.isfinite().all() for tensors in kept for tensor in tensors.values())
+    assert not list(trainer.output.glob(".*"))
+
+
+@pytest.mark.parametrize("save", ["save_model", "save_whole"])
+def test_a_weight_or_buffer_that_is_not_finite_is_named_before_anything_is_written(
+    tiny_model, arguments, rows, tmp_path, save
+):
+    trainer = RefineTrainer(tiny_model(), arguments(), train_dataset=rows)
+    trainer.model.register_buffer("mean", torch.tensor([1.0, float("nan")]))
+    with pytest.raises(TrainingError, match="step 0: mean holds 1 values that are NaN or infinite"):
+        getattr(trainer, save)(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_resuming_with_more_steps_trains_on_as_one_run_would(tiny_model, arguments, rows, tmp_path):
+    short = RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows)
+    short.train()
+    longer = RefineTrainer(tiny_model(), arguments(max_steps=4, **EVERY_STEP), train_dataset=rows)
+    longer.train(resume_from_checkpoint=True)
+    args = arguments(max_steps=4, output_dir=str(tmp_path / "whole"), **EVERY_STEP)
+    whole = RefineTrainer(tiny_model(), args, train_dataset=rows)
+    whole.train()
+    assert longer.state.global_step == 4
+    for one, other in zip(whole.model.parameters(), longer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_resuming_with_fewer_steps_than_were_trained_is_refused(tiny_model, arguments, rows):
+    RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows).train()
+    fewer = RefineTrainer(tiny_model(), arguments(max_steps=1, **EVERY_STEP), train_dataset=rows)
+    with pytest.raises(TrainingError, match="the checkpoint is of step 2, and max_steps is 1"):
+        fewer.train(resume_from_checkpoint=True)

@@ -135,7 +135,7 @@ def test_text_trains_with_a_tokenizer(tiny_model, arguments, prepared_folder):
 
     backend.pre_tokenizer = WhitespaceSplit()
     trainer = trained(tiny_model(), arguments(max_steps=2), rows, processing_class=tokenizer)
-    assert logged(trainer, "train/tokens") == [120.0, 120.0]
+    assert logged(trainer, "train/tokens") == [124.0, 124.0], "the bos begins each text"
 
 
 def test_packed_rows_train_like_their_documents(tiny_model, arguments, rows):
@@ -248,3 +248,14 @@ def test_mixed_precision_and_recomputing_activations_train(tiny_model, arguments
         other = trained(tiny_model(), arguments(max_steps=2, **options), rows)
     assert logged(other, "train/ntp_loss") == pytest.approx(logged(plain, "train/ntp_loss"), rel=0.02)
     assert all(parameter.dtype == torch.float32 for parameter in other.model.parameters())
+
+
+def test_a_validation_that_is_not_finite_is_an_error_and_other_values_become_null(tiny_model, arguments, rows):
+    model = tiny_model()
+    trainer = RefineTrainer(model, arguments(), rows, eval_dataset=rows[:2])
+    trainer.log({"val/ratio": float("inf"), "val/loss": 1.0})
+    assert trainer.state.log_history[-1]["val/ratio"] is None
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="val/loss is nan in the validation after step 0"):
+        trainer.evaluate()

@@ -118,16 +118,12 @@ def _selected(
 
 
 def _hub(source: HubSource) -> Iterator[RawDocument]:
-    import datasets
-
     quiet_datasets()
     if not Path(source.name).is_dir() and (error := hub.access_error("data set", source.name, source.revision)):
         raise error
     stream = _in_one_line(
         source,
-        lambda: datasets.load_dataset(
-            source.name, source.config, split=source.split, revision=source.revision, streaming=True
-        ),
+        lambda: _stream(source),
     )
     place = "/".join(part for part in (source.name, source.config, source.split) if part)
 
@@ -139,6 +135,16 @@ def _hub(source: HubSource) -> Iterator[RawDocument]:
             yield f"{place}#{item[0]}", item[1]
 
     return _selected(rows(), source, place)
+
+
+def _stream(source: HubSource) -> Any:
+    """The rows of the data set. In a local folder of .txt files a row is a file, not a line."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(source.name, source.config, revision=source.revision)
+    if Path(source.name).is_dir() and hasattr(builder.config, "sample_by"):
+        builder.config.sample_by = "document"
+    return builder.as_streaming_dataset(split=source.split)
 
 
 def _in_one_line(source: HubSource, action: Callable[[], Any]) -> Any:

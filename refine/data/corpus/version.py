@@ -22,6 +22,7 @@ import yaml
 from refine.errors import DataError, ServiceError, reason
 from refine.paths import is_hidden, visible_files
 from refine.system.files import write_text
+from refine.system.unique_yaml import DuplicateKeyError, load_yaml
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
@@ -82,11 +83,13 @@ def recorded(record: str | Path = RECORD) -> Version | None:
     if not record.exists():
         return None
     try:
-        content: dict[str, Any] = yaml.safe_load(record.read_text(encoding="utf-8"))
+        content: dict[str, Any] = load_yaml(record.read_text(encoding="utf-8"))
         listed, meta = content["outs"][0]["md5"], content.get("meta")
         if not meta:  # versioned by `dvc add` alone
             return Version(listed, listed=listed)
         return Version(meta["md5"], dict(meta["files"]), dict(meta["made"]), listed)
+    except DuplicateKeyError as error:
+        raise DataError(f"{record}: {error}; restore it with git, or remove it and fetch") from None
     except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OSError):
         raise DataError(f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch") from None
 
@@ -130,7 +133,7 @@ def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> 
     except ServiceError as error:
         raise DataError(f"{folder}/ is written but not versioned: {error}") from None
     version = of(folder)
-    content = yaml.safe_load(record.read_text(encoding="utf-8"))
+    content = load_yaml(record.read_text(encoding="utf-8"))
     content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
     write_text(record, yaml.safe_dump(content, sort_keys=False))
     return version

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from refine.data.prompts.prompt import answers_in
 from refine.data.prompts.tasks import known_task
 from refine.errors import DataError
 
@@ -41,8 +42,8 @@ def encode_with_answer(
     Raises DataError: the prompt or an answer is empty, or the answer alone fills `max_length`; SettingError: no such
     task.
     """
-    answers = [answers] if isinstance(answers, str) else answers
-    if not prompt or not answers or not all(isinstance(one, str) and one for one in answers):
+    answers = answers_in(answers)
+    if not isinstance(prompt, str) or not prompt or not answers:
         raise DataError("expected a prompt, and in `answers` one text or a list of them, none empty")
     known = known_task(task) if task else None
     answer = answers[0] if known is None else known.reference(answers)

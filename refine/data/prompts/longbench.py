@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.data.hub import load_data_set
-from refine.data.prompts.prompt import Prompt, load_prompts
+from refine.data.prompts.prompt import Prompt, answers_in, load_prompts
 from refine.errors import DataError, SettingError, nearest
 
 _PASSAGES = (
@@ -133,19 +133,32 @@ def _prompts(
             raise DataError(
                 f"{where}: row {number} needs context, input (or question) and answers, has {', '.join(row)}"
             )
-        if not row["answers"] or not all(row["answers"]):
+        answers = answers_in(row["answers"])
+        if not answers:
             raise DataError(f"{where}: row {number} has no answer or an empty one")
         text = kind.template.format(context=row["context"], input=asked)
-        yield Prompt(text, tuple(row["answers"]), task, length, kind.answer_tokens)
+        yield Prompt(text, answers, task, length, kind.answer_tokens)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {number + 1} is not JSON: {error.msg}") from None
+    """The objects of JSON lines. A byte-order mark and blank lines are skipped, and lines may end with CRLF."""
+    with path.open(encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines):
+                if line.strip():
+                    yield _json_object(line, f"{path}: line {number + 1}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where} holds {type(value).__name__}: expected an object with context, input and answers")
+    return value
 
 
 def _lengths(folder: Path, task: str) -> str:

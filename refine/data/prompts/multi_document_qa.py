@@ -19,7 +19,7 @@ from typing import Any
 
 from refine.data.hub import load_data_set
 from refine.data.prompts.fit_to_length import largest_that_fits
-from refine.data.prompts.prompt import Prompt
+from refine.data.prompts.prompt import Prompt, answers_in
 from refine.errors import DataError
 
 ANSWER_TOKENS = 32  # RULER's tokens to generate
@@ -89,7 +89,7 @@ def read_hotpotqa(source: str | Path, split: str = "validation", revision: str |
             numbers = {title: pool.passage(f"{title}\n{''.join(sentences)}") for title, sentences in pairs}
             own = tuple(number for title, number in numbers.items() if title in titles)
             related = tuple(number for title, number in numbers.items() if title not in titles)
-            query, answers = row["question"], [row["answer"]]
+            query, answers = row["question"], answers_in(row["answer"])
         pool.ask(query, answers, own, related, str(source))
     return pool.done(str(source))
 
@@ -220,7 +220,8 @@ def _squad_articles(source: str | Path, split: str, revision: str | None) -> Ite
     for row in _rows(source, None, split, revision, _squad_file):
         with _Form(source, "SQuAD", row.get("id")):
             asked = articles.setdefault(row["title"], {}).setdefault(row["context"], [])
-            asked.append((row["question"], list(row["answers"]["text"])))
+            texts = row["answers"]["text"]
+            asked.append((row["question"], [texts] if isinstance(texts, str) else list(texts)))
     return [(title, list(paragraphs.items())) for title, paragraphs in articles.items()]
 
 
@@ -257,7 +258,7 @@ def _rows(
     if path.suffix == ".json":
         try:
             with _Form(source, "the data set", "(file)"):
-                return of_file(json.loads(path.read_text(encoding="utf-8")))
+                return of_file(json.loads(path.read_text(encoding="utf-8-sig")))
         except FileNotFoundError:
             raise DataError(f"{source}: no such file") from None
     return load_data_set(str(source), config, split, revision)

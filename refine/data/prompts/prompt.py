@@ -52,6 +52,13 @@ class Prompt:
     depths: tuple[float, ...] = field(default=())
 
 
+def answers_in(value: Any) -> tuple[str, ...]:
+    """The accepted answers of a row: its `answers` are a list of texts, or one text. Empty if they are neither, or if
+    one of them is empty."""
+    answers = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    return answers if all(isinstance(answer, str) and answer for answer in answers) else ()
+
+
 def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> Path:
     """Write `prompts` to one parquet file, whole or not at all. The same prompts give the same bytes.
 
@@ -110,10 +117,8 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
     def value(name: str) -> Any:
         return row[name] if row.get(name) is not None else given.get(name)
 
-    answers = row["answers"]
-    if isinstance(answers, str):
-        answers = [answers]
-    if not answers or any(not isinstance(answer, str) or not answer for answer in answers):
+    answers = answers_in(row["answers"])
+    if not answers:
         raise DataError(
             f"{path}: row {number} has no answer or an empty one; every prompt needs at least one accepted answer"
         )
@@ -124,7 +129,7 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
             raise DataError(f"{path}: row {number} has no {name}")
     return Prompt(
         prompt=row["prompt"],
-        answers=tuple(answers),
+        answers=answers,
         task=str(value("task")),
         length=int(value("length")),
         answer_tokens=int(value("answer_tokens")),

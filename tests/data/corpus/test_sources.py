@@ -146,3 +146,11 @@ def test_a_hub_that_does_not_answer_is_an_early_error_in_one_line():
 def test_a_name_that_is_neither_folder_nor_hub_name_is_refused():
     with pytest.raises(DataError, match=r"'\./no/such/folder': no such folder, and not from the hub"):
         list(read_source(HubSource(name="./no/such/folder", documents=1)))
+
+
+def test_a_folder_of_text_files_is_a_document_a_file(tmp_path):
+    for name in ("emma", "persuasion"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}, chapter 1\n\nIt was a day.\nIt rained.\n")
+    found = list(read_source(HubSource(name=str(tmp_path), documents=9)))
+    assert [one.text.splitlines()[0] for one in found] == ["emma, chapter 1", "persuasion, chapter 1"]
+    assert found[0].text.count("\n") >= 3

@@ -121,3 +121,28 @@ def test_a_line_that_is_not_json_is_named(jsonl):
     (folder / "qasper.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")
     with pytest.raises(DataError, match=r"qasper.jsonl: line 2 is not JSON"):
         load_longbench("qasper", folder)
+
+
+def test_an_answer_given_as_text_is_one_answer(tmp_path):
+    (tmp_path / "qasper.jsonl").write_text(json.dumps(ROW | {"answers": "the king"}) + "\n")
+    assert load_longbench("qasper", tmp_path)[0].answers == ("the king",)
+
+
+@pytest.mark.parametrize("answers", ["", [], [""], [3], 3, None, {"text": "a"}])
+def test_answers_that_are_no_texts_are_refused_with_their_row(tmp_path, answers):
+    (tmp_path / "qasper.jsonl").write_text(json.dumps(ROW | {"answers": answers}) + "\n")
+    with pytest.raises(DataError, match="row 0 has no answer or an empty one"):
+        load_longbench("qasper", tmp_path)
+
+
+def test_json_lines_may_have_a_byte_order_mark_blank_lines_and_crlf(tmp_path):
+    line = json.dumps(ROW).encode()
+    (tmp_path / "qasper.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line + b"\r\n\n")
+    assert len(load_longbench("qasper", tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("text", "said"), [(b"[1]\n", "line 1 holds list"), (b'{"a": "\xff"}\n', "is not UTF-8")])
+def test_lines_that_are_no_objects_or_not_utf_8_are_one_line(tmp_path, text, said):
+    (tmp_path / "qasper.jsonl").write_bytes(text)
+    with pytest.raises(DataError, match=said):
+        load_longbench("qasper", tmp_path)
