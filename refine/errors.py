@@ -11,7 +11,7 @@ from urllib.parse import unquote
 _USER = re.compile(r"(?<=://)(?:[^/?#\s:@]*:(?:(?!://)\S)*@|[^/?#\s]*@)")
 _USER_ALONE = re.compile(r"(?<![^\s'\"(=,])[\w.%+~-]+:[^\s/@:'\"]+@(?=[\w\[])")  # where the scheme was forgotten
 _NAMES = "token|secret|passw|passphrase|pwd|signature|sig|credential|auth|api_?key|access_?key|account_?key"
-_QUERY = re.compile(rf"(?i)([?&;#][^=&;#\s]*(?:{_NAMES})[^=&;#\s]*=)([^&;#\s'\"]+)")
+_QUERY = re.compile(rf"(?i)([?&;#][^=&;#?\s]{{0,40}}(?:{_NAMES})[^=&;#?\s]{{0,40}}=)([^&;#\s'\"]+)")
 HIDDEN = "***"
 TOKEN, PART = 20, 4  # characters from which a name without password is a token, and a part of a password is hidden
 

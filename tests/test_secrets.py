@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from urllib.parse import quote
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from refine.data import parquet
 from refine.errors import RefineError, reason, without_secrets
 from refine.services import prefect_api, server_databases
+from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import check_answers, connect
 
 SECRET = "Hush/99+x"
@@ -62,6 +64,19 @@ def test_a_part_of_an_address_that_a_library_quotes_is_hidden(part):
 )
 def test_what_is_no_secret_stays(text):
     assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("text", ["?", "?token", "://", "a:", "://a:", "@", "://a@", "?token="])
+def test_a_long_message_takes_no_time(text):
+    started = time.monotonic()
+    reason(text * 50_000)
+    assert time.monotonic() - started < 2
+
+
+def test_the_last_line_of_a_command_hides_what_slipped_through(capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise RefineError("postgresql://me:Hush99@db/x is wrong")
+    assert capsys.readouterr().err == "error: postgresql://db/x is wrong\n"
 
 
 @pytest.fixture(params=["gibberish", "closes", "500", "404"])

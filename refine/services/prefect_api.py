@@ -18,7 +18,7 @@ from pathlib import Path
 
 from refine.errors import ServiceError, reason, without_secrets
 from refine.services import environment, prefect_secret, prefect_server
-from refine.system.addresses import basic, http_address, reach_directly, request
+from refine.system.addresses import basic, host_of, http_address, reach_directly, request
 from refine.system.local_services import services_state
 from refine.system.processes import PARENT_VARIABLE
 from refine.tracking.connection import writable
@@ -154,6 +154,7 @@ def _refusal(api: Api) -> str:
 def running_server() -> str | None:
     """The API of the Prefect server that `refine up` started. None if it does not answer."""
     url = services_state().get("prefect_api")
+    reach_directly(host_of(url or ""))
     return url if url and answers(url, 2.0) else None
 
 

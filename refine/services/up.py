@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from refine import paths
-from refine.errors import ServiceError, SettingError
+from refine.errors import ServiceError, SettingError, reason
 from refine.services import last_records, prefect_secret, server_databases, supervisord_conf
 from refine.services.supervisord_conf import PROGRAMS, UpOptions
 from refine.system.addresses import basic, reach_directly, request
@@ -222,7 +222,7 @@ def _last_line(name: str) -> str:
         lines = (services_folder() / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "it wrote nothing"
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it wrote nothing")
+    return next((reason(line) for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def _check_port(host: str, port: int, name: str) -> None:

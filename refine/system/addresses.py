@@ -34,6 +34,14 @@ def http_address(url: str, name: str, example: str) -> tuple[str, str]:
     return bare, f"{user}:{password}" if user or password else ""
 
 
+def host_of(url: str) -> str:
+    """The host in `url`. Empty if it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def basic(credentials: str) -> str:
     """The Authorization header for `user:password`."""
     return "Basic " + base64.b64encode(credentials.encode()).decode()
@@ -55,5 +63,5 @@ def reach_directly(*hosts: str) -> None:
     known = os.environ.get(EXCEPTIONS) or os.environ.get(EXCEPTIONS.upper()) or ""
     listed = [one.strip() for one in known.split(",") if one.strip()]
     if "*" not in listed:
-        known = ",".join(dict.fromkeys([*listed, *HERE, *hosts]))
+        known = ",".join(dict.fromkeys([*listed, *HERE, *filter(None, hosts)]))
     os.environ[EXCEPTIONS] = os.environ[EXCEPTIONS.upper()] = known

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from refine import paths
 from refine.errors import ServiceError, reason, without_secrets
-from refine.system.addresses import basic, http_address, reach_directly, request
+from refine.system.addresses import basic, host_of, http_address, reach_directly, request
 from refine.system.files import why_not_writable
 from refine.system.local_services import services_state, supervisor_runs
 from refine.tracking import outbox
@@ -49,7 +49,9 @@ def tracking_uri() -> str:
 def running_server() -> str | None:
     """The MLflow server that `refine up` started. Its models can be read only through it. While it is briefly down,
     records wait for it; they never go to the local database instead."""
-    return services_state().get("mlflow") if supervisor_runs() else None
+    url = services_state().get("mlflow") if supervisor_runs() else None
+    reach_directly(host_of(url or ""))
+    return url
 
 
 def artifact_root() -> str | None:

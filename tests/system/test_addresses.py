@@ -11,7 +11,9 @@ import threading
 import pytest
 
 from refine.errors import SettingError
-from refine.system.addresses import basic, http_address, reach_directly, request
+from refine.services.prefect_api import running_server
+from refine.system.addresses import basic, host_of, http_address, reach_directly, request
+from refine.system.local_services import state_file
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CLOSED = "http://127.0.0.1:9"
@@ -97,6 +99,14 @@ def test_the_users_exceptions_stay_and_nothing_is_set_without_a_proxy(monkeypatc
     monkeypatch.setenv("no_proxy", "*")
     reach_directly()
     assert os.environ["no_proxy"] == "*"
+
+
+def test_the_servers_of_refine_up_are_asked_directly_under_any_address(monkeypatch, home):
+    monkeypatch.setenv("HTTP_PROXY", CLOSED)
+    state_file().parent.mkdir()
+    state_file().write_text('{"prefect_api": "http://127.0.0.3:9/api"}')
+    assert running_server() is None and "127.0.0.3" in os.environ["no_proxy"]
+    assert host_of("http://[::1") == host_of("") == ""
 
 
 def test_credentials_are_taken_from_an_address_as_they_are_meant():
