@@ -97,11 +97,13 @@ def test_two_at_once_are_one_that_runs_and_one_that_says_so(home, checkout):
 
 @pytest.mark.slow
 def test_down_ends_the_runs_of_the_worker_and_of_killed_processes(services, home):
-    killed = run_of_a_killed_process(services["mlflow"])
     worker = next(one.pid for one in up.programs() if one.name == "worker")
-    janitor = next(one.pid for one in up.programs() if one.name == "janitor")
-    os.kill(janitor, signal.SIGSTOP)  # it does not come first
+    janitor = psutil.Process(next(one.pid for one in up.programs() if one.name == "janitor"))
+    for process in [janitor, *janitor.children(recursive=True)]:
+        os.kill(process.pid, signal.SIGSTOP)  # it does not come first
+    killed = run_of_a_killed_process(services["mlflow"])
     assert psutil.Process(worker).is_running() and status_of(killed) == "RUNNING"
     said: list[str] = []
     assert up.down(said.append) and wait_for(lambda: not psutil.pid_exists(worker))
-    assert said == [f"MLflow run {killed} ended: its process is gone"] and status_of(killed) == "KILLED"
+    assert status_of(killed) == "KILLED"
+    assert said == [f"MLflow run {killed} ended: its process is gone"]
