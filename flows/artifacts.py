@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from flows.experiment import Experiment
 from flows.progress import say
+from refine.errors import without_secrets
 from refine.reports.comparison import Comparison
-from refine.tracking.connection import tracking_uri, without_password
+from refine.tracking.connection import tracking_uri
 from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version
 from refine.tracking.tags import CHAMPION_WHY
@@ -34,7 +35,7 @@ def publish(this: Experiment, comparison: Comparison, best: Version, picture: Pa
     from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
     page = run_page(this.experiment_id, this.parent)
-    where = f"[MLflow]({page})" if page else f"MLflow at `{without_password(tracking_uri())}` (`refine up` shows it)"
+    where = f"[MLflow]({page})" if page else f"MLflow at `{without_secrets(tracking_uri())}` (`refine up` shows it)"
     curves = comparison_page(this.client, comparison.versions)
     text = (
         f"# {this.name}\n\n{comparison.markdown()}\n\n"

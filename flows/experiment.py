@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine import paths
+from refine.errors import without_secrets
 from refine.identity import Identity, flat, identify
 from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
@@ -87,7 +88,7 @@ def prefect_tags() -> dict[str, str]:
     if not run_id:
         return {}
     tags = {FLOW_RUN_ID: str(run_id), FLOW_RUN_NAME: str(flow_run.name)}
-    url = os.environ.get("PREFECT_API_URL", "")
+    url = without_secrets(os.environ.get("PREFECT_API_URL", ""))
     if url and not os.environ.get("REFINE_TEMPORARY_PREFECT"):
         tags[PREFECT_URL] = f"{url.removesuffix('/').removesuffix('/api')}/runs/flow-run/{run_id}"
     return tags

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from urllib.parse import unquote
+
+# Of an address: `user:password@` (a password may hold any character but space), or a name without password before @.
+_USER = re.compile(r"(?<=://)(?:[^/?#\s:@]*:(?:(?!://)\S)*@|[^/?#\s]*@)")
+_USER_ALONE = re.compile(r"(?<![^\s'\"(=,])[\w.%+~-]+:[^\s/@:'\"]+@(?=[\w\[])")  # where the scheme was forgotten
+_NAMES = "token|secret|passw|passphrase|pwd|signature|sig|credential|auth|api_?key|access_?key|account_?key"
+_QUERY = re.compile(rf"(?i)([?&;#][^=&;#?\s]{{0,40}}(?:{_NAMES})[^=&;#?\s]{{0,40}}=)([^&;#\s'\"]+)")
+HIDDEN = "***"
+TOKEN, PART = 20, 4  # characters from which a name without password is a token, and a part of a password is hidden
 
 
 class RefineError(Exception):
@@ -37,5 +47,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException | str, characters: int = 200) -> str:
-    """The message of an error on one line, cut to `characters`. An error without a message gives its class's name."""
-    return " ".join(str(error).split())[:characters] or type(error).__name__
+    """The message of an error on one line, cut to `characters`, without the secrets of addresses that it quotes. An
+    error without a message gives its class's name."""
+    return " ".join(without_secrets(str(error)).split())[:characters] or type(error).__name__
+
+
+def without_secrets(text: str, address: str = "") -> str:
+    """`text` (an address, or a message that quotes addresses) without users, passwords and tokens: fit to be printed.
+
+    address: the secrets in this address are hidden in `text` even where they stand alone, as in an error that quotes a
+    part of it.
+    """
+    for secret in sorted(_secrets(address), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    text = _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub("", text))
+    return _USER_ALONE.sub("", text)
+
+
+def _secrets(address: str) -> set[str]:
+    """The passwords and tokens in an address, as they are written there and as they are meant."""
+    users = [found.removesuffix("@") for found in _USER.findall(address) + _USER_ALONE.findall(address)]
+    written = [user.partition(":")[2] for user in users] + [value for _, value in _QUERY.findall(address)]
+    written += [user for user in users if ":" not in user and len(user) >= TOKEN]
+    # A library that splits the address elsewhere quotes a part of a password that holds such a character.
+    written += [part for one in written for part in re.split("[@/?#:]", one) if len(part) >= PART]
+    return {secret for one in written if one for secret in (one, unquote(one))}

@@ -22,13 +22,13 @@ FILE = Path("flows") / "prefect.yaml"
 @click.option("--checkout", show_default="this folder", help="Project folder on workers without REFINE_CHECKOUT.")
 def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> None:
     """Register the experiment (nightly and on demand), each phase, the evaluation and the paper's sweeps."""
-    from refine.services import environment, prefect_api, work_pools
+    from refine.services import environment, prefect_api, prefect_secret, work_pools
     from refine.system.local_services import services_state
 
-    url = prefect_api.server()
+    api = prefect_api.server()
     pool = pool or services_state().get("pool") or "gpu"
     environment.prepare(quiet=True)
-    os.environ["PREFECT_API_URL"] = url  # before Prefect is imported: it reads the variable only then
+    os.environ.update(api.variables())  # before Prefect is imported: it reads them only then
     check_schedule(cron, timezone)
     if not FILE.exists():
         raise SettingError(f"{FILE} does not exist here: run `refine deploy` in the project's folder")
@@ -46,8 +46,9 @@ def deploy(pool: str | None, cron: str, timezone: str, checkout: str | None) -> 
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise ServiceError(f"prefect deploy failed: {' '.join(lines[-1].split()) if lines else 'without a message'}")
     click.echo(f"deployed to pool {pool}; nightly at {cron!r} ({timezone})")
-    click.echo(f"start a run at {url.removesuffix('/api')}/deployments, or with")
-    click.echo(f"PREFECT_API_URL={url} prefect deployment run refine-experiment/experiment")
+    click.echo(f"start a run at {api.url.removesuffix('/api')}/deployments, or with")
+    secret = f"{prefect_secret.CLIENT}=$(refine status --secret) " if api.ours else ""
+    click.echo(f"{secret}PREFECT_API_URL={api.url} prefect deployment run refine-experiment/experiment")
 
 
 def check_schedule(cron: str, timezone: str) -> None:

@@ -47,6 +47,7 @@ def up(**chosen: object) -> None:
     addresses = up.up(up.UpOptions(**chosen), click.echo)  # type: ignore[arg-type]
     click.echo(f"\nPrefect  {addresses['prefect']}\nMLflow   {addresses['mlflow']}")
     click.echo(f"worker   of pool {addresses.get('pool', chosen['pool'])}; `refine deploy` registers runs for it")
+    click.echo("Prefect's page asks for a password: `refine status --secret` prints it")
     click.echo("`refine status` shows what runs, `refine down` stops it")
 
 
@@ -67,4 +68,4 @@ def down() -> None:
     """Stop exactly what `refine up` started."""
     from refine.services import up
 
-    click.echo("stopped" if up.down() else "nothing runs")
+    click.echo("stopped" if up.down(click.echo) else "nothing runs")

@@ -6,10 +6,16 @@ from datetime import timedelta
 
 import click
 
+from refine.errors import ServiceError
+
 
 @click.command()
-def status() -> None:
+@click.option("--secret", is_flag=True, help="Print only what Prefect's server asks for (PREFECT_API_AUTH_STRING).")
+def status(secret: bool) -> None:
     """Show the services and the runs in progress."""
+    if secret:
+        click.echo(_secret())
+        return
     for line in _services():
         click.echo(line)
     runs = _running()
@@ -29,7 +35,18 @@ def _services() -> list[str]:
         since = f"for {timedelta(seconds=round(program.seconds))}" if program.pid else ""
         where = f"pool {state.get('pool')}" if program.name == "worker" else state.get(program.name, "")
         lines.append(f"{program.name:<8} {program.state:<9} {program.pid or '':<8} {since:<12} {where}")
+    if lines:
+        lines.append("Prefect's page asks for a password: `refine status --secret` prints it")
     return lines or ["the services do not run; `refine up` starts them"]
+
+
+def _secret() -> str:
+    from refine.services import prefect_secret
+
+    known = prefect_secret.kept()
+    if known is None:
+        raise ServiceError("no Prefect server has been started here yet: `refine up` starts one and makes its secret")
+    return known
 
 
 def _running() -> list[str]:

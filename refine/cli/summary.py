@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from refine import paths
-from refine.errors import DataError
+from refine.errors import DataError, without_secrets
 
 
 @click.command()
@@ -33,12 +33,12 @@ def _written(results: Path) -> list[tuple[str, str]]:
 
 def _pages() -> list[tuple[str, str]]:
     from refine.services.prefect_api import VARIABLE, running_server
-    from refine.tracking.connection import tracking_uri, without_password
+    from refine.tracking.connection import tracking_uri
 
     mlflow, prefect = tracking_uri(), os.environ.get(VARIABLE) or running_server()
     start = ".venv/bin/refine up   then http://127.0.0.1:"
     return [
         ("compare", ".venv/bin/refine compare"),
-        ("MLflow", without_password(mlflow) if mlflow.startswith("http") else f"{start}5000"),
-        ("Prefect", without_password(prefect).removesuffix("/api") if prefect else f"{start}4200"),
+        ("MLflow", without_secrets(mlflow) if mlflow.startswith("http") else f"{start}5000"),
+        ("Prefect", without_secrets(prefect).removesuffix("/api") if prefect else f"{start}4200"),
     ]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from refine.data.data_files import data_files, split_pattern
-from refine.errors import DataError, ServiceError, reason
+from refine.errors import DataError, ServiceError, reason, without_secrets
 from refine.system.retries import Waiting, patiently
 
 CONNECT = 4.0  # to open a connection [s]
@@ -48,8 +48,31 @@ def _file_system(path: str) -> tuple[Any, str]:
     import fsspec
 
     if not path.startswith("s3://"):
-        return fsspec.core.url_to_fs(path)
+        with one_line_errors_of(path):
+            return fsspec.core.url_to_fs(path)
+    _without_keys(path, path)
     return s3_file_system(), path.removeprefix("s3://")
+
+
+def ask_bucket(address: str, shown: str, endpoint_url: str | None = None) -> None:
+    """Send one request to the bucket of an s3:// `address`, called `shown` in errors.
+
+    Raises ServiceError, within 15 s: the store does not answer, or refuses. Raises DataError: no such bucket, or the
+    address holds keys.
+    """
+    _without_keys(address, shown)
+    with one_line_errors_of(shown):
+        file_system = s3_file_system(endpoint_url=endpoint_url)
+        file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])
+
+
+def _without_keys(address: str, shown: str) -> None:
+    """Raises DataError if an s3:// address holds keys: they would be written wherever the address is."""
+    if without_secrets(address) != address:
+        raise DataError(
+            f"{without_secrets(shown)}: the address holds credentials; put them into AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or a profile, and leave them out of the address"
+        )
 
 
 def s3_file_system(endpoint_url: str | None = None) -> Any:
@@ -156,11 +179,13 @@ def one_line_errors_of(path: str, unless: Callable[[Exception], bool] = lambda e
         raise _one_line_error(path, error) from None
 
 
-def _one_line_error(path: str, error: Exception) -> DataError | ServiceError:
+def _one_line_error(address: str, error: Exception) -> DataError | ServiceError:
     import pyarrow as pa
 
+    path = without_secrets(address)
+
     if isinstance(error, pa.ArrowInvalid):
-        return DataError(f"{path}: not a parquet file ({_with_class(error)})")
+        return DataError(f"{path}: not a parquet file ({_with_class(error, address)})")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file, folder or bucket")
     name = type(error).__name__
@@ -172,12 +197,14 @@ def _one_line_error(path: str, error: Exception) -> DataError | ServiceError:
         return ServiceError(f"{path}: access refused; check the credentials' rights and the path")
     if _may_pass(error):
         return ServiceError(
-            f"{path}: the server does not answer ({_with_class(error)}); check AWS_ENDPOINT_URL_S3 and network"
+            f"{path}: the server does not answer ({_with_class(error, address)}); check AWS_ENDPOINT_URL_S3 and network"
         )
     if isinstance(error, OSError):
-        return DataError(f"{path}: cannot be read ({_with_class(error)})")
+        return DataError(f"{path}: cannot be read ({_with_class(error, address)})")
+    if name in ("ParamValidationError", "ValueError", "ImportError") and "://" in address:
+        return DataError(f"{path}: not an address that can be read ({_with_class(error, address)})")
     raise error
 
 
-def _with_class(error: Exception) -> str:
-    return f"{type(error).__name__}: {reason(error)}"
+def _with_class(error: Exception, address: str) -> str:
+    return f"{type(error).__name__}: {reason(without_secrets(str(error), address) or type(error).__name__)}"

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from refine import paths
-from refine.errors import RefineError, SettingError, reason
-from refine.services.prefect_api import VARIABLE, answers, running_server
-from refine.tracking.connection import check_answers, tracking_uri, without_password, writable
+from refine.errors import RefineError, SettingError, reason, without_secrets
+from refine.services.prefect_api import check_answers as check_prefect
+from refine.services.prefect_api import chosen
+from refine.tracking.connection import check_answers, tracking_uri, writable
 
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
@@ -160,28 +161,27 @@ def _mlflow() -> Iterator[Finding]:
         yield Finding("mlflow", "broken", found, advice)
         return
     if uri.startswith("http"):
-        yield Finding("mlflow", "good", f"server {without_password(uri)} answers")
+        yield Finding("mlflow", "good", f"server {without_secrets(uri)} answers")
     else:
         yield Finding(
             "mlflow",
             "good",
-            f"no server; runs are recorded in {without_password(uri)}",
+            f"no server; runs are recorded in {without_secrets(uri)}",
             "`refine up` starts one that shows them",
         )
 
 
 def _prefect() -> Iterator[Finding]:
-    named = os.environ.get(VARIABLE)
-    url = named or running_server()
-    if url and answers(url, 2.0):
-        yield Finding("prefect", "good", f"server {without_password(url)} answers")
-    elif named:
-        yield Finding(
-            "prefect",
-            "broken",
-            f"server {without_password(named)} does not answer",
-            f"start it with `refine up`, correct {VARIABLE}, or unset it",
-        )
+    try:
+        api = chosen()
+        if api:
+            check_prefect(api)
+    except RefineError as error:
+        found, _, advice = str(error).partition("; ")
+        yield Finding("prefect", "broken", found, advice)
+        return
+    if api:
+        yield Finding("prefect", "good", f"server {api.url} answers")
     else:
         yield Finding(
             "prefect",

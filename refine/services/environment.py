@@ -9,6 +9,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from refine.system.addresses import reach_directly
 from refine.system.local_services import services_folder
 from refine.tracking.connection import ENVIRONMENT as MLFLOW
 
@@ -31,11 +32,13 @@ QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the flow print
 
 def variables() -> dict[str, str]:
     """The variables of every program that `refine up` starts. The user's values go first."""
+    reach_directly()
     return {name: os.environ.get(name, value) for name, value in {**MLFLOW, **PREFECT, **OTHERS}.items()}
 
 
 def prepare(quiet: bool = False) -> None:
     """Set the variables that the user has not set. `quiet`: Prefect logs to its API and not to the console."""
+    reach_directly()
     for name, value in {**MLFLOW, **PREFECT, **OTHERS, **(QUIET if quiet else {})}.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("PREFECT_API_URL"):

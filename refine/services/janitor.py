@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from refine.errors import reason
-from refine.services.prefect_api import wait_until_ready
+from refine.errors import ServiceError, reason
+from refine.services.prefect_api import VARIABLE, chosen, wait_until_ready
 from refine.services.work_pools import PROCESSES
 from refine.system.liveness import OWNER, alive
 from refine.system.one_line_errors import one_line_errors
@@ -30,8 +30,15 @@ START = 5.0  # seconds within which a flow that starts labels its run
 
 
 def main() -> None:
-    """Look for dead runs until this process is ended. After an error, the next round tries again."""
-    wait_until_ready(os.environ["PREFECT_API_URL"], patience=600)
+    """Look for dead runs until this process is ended. After an error, the next round tries again.
+
+    Raises SettingError, ServiceError: no Prefect server is named.
+    """
+    api = chosen()
+    if api is None:
+        raise ServiceError(f"no Prefect server runs: set {VARIABLE} to yours")
+    os.environ.update(api.variables())
+    wait_until_ready(api.url, patience=600)
     while True:
         for end_dead in (end_dead_mlflow_runs, end_dead_flow_runs):
             try:

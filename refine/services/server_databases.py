@@ -6,8 +6,7 @@ import asyncio
 import importlib.util
 import os
 
-from refine.errors import ServiceError, SettingError, reason
-from refine.tracking.connection import without_password
+from refine.errors import ServiceError, SettingError, reason, without_secrets
 
 PATIENCE = 10.0  # seconds that a database has to answer
 FORMS = {
@@ -27,10 +26,12 @@ def check(url: str, server: str) -> None:
 
     option = f"--{server}-database"
     try:
+        if any(sign.isspace() for sign in url):
+            raise ValueError("a space")
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise SettingError(f"{option}: expected {FORMS[server][0]}://USER:PASSWORD@HOST:PORT/DATABASE") from None
-    shown = without_password(url)
+    shown = without_secrets(url)
     if parsed.drivername not in FORMS[server]:
         raise SettingError(f"{option} {shown}: expected an address that begins with {' or '.join(FORMS[server])}")
     driver = DRIVERS.get(parsed.drivername)
@@ -40,9 +41,7 @@ def check(url: str, server: str) -> None:
         try:
             asyncio.run(_ask_postgresql(parsed))
         except Exception as error:  # the driver raises its own, the system's and the server's errors
-            message = reason(error)
-            if parsed.password:
-                message = message.replace(str(parsed.password), "***")
+            message = reason(without_secrets(str(error), url) or type(error).__name__)
             raise ServiceError(f"{option}: database {shown} cannot be used: {message}") from None
 
 
@@ -62,6 +61,4 @@ def check_artifacts(address: str) -> None:
     from refine.data import parquet
 
     if address.startswith("s3://"):
-        with parquet.one_line_errors_of(f"--artifacts {address}"):
-            file_system = parquet.s3_file_system(endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
-            file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])
+        parquet.ask_bucket(address, f"--artifacts {address}", os.environ.get("MLFLOW_S3_ENDPOINT_URL"))

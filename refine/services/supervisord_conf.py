@@ -13,11 +13,10 @@ from pathlib import Path
 
 from refine import paths
 from refine.errors import SettingError
-from refine.services import checkout, environment
+from refine.services import checkout, environment, prefect_secret, prefect_server
 from refine.system.local_services import services_folder
 
 LOOPBACK = "127.0.0.1"
-SERVER_SECRET, CLIENT_SECRET = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"  # user:password
 PROGRAMS = ("prefect", "mlflow", "worker", "janitor")
 
 
@@ -54,7 +53,7 @@ def _commands(options: UpOptions) -> dict[str, list[str]]:
     server = ["--host", options.host, "--port"]
     bin_folder = Path(sys.executable).parent
     return {
-        "prefect": [str(bin_folder / "prefect"), "server", "start", *server, str(options.prefect_port)],
+        "prefect": [sys.executable, "-m", "refine.services.prefect_server", options.host, str(options.prefect_port)],
         "mlflow": [str(bin_folder / "mlflow"), "server", *server, str(options.mlflow_port), "--workers", "1"],
         "worker": [sys.executable, "-m", "refine.services.worker", options.pool],
         "janitor": [sys.executable, "-m", "refine.services.janitor"],
@@ -63,12 +62,16 @@ def _commands(options: UpOptions) -> dict[str, list[str]]:
 
 def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
     """The environment variables of each program, beside those that all share."""
-    home, urls = paths.home(), addresses(options)
-    client = {"PREFECT_API_URL": urls["prefect_api"], "MLFLOW_TRACKING_URI": urls["mlflow"]}
-    if secret := os.environ.get(SERVER_SECRET):
-        client[CLIENT_SECRET] = secret
+    home, urls, secret = paths.home(), addresses(options), prefect_secret.choose()
+    client = {
+        "PREFECT_API_URL": urls["prefect_api"],
+        "MLFLOW_TRACKING_URI": urls["mlflow"],
+        prefect_secret.CLIENT: secret,
+    }
+    own_pages = os.environ.get(prefect_server.ORIGINS) or prefect_server.origins(options.host, options.prefect_port)
     return {
-        "prefect": {"PREFECT_UI_API_URL": urls["prefect_api"]}
+        "prefect": {"PREFECT_UI_API_URL": urls["prefect_api"], prefect_secret.SERVER: secret}
+        | {prefect_server.ORIGINS: own_pages}
         | ({"PREFECT_API_DATABASE_CONNECTION_URL": options.prefect_database} if options.prefect_database else {}),
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": options.mlflow_database or f"sqlite:///{home / 'mlflow.db'}",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from refine.services import prefect_server
+from refine.system.one_line_errors import one_line_errors
 from refine.system.processes import die_with_parent
 
 # What Prefect sets for its own temporary server: no pages, and only the services that one run needs.
@@ -19,17 +21,9 @@ def main(port: int) -> None:
     """Serve on loopback until the parent ends or SIGTERM comes."""
     die_with_parent()
     os.environ.update(EPHEMERAL)
-    import uvicorn
-
-    uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        lifespan="on",
-    )
+    prefect_server.serve("127.0.0.1", port, log_level="error", lifespan="on")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    with one_line_errors():
+        main(int(sys.argv[1]))

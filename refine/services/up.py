@@ -6,10 +6,10 @@ restarts a program that dies. If supervisord itself is killed, all programs end 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import hashlib
+import http.client
 import json
 import os
 import socket
@@ -27,10 +27,11 @@ from typing import Any
 import psutil
 
 from refine import paths
-from refine.errors import ServiceError, SettingError
-from refine.services import server_databases, supervisord_conf
-from refine.services.supervisord_conf import PROGRAMS, SERVER_SECRET, UpOptions
-from refine.system.files import file_beside
+from refine.errors import ServiceError, SettingError, reason
+from refine.services import last_records, prefect_secret, server_databases, supervisord_conf
+from refine.services.supervisord_conf import PROGRAMS, UpOptions
+from refine.system.addresses import basic, reach_directly, request
+from refine.system.files import private_folder, write_private
 from refine.system.local_services import (
     configuration_file,
     services_folder,
@@ -39,6 +40,7 @@ from refine.system.local_services import (
     supervisor_pid,
     supervisor_runs,
 )
+from refine.system.locks import Locked, hold
 from refine.tracking.connection import writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer
@@ -58,29 +60,40 @@ def up(options: UpOptions, say: Callable[[str], None] = print) -> dict[str, str]
     """Start the services, wait until they answer, and return their addresses (prefect, prefect_api, mlflow). If they
     run already, return what was recorded of them.
 
-    After an error and after Ctrl-C no service runs. Raises SettingError: a database's address has the wrong form, or
-    both ports are the same. Raises ServiceError: $REFINE_HOME cannot be written to, a port is taken, a database or the
-    artifact store does not answer, or a server does not come up.
+    After an error and after Ctrl-C no service that it started runs. Raises SettingError: a database's address has the
+    wrong form, or both ports are the same. Raises ServiceError: $REFINE_HOME cannot be written to, another `refine up`
+    is starting, a port is taken, a database or the artifact store does not answer, or a server does not come up.
     """
+    writable(services_folder())
+    try:
+        with hold(services_folder() / "up.lock", f"process {os.getpid()}", patience=0.0):
+            return _up(options, say)
+    except Locked as locked:
+        raise ServiceError(
+            f"another `refine up` ({locked.holder}) is starting the services: wait for it; `refine status` shows them"
+        ) from None
+
+
+def _up(options: UpOptions, say: Callable[[str], None]) -> dict[str, str]:
     if supervisor_runs():
         say("the services run already")
         return services_state()
+    reach_directly(options.host)
     _check(options)
     addresses = supervisord_conf.addresses(options)
-    _write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))
+    write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))
     try:
+        write_private(state_file(), json.dumps({**addresses, "pool": options.pool}))
         _start_supervisor()
-        _write_private(state_file(), json.dumps({**addresses, "pool": options.pool}))
         _wait(addresses, options.pool, say)
     except BaseException:
-        down()
+        _stop()
         raise
     return addresses
 
 
 def _check(options: UpOptions) -> None:
     """Refuses what can be refused before a process is started. Raises as `up` does."""
-    writable(services_folder())
     if options.prefect_port == options.mlflow_port:
         port = options.mlflow_port
         raise SettingError(f"--prefect-port and --mlflow-port are both {port}: each server needs its own")
@@ -93,7 +106,31 @@ def _check(options: UpOptions) -> None:
         server_databases.check_artifacts(options.artifacts)
 
 
-def down() -> bool:
+def down(say: Callable[[str], None] = lambda line: None) -> bool:
+    """Stop the worker, end its runs in MLflow, then stop the supervisor and everything it started. If the supervisor is
+    dead, end the runs that died with it. Returns whether the supervisor ran. `say` gets a line for each run.
+    """
+    left = state_file().exists()
+    if supervisor_runs():
+        _stop_worker()
+        last_records.end_runs(services_state().get("mlflow"), say)
+    ran = _stop()
+    if left and not ran:
+        last_records.end_runs(None, say)
+    return ran
+
+
+def _stop_worker() -> None:
+    """Stop the worker, and wait until its runs have ended with it."""
+    pids = [one.pid for one in programs() if one.name == "worker" and one.pid]
+    with contextlib.suppress(psutil.Error):
+        below = [process for pid in pids for process in psutil.Process(pid).children(recursive=True)]
+        with contextlib.suppress(OSError, xmlrpc.client.Error), _supervisor() as server:
+            server.supervisor.stopProcess("worker")
+        psutil.wait_procs(below, timeout=20)
+
+
+def _stop() -> bool:
     """Stop the supervisor and everything it started. Returns whether the supervisor ran."""
     pid = supervisor_pid()
     if pid is not None:
@@ -155,6 +192,8 @@ def _wait(addresses: dict[str, str], pool: str, say: Callable[[str], None]) -> N
             if _answers(url):
                 say(f"{name} answers at {addresses[name]}" if name in addresses else f"{name} waits for runs")
                 del waiting[name]
+        if waiting and not supervisor_runs():
+            raise ServiceError("the supervisor was ended while the services started, by `refine down` or a signal")
         failed = [one.name for one in programs() if one.name in waiting and _died(one, first)]
         if failed or time.monotonic() > deadline:
             name = (failed or list(waiting))[0]
@@ -171,13 +210,10 @@ def _died(program: Program, first: dict[str, int]) -> bool:
 
 
 def _answers(url: str) -> bool:
-    request = urllib.request.Request(url)
-    if secret := os.environ.get(SERVER_SECRET):
-        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
     try:
-        with urllib.request.urlopen(request, timeout=1.0):
+        with urllib.request.urlopen(request(url, basic(prefect_secret.kept() or "")), timeout=1.0):
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -186,7 +222,7 @@ def _last_line(name: str) -> str:
         lines = (services_folder() / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "it wrote nothing"
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it wrote nothing")
+    return next((reason(line) for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def _check_port(host: str, port: int, name: str) -> None:
@@ -222,13 +258,7 @@ def _supervisor() -> Iterator[xmlrpc.client.ServerProxy]:
 
 
 def _socket_file() -> Path:
-    """A different path for each home, short enough for a Unix socket (108 bytes)."""
+    """A different path for each home, short enough for a Unix socket (108 bytes), in a folder of this user alone."""
     mark = hashlib.sha256(str(paths.home()).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"refine-{os.getuid()}-{mark}.sock"
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Readable by this user alone: the addresses of databases may hold passwords."""
-    with file_beside(path) as beside:
-        beside.touch(mode=0o600)
-        beside.write_text(text, encoding="utf-8")
+    folder = Path(tempfile.gettempdir()) / f"refine-services-{os.getuid()}"
+    return private_folder(folder, "set TMPDIR to a folder of yours") / f"{mark}.sock"

@@ -18,7 +18,8 @@ def check(pool: str, kind: str | None = None) -> None:
             known = {one.name: one.type for one in client.read_work_pools()}
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        hint = "; set PREFECT_API_AUTH_STRING to the server's user:password" if code in (401, 403) else ""
+        secret = "; set PREFECT_API_AUTH_STRING to the server's user:password (`refine status --secret`)"
+        hint = secret if code in (401, 403) else ""
         raise ServiceError(f"Prefect's server refuses to list its work pools (HTTP {code}){hint}") from None
     if pool not in known:
         raise ServiceError(

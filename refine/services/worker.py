@@ -36,11 +36,11 @@ def serve(pool: str) -> None:
     cannot be written to, or there is no pool of processes with this name.
     """
     here = checkout.check(Path(os.environ.get(checkout.VARIABLE) or Path.cwd()))
-    url = prefect_api.server()
+    api = prefect_api.server()
     mlflow = tracking_uri()
     check_answers(mlflow)
     writable(paths.home())
-    os.environ.update({"PREFECT_API_URL": url, checkout.VARIABLE: str(here)})
+    os.environ.update({**api.variables(), checkout.VARIABLE: str(here)})
     if mlflow.startswith("http"):
         os.environ[VARIABLE] = mlflow
     environment.prepare()

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from refine.errors import SettingError
+from refine.system.files import private_folder, why_not_writable
 from refine.system.locks import EVERY, holder, try_hold
 
 VARIABLE = "REFINE_DEVICES"  # devices to use: how many, or their numbers, as in 0,1
@@ -78,10 +79,19 @@ def _take(known: list[str], count: int, name: str) -> dict[str, FileLock] | None
 
 
 def _lock_file(device: str) -> Path:
-    """In a folder of the machine, not of $REFINE_HOME: all homes share the devices."""
-    folder = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"refine-devices-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / f"{device}.lock"
+    """In a folder of the machine, not of $REFINE_HOME: all homes share the devices. A folder that the user names may
+    be shared with other users; the default lies where everyone can write, so it must be this user's alone.
+
+    Raises SettingError: the folder cannot be made, or the default one is not this user's.
+    """
+    named = os.environ.get(LOCKS)
+    if named is None or not named.strip():
+        folder = Path(tempfile.gettempdir()) / f"refine-devices-{os.getuid()}"
+        private_folder(folder, f"set {LOCKS} to a folder of yours, the same for all your runs")
+        return folder / f"{device}.lock"
+    if obstacle := why_not_writable(Path(named)):
+        raise SettingError(f"{LOCKS}: {named} cannot be written to ({obstacle}); name another folder")
+    return Path(named) / f"{device}.lock"
 
 
 def _gpus() -> int:

@@ -11,13 +11,14 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refine.errors import DataError
+from refine.errors import DataError, SettingError
 from refine.system.leftovers import hidden, mark, sweep
 
 
@@ -58,6 +59,14 @@ def json_values(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
+
+
+def write_private(path: str | Path, text: str) -> Path:
+    """Write `text` to `path`, completely or not at all, readable by this user alone. Returns the path."""
+    with file_beside(path) as beside:
+        beside.touch(mode=0o600)
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def write_picture(path: str | Path, figure: Any, **options: Any) -> Path:
@@ -130,6 +139,31 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def private_folder(folder: Path, advice: str) -> Path:
+    """Make `folder`, in a place that others can write to, for this user alone. Returns it.
+
+    Raises SettingError, which ends with `advice`: it cannot be made, or what lies there is a link, another user's, or
+    open to others' writing.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise SettingError(f"{folder}: cannot be made a folder ({error.strerror or error}); {advice}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise SettingError(f"{folder} is a link: expected a folder of yours; {advice}")
+    if found.st_uid != os.getuid():
+        raise SettingError(f"{folder} belongs to user {found.st_uid}: expected a folder of yours; {advice}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SettingError(f"{folder} can be written to by other users: `chmod 700 {folder}`, or {advice}")
+    return folder
+
+
+def open_without_following(path: str | Path, flags: int) -> int:
+    """`os.open`, for `os.fdopen`; with O_CREAT, readable by others. Raises OSError if `path` is a link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
 def why_not_writable(folder: Path) -> str | None:

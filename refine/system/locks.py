@@ -6,12 +6,18 @@ The file `NAME.holder` beside a lock file has the name of its holder, for the me
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from refine.errors import SettingError
+from refine.system.files import open_without_following
+
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 EVERY = 0.5  # seconds between attempts
 
 
@@ -24,14 +30,27 @@ class Locked(Exception):
 
 
 def try_hold(path: Path, name: str) -> FileLock | None:
-    """Take the lock at `path` under `name`, or return None if another process holds it. `release()` frees it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Take the lock at `path` under `name`, or return None if another process holds it. `release()` frees it.
+
+    Raises SettingError: the files cannot be opened, or one of them is a link.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from None
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return None
-    _holder_file(path).write_text(name, encoding="utf-8")
+    except OSError as error:
+        raise _unusable(path, error) from None
+    try:
+        with os.fdopen(open_without_following(_holder_file(path), WRITE), "w", encoding="utf-8") as file:
+            file.write(name)
+    except OSError as error:
+        lock.release()
+        raise _unusable(_holder_file(path), error) from None
     return lock
 
 
@@ -65,8 +84,9 @@ def hold(
 def holder(path: Path) -> str:
     """The name of the holder of the lock at `path`."""
     try:
-        return _holder_file(path).read_text(encoding="utf-8") or "another process"
-    except FileNotFoundError:
+        with os.fdopen(open_without_following(_holder_file(path), os.O_RDONLY), encoding="utf-8") as file:
+            return file.read(200) or "another process"
+    except (OSError, ValueError):
         return "another process"
 
 
@@ -74,6 +94,11 @@ def stage_lock(folder: Path, name: str, say: Callable[[str], None]) -> contextli
     """Hold the stage that writes to `folder`, so that two runs that need it do not both train it."""
     path = folder.parent / ".locks" / f"{folder.name}.lock"
     return hold(path, name, waiting=lambda _: say(f"{name}: another run is doing this stage; waiting for its result"))
+
+
+def _unusable(path: Path, error: OSError) -> SettingError:
+    why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+    return SettingError(f"{path}: cannot be used as a lock ({why}); remove it, or make its folder writable")
 
 
 def _holder_file(path: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from refine.errors import RefineError
+from refine.errors import RefineError, without_secrets
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def one_line_errors(before: Callable[[bool], None] = lambda in_one_line: None) -
         yield
     except RefineError as error:
         before(True)
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {without_secrets(str(error))}", err=True)
         sys.exit(1)
     except Exception:
         before(False)

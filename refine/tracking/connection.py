@@ -11,12 +11,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine import paths
-from refine.errors import ServiceError, reason
+from refine.errors import ServiceError, reason, without_secrets
+from refine.system.addresses import basic, host_of, http_address, reach_directly, request
 from refine.system.files import why_not_writable
 from refine.system.local_services import services_state, supervisor_runs
 from refine.tracking import outbox
@@ -47,18 +48,14 @@ def tracking_uri() -> str:
 def running_server() -> str | None:
     """The MLflow server that `refine up` started. Its models can be read only through it. While it is briefly down,
     records wait for it; they never go to the local database instead."""
-    return services_state().get("mlflow") if supervisor_runs() else None
+    url = services_state().get("mlflow") if supervisor_runs() else None
+    reach_directly(host_of(url or ""))
+    return url
 
 
 def artifact_root() -> str | None:
     """The address of a new experiment's artifacts; None if a server is in use, which decides itself."""
     return None if os.environ.get(VARIABLE) or running_server() else (paths.home() / "mlartifacts").as_uri()
-
-
-def without_password(uri: str) -> str:
-    """`uri` without user and password, fit to be printed."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def connect(uri: str | None = None) -> MlflowClient:
@@ -75,30 +72,32 @@ def connect(uri: str | None = None) -> MlflowClient:
             client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store, driver or server raise
-        raise ServiceError(f"MLflow at {without_password(uri)} cannot be used: {_reason(error)}{_advice()}") from None
+        raise ServiceError(
+            f"MLflow at {without_secrets(uri)} cannot be used: {_reason(error, uri)}{_advice()}"
+        ) from None
     outbox.deliver(client)
     return client
 
 
 def check_answers(uri: str, patience: float = PATIENCE) -> None:
     """Raise ServiceError, within about `patience` seconds, if `uri` is a server that does not answer, or a SQLite file
-    in a folder that cannot be written. Does not import MLflow."""
+    in a folder that cannot be written; SettingError if it is no address. Does not import MLflow."""
     if uri.startswith(("http://", "https://")):
+        shown, credentials = http_address(uri, f"MLflow's address ({VARIABLE})", "http://HOST:PORT")
+        reach_directly()
         try:
-            with urllib.request.urlopen(_request(f"{uri.rstrip('/')}/health"), timeout=patience):
+            with urllib.request.urlopen(request(f"{shown}/health", _authorization(credentials)), timeout=patience):
                 return
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise ServiceError(
-                    f"MLflow server {without_password(uri)} refuses access ({error.code}): set "
+                    f"MLflow server {shown} refuses access ({error.code}): set "
                     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
                 ) from None
             if error.code >= 500:
-                raise ServiceError(f"MLflow server {without_password(uri)} fails ({error.code}){_advice()}") from None
-        except (OSError, ValueError) as error:
-            raise ServiceError(
-                f"MLflow server {without_password(uri)} does not answer: {_reason(error)}{_advice()}"
-            ) from None
+                raise ServiceError(f"MLflow server {shown} fails ({error.code}){_advice()}") from None
+        except (OSError, ValueError, HTTPException) as error:
+            raise ServiceError(f"MLflow server {shown} does not answer: {_reason(error, uri)}{_advice()}") from None
     elif uri.startswith(SQLITE_PREFIX):
         writable(sqlite_file(uri).parent)
 
@@ -169,6 +168,7 @@ def _use(mlflow: Any, uri: str) -> None:
 
 
 def _mlflow() -> Any:
+    reach_directly()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import logging
@@ -180,25 +180,20 @@ def _mlflow() -> Any:
     return mlflow
 
 
-def _request(url: str) -> urllib.request.Request:
-    """A request with the credentials that MLflow's client sends."""
-    import base64
-
-    parts = urlsplit(url)
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(parts.username or "")
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(parts.password or "")
-    request = urllib.request.Request(without_password(url))
+def _authorization(credentials: str) -> str:
+    """The header that MLflow's client sends. credentials: `user:password` of the address."""
+    user, _, password = credentials.partition(":")
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or user
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or password
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        request.add_header("Authorization", f"Bearer {token}")
-    elif user:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
-    return request
+        return f"Bearer {token}"
+    return basic(f"{user}:{password}") if user else ""
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error; drivers add many more."""
+def _reason(error: Exception, uri: str) -> str:
+    """The first line of an error, without the secrets of `uri`; drivers add many more lines."""
     cause = getattr(error, "reason", None) or error
-    return reason(str(cause).split("\n")[0] or type(error).__name__)
+    return reason(without_secrets(str(cause), uri).split("\n")[0] or type(error).__name__)
 
 
 def _advice() -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from refine.tracking.connection import tracking_uri, without_password
+from refine.errors import without_secrets
+from refine.tracking.connection import tracking_uri
 from refine.tracking.registry import Version
 
 if TYPE_CHECKING:
@@ -48,5 +49,5 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _page(path: str) -> str:
-    uri = without_password(tracking_uri())
+    uri = without_secrets(tracking_uri())
     return f"{uri.rstrip('/')}/#{path}" if uri.startswith(("http://", "https://")) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from refine.services import prefect_secret
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,8 @@ class Deployed:
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "home/services/prefect")}
+        variables = {"PREFECT_API_URL": api, "PREFECT_API_AUTH_STRING": prefect_secret.kept()}
+        self.environment = {**os.environ, **variables, "PREFECT_HOME": str(folder / "home/services/prefect")}
         self.prefect("--no-prompt", "deploy", "--all")
 
     def prefect(self, *arguments: str) -> str:

@@ -13,12 +13,14 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.services import prefect_api
+from refine.system.addresses import basic
 from refine.system.local_services import state_file
 
 
 def post(url: str, values: dict):
     body = json.dumps(values).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    secret = basic(os.environ["PREFECT_API_AUTH_STRING"])
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", "Authorization": secret})
     with urllib.request.urlopen(request) as response:
         return json.load(response) if response.status != 204 else None
 

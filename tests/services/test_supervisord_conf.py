@@ -60,9 +60,9 @@ def test_mlflow_accepts_other_host_names_only_with_another_host(home):
     read = configparser.RawConfigParser()
     read.read_string(render(options, home / "socket"))
     mlflow, prefect, worker = (read[f"program:{name}"] for name in ("mlflow", "prefect", "worker"))
-    assert '"--host" "trainer-1"' in mlflow["command"] and '"--host" "trainer-1"' in prefect["command"]
+    assert '"--host" "trainer-1"' in mlflow["command"] and '"trainer-1" "4200"' in prefect["command"]
     assert 'MLFLOW_SERVER_CORS_ALLOWED_ORIGINS="http://trainer-1:5001"' in mlflow["environment"]
     assert "trainer-1,trainer-1:*" in mlflow["environment"]
     assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
     alone = render(UpOptions(), home / "socket")
-    assert "ALLOWED" not in alone and '"127.0.0.1"' in alone
+    assert "MLFLOW_SERVER_ALLOWED" not in alone and "MLFLOW_SERVER_CORS" not in alone and '"127.0.0.1"' in alone

@@ -15,6 +15,7 @@ from refine.cli.main import cli
 from refine.errors import ServiceError, SettingError
 from refine.services import up
 from refine.services.prefect_api import answers, running_server
+from refine.system.files import write_private
 from refine.system.local_services import state_file
 from tests.conftest import wait_for
 
@@ -27,7 +28,7 @@ def family() -> list[psutil.Process]:
 
 def test_the_configuration_with_its_passwords_is_readable_by_its_owner_alone(home):
     file = home / "services" / "supervisord.conf"
-    up._write_private(file, "password")
+    write_private(file, "password")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 

@@ -25,7 +25,6 @@ from refine.tracking.connection import (
     made_without_syncing,
     sqlite_file,
     tracking_uri,
-    without_password,
 )
 
 
@@ -146,11 +145,6 @@ def test_an_experiment_is_made_once_and_a_deleted_one_comes_back(client):
     client.delete_experiment(first)
     assert experiment_id(client, "sample") == first
     assert client.get_experiment(first).lifecycle_stage == "active"
-
-
-def test_passwords_are_never_printed():
-    assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
-    assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
 
 
 def test_our_downloads_show_no_progress_bars_and_the_user_s_do(client, experiment, tmp_path, capfd, monkeypatch):

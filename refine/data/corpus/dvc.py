@@ -11,7 +11,7 @@ from typing import Any
 
 from refine.data import parquet
 from refine.data.corpus import version
-from refine.errors import DataError
+from refine.errors import DataError, without_secrets
 
 
 def push_data(report: Callable[[str], None] = lambda line: None) -> str:
@@ -53,10 +53,8 @@ def _answering_remote() -> str:
     options = _default_remote()
     address = str(options["url"])
     if address.startswith("s3://"):
-        with parquet.one_line_errors_of(address):
-            file_system = parquet.s3_file_system(endpoint_url=options.get("endpointurl"))
-            file_system.call_s3("head_bucket", Bucket=address.removeprefix("s3://").split("/")[0])
-    return version.without_password(address)
+        parquet.ask_bucket(address, address, options.get("endpointurl"))
+    return without_secrets(address)
 
 
 def _default_remote(folder: str | Path = ".dvc") -> dict[str, Any]:

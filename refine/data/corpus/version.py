@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -143,11 +142,6 @@ def run_dvc(*arguments: str) -> str:
     """Run DVC in the current folder. Returns the last line it prints. Raises ServiceError with its reason."""
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        why = reason(without_password(done.stderr or "no reason given").replace("ERROR: ", "", 1), 400)
+        why = reason((done.stderr or "no reason given").replace("ERROR: ", "", 1), 400)
         raise ServiceError(f"`dvc {' '.join(arguments)}` failed: {why}")
     return next(reversed(done.stdout.strip().splitlines()), "")
-
-
-def without_password(text: str) -> str:
-    """`text` without the user and password that addresses in it name: "https://me:secret@host" -> "https://host"."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)

@@ -132,12 +132,6 @@ def test_a_config_that_dvc_refuses_is_one_line_without_what_it_holds(project, li
     assert "hush" not in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_remote_s_password_is_in_no_message():
-    assert version.without_password("pushed to https://me:hush@host/x and s3://a/b@c") == (
-        "pushed to https://host/x and s3://a/b@c"
-    )
-
-
 def _run_dvc(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
 
