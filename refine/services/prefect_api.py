@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 from refine.errors import ServiceError
@@ -77,7 +78,7 @@ def answers(url: str, patience: float = 1.0) -> bool:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=patience) as response:
             return json.load(response) is True
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException, RecursionError):
         return False
 
 
@@ -88,7 +89,7 @@ def check_answers(url: str) -> None:
             return
     except urllib.error.HTTPError as error:
         reason = f"HTTP {error.code} (its address must end in /api)"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = str(getattr(error, "reason", error))
     raise ServiceError(
         f"Prefect server {without_password(url)} does not answer: {reason}; start it with `refine up`, correct "

@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -57,7 +58,10 @@ def artifact_root() -> str | None:
 
 def without_password(uri: str) -> str:
     """`uri` without user and password, fit to be printed."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address; what it holds is not known, so nothing of it is shown
+        return f"{uri.partition('://')[0]}://..."
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
@@ -95,7 +99,7 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
                 ) from None
             if error.code >= 500:
                 raise ServiceError(f"MLflow server {without_password(uri)} fails ({error.code}){_advice()}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise ServiceError(
                 f"MLflow server {without_password(uri)} does not answer: {_reason(error)}{_advice()}"
             ) from None

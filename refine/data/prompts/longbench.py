@@ -7,7 +7,6 @@ but a code prompt ends with "Next line of code:" and no newline.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from refine.data.hub import load_data_set
 from refine.data.prompts.prompt import Prompt, load_prompts
 from refine.errors import DataError, SettingError, nearest
+from refine.system.readers import mapping, parsed_json, read_text
 
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -126,6 +126,7 @@ def _prompts(
     rows: Iterable[dict[str, Any]], task: str, kind: LongBenchTask, length: int, where: str, samples: int | None
 ) -> Iterator[Prompt]:
     for number, row in enumerate(rows):
+        row = mapping(row, f"{where}: row {number}", "a row of LongBench's")
         if samples is not None and number >= samples:
             return
         asked = row.get("input", row.get("question"))
@@ -133,19 +134,19 @@ def _prompts(
             raise DataError(
                 f"{where}: row {number} needs context, input (or question) and answers, has {', '.join(row)}"
             )
-        if not row["answers"] or not all(row["answers"]):
-            raise DataError(f"{where}: row {number} has no answer or an empty one")
+        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
+        if not isinstance(answers, list | tuple) or not answers or not all(isinstance(a, str) and a for a in answers):
+            raise DataError(f"{where}: row {number} has no answer, or one that is empty or not text")
+        if not isinstance(row["context"], str) or not isinstance(asked, str):
+            raise DataError(f"{where}: row {number} has a context or input that is not text")
         text = kind.template.format(context=row["context"], input=asked)
-        yield Prompt(text, tuple(row["answers"]), task, length, kind.answer_tokens)
+        yield Prompt(text, tuple(answers), task, length, kind.answer_tokens)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {number + 1} is not JSON: {error.msg}") from None
+    for number, line in enumerate(read_text(path, "LongBench's JSON lines").split("\n"), 1):
+        if line.strip():
+            yield parsed_json(line, f"{path}: line {number}")
 
 
 def _lengths(folder: Path, task: str) -> str:
