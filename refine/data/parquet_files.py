@@ -37,7 +37,7 @@ def arrow_errors(path: str | Path, missing: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {missing}") from None
     except (pa.lib.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a parquet file that can be read ({reason(error, 160)})") from None
+        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
 
 
 def open_parquet(path: str | Path, missing: str) -> pq.ParquetFile:

@@ -136,7 +136,7 @@ def _prompts(
             )
         answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
         if not isinstance(answers, list | tuple) or not answers or not all(isinstance(a, str) and a for a in answers):
-            raise DataError(f"{where}: row {number} has no answer, or one that is empty or not text")
+            raise DataError(f"{where}: row {number} has no answer or an empty one, or one that is not text")
         if not isinstance(row["context"], str) or not isinstance(asked, str):
             raise DataError(f"{where}: row {number} has a context or input that is not text")
         text = kind.template.format(context=row["context"], input=asked)
@@ -146,7 +146,7 @@ def _prompts(
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read_text(path, "LongBench's JSON lines").split("\n"), 1):
         if line.strip():
-            yield parsed_json(line, f"{path}: line {number}")
+            yield parsed_json(line, f"{path}: line {number} is not JSON")
 
 
 def _lengths(folder: Path, task: str) -> str:

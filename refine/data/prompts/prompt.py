@@ -121,6 +121,8 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
     if not isinstance(value("task"), str) or not value("task"):
         raise DataError(f"{path}: row {number} has no task, or one that is not text")
     for name in ("length", "answer_tokens"):
+        if value(name) is None:
+            raise DataError(f"{path}: row {number} has no {name}")
         if not _is_count(value(name)):
             found = reason(repr(value(name)), 40)
             raise DataError(f"{path}: row {number} has {name} {found}; expected a number of tokens from 1 to {TOKENS}")
