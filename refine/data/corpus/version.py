@@ -67,7 +67,7 @@ def recorded(record: str | Path = RECORD) -> Version | None:
     try:
         content = read_yaml(record, what)
     except DataError as error:
-        raise DataError(f"{error}; {advice}") from None
+        raise DataError(f"{record}: not {what} ({reason(error)}); {advice}") from None
     with in_form(record, what, advice=advice):
         listed, meta = _text(content["outs"][0]["md5"]), content.get("meta")
         if not meta:  # versioned by `dvc add` alone
