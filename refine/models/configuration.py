@@ -102,6 +102,10 @@ class FastWeightConfig(PreTrainedConfig):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             self.require(value is None or number, name, "expected a number")
             self.require(value is None or value <= largest, name, f"expected at most {largest}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
+            self.require(all(isinstance(one, int) for one in ids), name, "expected the number of a token")
         for name in ("norm_eps", "initializer_range"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -445,7 +445,7 @@ READERS = (
     Reader("config.json, checked", "model/config.json", _sample_of(_model, "config.json"), bad.write_json,
            _check_model, good_prepared, names=("model",)),
     Reader("config.json, evaluated", "model/config.json", _sample_of(_model, "config.json"), bad.write_json,
-           _evaluate_check, good_model, names=("model", "tokenizer")),
+           _evaluate_check, good_model, names=("config of", "model", "tokenizer")),
     Reader("weights", "model/model.safetensors", lambda: _model()["model.safetensors"], bad.write_bytes,
            _from_pretrained, good_model, names=("model",)),
     Reader("shard index", "model/model.safetensors.index.json", lambda: json.loads(json.dumps(_index())),
