@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from refine.cli import options
-from refine.errors import ServiceError, SettingError, nearest
+from refine.errors import ServiceError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from refine.tracking.registry import Version
 
 ALL = "all"
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command()
@@ -79,9 +78,8 @@ def compare(
 
 
 def check_picture(path: Path | None) -> None:
-    """Raise SettingError if the name's ending is that of no picture."""
-    if path is not None and path.suffix not in PICTURES:
-        raise SettingError(f"--picture {path}: expected a name that ends in {', '.join(PICTURES)}")
+    """Raise SettingError if the name's ending is that of no picture, or it cannot be written."""
+    options.check_picture(path, "--picture")
 
 
 def choose(client: MlflowClient, name: str, experiment: str | None, wanted: str | None) -> tuple[list[Version], int]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("coriolanus", "king-john", "the-tempest", "twelfth-night")  # no shipped model is trained on them
 STEPS, SEQUENCES, LEARNING_RATE = 8, 2, 2e-4
+LENGTH = click.IntRange(192, options.MOST_TOKENS)
 ENTROPY_BARS = " ▁▂▃▄▅▆▇█"
 ENTROPY_COLUMNS = 96
 
@@ -57,7 +58,13 @@ class Demonstration:
 
 @click.command()
 @click.option("--model", default="sample/delta_net", show_default=True, help="Folder, hub name, or a shipped model.")
-@click.option("--length", default=512, show_default=True, type=click.IntRange(min=192), help="Tokens of the prompt.")
+@click.option(
+    "--length",
+    default=512,
+    show_default=True,
+    type=click.IntRange(192, options.MOST_TOKENS),
+    help="Tokens of the prompt.",
+)
 @options.seed(1)
 @options.output(shown="results/demo.png")
 def demo(model: str, length: int, seed: int, output: Path | None) -> None:
@@ -65,14 +72,19 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     import torch
 
     from refine.data.tokenizer import load_tokenizer
+    from refine.errors import ModelError
     from refine.models import from_pretrained
+    from refine.system.exhausted import memory_told
     from refine.system.quiet import quiet_libraries
 
+    picture = output or paths.results() / "demo.png"
+    options.check_picture(picture, "--output")
     quiet_libraries()
     tokenizer = load_tokenizer(model)
-    shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)
+    with memory_told(ModelError, f"with a prompt of {length} tokens", "lower --length"):
+        shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)
     _print(shown)
-    click.echo(f"wrote {_draw(shown, output or paths.results() / 'demo.png')}")
+    click.echo(f"wrote {_draw(shown, picture)}")
 
 
 def demonstrate(model: FastWeightLanguageModel, tokenizer: Any, length: int, seed: int) -> Demonstration:

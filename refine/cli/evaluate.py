@@ -10,10 +10,10 @@ import click
 
 from refine import paths
 from refine.cli import options
-from refine.errors import SettingError
+from refine.errors import SettingError, reason
 from refine.settings.training import ARMS
 
-COUNT = click.IntRange(1)
+SAMPLES, ROWS = click.IntRange(1, options.MOST_SAMPLES), click.IntRange(1, options.MOST_ROWS)
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
@@ -24,9 +24,11 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     names = _names(context, parameter, value)
     if names is None:
         return None
-    if not names or not all(name.isdigit() and int(name) > 0 for name in names):
-        raise SettingError(f"--lengths {value}: expected lengths in tokens, as in 4096,8192")
-    return [int(name) for name in names]
+    lengths = [int(name) for name in names if name.isdecimal() and len(name) <= 12]
+    if not names or len(lengths) < len(names) or not all(0 < one <= options.MOST_TOKENS for one in lengths):
+        expected = f"expected lengths from 1 to {options.MOST_TOKENS} tokens, as in 4096,8192"
+        raise SettingError(f"--lengths {reason(value or '')}: {expected}")
+    return lengths
 
 
 @click.command()
@@ -42,7 +44,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     callback=_lengths,
     help="Score only these prompt lengths [tokens]. Needles that the data lacks are made.",
 )
-@click.option("--samples", type=COUNT, help="Score the first N prompts of each task and length.")
+@click.option("--samples", type=SAMPLES, help="Score the first N prompts of each task and length.")
 @click.option("--harness", callback=_names, help="lm-eval tasks, as in piqa,hellaswag (needs the extra `harness`).")
 @click.option("--harness-tasks", type=options.PATH, help="Folder with your own lm-eval tasks (YAML).")
 @options.data(paths.prepared())
@@ -56,7 +58,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--longbench", help="Folder or hub name of LongBench, if the data lacks it.")
 @click.option(
     "--batch-size",
-    type=COUNT,
+    type=ROWS,
     default=8,
     show_default=True,
     help="Prompts or sequences in a forward pass. It changes no score.",
@@ -84,6 +86,7 @@ def evaluate(
     from refine.system.quiet import quiet_libraries
 
     quiet_libraries()
+    options.check_device(others["device"])
     output = others["output"] or paths.results() / "evaluation" / _folder_name(model, others["test_time"])
     adapter = _adapter(others)
     with fetched(model) as folder:
@@ -157,9 +160,10 @@ def _folder_name(model: str, test_time: str | None) -> str:
 def _write(found: Any, output: Path, before: Any) -> None:
     """`before`: the scores of the same prompts without adaptation; None without --test-time."""
     from refine.reports.pictures import draw_evaluations
+    from refine.system.files import write_text
 
     record, table = found.save(output), found.table(before)
-    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_text(output / "table.md", table + "\n")
     click.echo(table)
     written = [record, output / "table.md", output / "answers.jsonl"]
     if before is not None:

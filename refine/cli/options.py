@@ -11,8 +11,13 @@ from typing import Any
 
 import click
 
+from refine.errors import SettingError, reason
 from refine.settings.base import LARGEST_SEED
+from refine.system.files import why_not_writable
 
+MOST_TOKENS, MOST_SAMPLES, MOST_ROWS = 10**8, 10**7, 10**6
+SEED = click.IntRange(0, LARGEST_SEED)
+PICTURES = (".png", ".svg", ".pdf")
 PATH = click.Path(path_type=Path)
 PARAMS = Path("params.yaml")
 
@@ -62,11 +67,46 @@ def device() -> Decorator:
     )
 
 
+def check_device(name: str | None) -> None:
+    """Raises SettingError unless tensors can lie on the device `name`: before the work, not after it."""
+    if name is None:
+        return
+    import torch
+
+    try:
+        if torch.empty(1, device=name).is_meta:
+            raise RuntimeError("it holds no values")
+    except Exception as error:  # torch raises RuntimeError, AssertionError, ImportError or NotImplementedError
+        raise SettingError(f"--device {name}: no such device here ({reason(error)})") from None
+
+
+def check_picture(path: Path | None, option: str) -> None:
+    """Raises SettingError: the name's ending is that of no picture, a folder has the name, or it cannot be written."""
+    if path is None:
+        return
+    if path.suffix not in PICTURES:
+        raise SettingError(f"{option} {path}: expected a name that ends in {', '.join(PICTURES)}")
+    check_file(path, option)
+
+
+def check_file(path: Path, option: str) -> None:
+    """Raises SettingError: a folder has the name of the file to write, or its folder cannot be written."""
+    if path.is_dir():
+        raise SettingError(f"{option} {path}: is a folder; expected the name of a file")
+    check_folder(path.parent, option)
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raises SettingError: nothing can be written to `folder`."""
+    if obstacle := why_not_writable(folder):
+        raise SettingError(f"{option}: {folder} cannot be written to ({obstacle}); name another place")
+
+
 def seed(default: int) -> Decorator:
     """--seed: the seed of every random draw of the verb."""
     return click.option(
         "--seed",
-        type=click.IntRange(0, LARGEST_SEED),
+        type=SEED,
         default=default,
         show_default=True,
         help="Seed of the random draws.",

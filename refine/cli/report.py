@@ -33,6 +33,7 @@ def report(
 
     if folder is not None and experiment is not None:
         raise click.UsageError("--folder and --experiment: give one of them")
+    options.check_folder(output or paths.results() / "report", "--output")
     if folder is not None:
         made, title = tables(find_in_folder(folder)), f"Experiment {folder.name}"
     else:

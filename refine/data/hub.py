@@ -40,7 +40,10 @@ def one_line_error(error: Exception, what: str, name: str, revision: str | None 
             f"{what} {name!r}: no such folder here, and the hub cannot be reached ({reason(error)}); "
             "check the network, or give a local folder"
         )
-    if isinstance(error, ValueError | OSError | RuntimeError | KeyError | TypeError | ImportError):
+    known = (
+        ValueError | OSError | RuntimeError | LookupError | TypeError | ImportError | AttributeError | AssertionError
+    )
+    if isinstance(error, known) or type(error) is Exception:  # a bare Exception is what `tokenizers` raises
         return DataError(f"{what} {name!r}: {reason(error)}")
     raise error
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from refine.errors import DataError, reason
+from refine.errors import DataError
 
 
 def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
     """(id, text) of each document of a split. Raises DataError: no file, not parquet, no column id or text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from refine.data.parquet_files import TEXT, arrow_errors, check_columns, open_parquet
 
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `refine data fetch` first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
-    with file:
-        for name in ("id", "text"):
-            if name not in file.schema_arrow.names:
-                raise DataError(f"{path}: no column {name!r}; it has {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(batch_size=16, columns=["id", "text"]):
-            columns = batch.to_pydict()
-            yield from zip(columns["id"], columns["text"], strict=True)
+    missing, number = "run `refine data fetch` first", 0
+    with open_parquet(path, missing) as file:
+        check_columns(path, file.schema_arrow, {"id": TEXT, "text": TEXT})
+        batches = file.iter_batches(batch_size=16, columns=["id", "text"])
+        while True:
+            with arrow_errors(path, missing):
+                batch = next(batches, None)
+                columns = {} if batch is None else batch.to_pydict()
+            if not columns:
+                return
+            for name, text in zip(columns["id"], columns["text"], strict=True):
+                if name is None or text is None:
+                    raise DataError(f"{path}: row {number} has no {'id' if name is None else 'text'}")
+                yield name, text
+                number += 1
 
 
 def read_texts(path: str | Path) -> Iterator[str]:

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refine.data.parquet_files import TOKENS, check_columns, read_parquet
 from refine.data.raw_documents import read_documents
-from refine.errors import DataError, reason
+from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
 from refine.system.files import folder_beside
 from refine.system.quiet import quiet_datasets
@@ -243,13 +244,15 @@ def load_token_sequences(path: str | Path) -> Any:
     from datasets import Dataset
 
     quiet_datasets()
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
+    table = read_parquet(path, "run `dvc repro documents`, or `refine prepare documents`")
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
         raise DataError(
             f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
             "prepared sequences have tokens, document and offset"
         )
+    check_columns(
+        path, table.schema, {"tokens": TOKENS, **({"lengths": TOKENS} if "lengths" in table.schema.names else {})}
+    )
+    if table["tokens"].null_count or any(chunk.flatten().null_count for chunk in table["tokens"].chunks):
+        raise DataError(f"{path}: column 'tokens' lacks values")
     return Dataset(table)

@@ -126,6 +126,7 @@ def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
             )
+            tokenizer("a")  # a setting of another type shows only here
     except Exception as error:
         raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
     return by_our_rule(tokenizer, f"tokenizer {str(place)!r}")

@@ -20,12 +20,14 @@ from refine.evaluation.inputs import Inputs
 from refine.evaluation.lm_eval_harness import evaluate_harness
 from refine.evaluation.record import Evaluation, TaskScore
 from refine.evaluation.scorers import scorer_of
+from refine.system.exhausted import memory_told
 from refine.system.files import write_text
 
 if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel
 
 Progress = Callable[[str], None]
+SMALLER_PASSES = "lower batch_size, which changes no score (--batch-size, evaluation.batch_size), or the lengths"
 
 
 def evaluate_model(
@@ -56,12 +58,14 @@ def evaluate_model(
     documents: dict[str, next_token.NextTokenScore] = {}
     for which, sequences in inputs.documents.items():
         report(f"{which}: next tokens of {len(sequences)} sequences")
-        documents[which] = next_token.evaluate(loaded, sequences, batch_size)
+        with memory_told(ModelError, f"with {which} in passes of {batch_size}", SMALLER_PASSES):
+            documents[which] = next_token.evaluate(loaded, sequences, batch_size)
         _refuse_non_finite(name, f"{which}/loss", documents[which].sequence_losses)
     tasks, lines = [], []
     for (task, length), prompts in inputs.prompts.items():
         report(f"{task} at {length}: {len(prompts)} prompts")
-        answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
+        with memory_told(ModelError, f"with {task} at {length} in passes of {batch_size}", SMALLER_PASSES):
+            answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
         scores = _scores(task, prompts, answers)
         _refuse_non_finite(name, f"{task} at {length}", [*scores, *(one.log_prob for one in answers)])
         tasks.append(TaskScore.of(task, length, scores, answers))
@@ -72,7 +76,8 @@ def evaluate_model(
         )
     if harness:
         report(f"lm-eval: {', '.join(harness)}")
-    measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
+    with memory_told(ModelError, f"with lm-eval's tasks in passes of {batch_size}", SMALLER_PASSES):
+        measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
     for one in measured:
         _refuse_non_finite(name, f"lm-eval {one.task} {one.metric}", [one.value])
     seconds = time.perf_counter() - start
@@ -91,15 +96,19 @@ def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) 
     """Raise ModelError, without loading weights, if the model has no config or the tokenizer does not fit it."""
     from transformers import AutoConfig
 
-    import refine.models  # noqa: F401 - registers the model types
+    from refine.models.configuration import FastWeightConfig  # also registers the model types
 
     try:
         config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{model}: neither a checkpoint folder nor a model that the hub gives ({reason(error)})"
         ) from None
-    check_fit(tokenizer, config.vocab_size)
+    if isinstance(config, FastWeightConfig):
+        config.refuse_unsupported()
+    if not isinstance(size := getattr(config, "vocab_size", None), int):
+        raise ModelError(f"{model}: config.json has no whole number as vocab_size")
+    check_fit(tokenizer, size)
 
 
 def _load(
@@ -117,8 +126,9 @@ def _load(
     if answers_wanted:
         tokenizer = model_tokenizer(model) if tokenizer is None else by_our_rule(tokenizer, "tokenizer")
         check_model(model, tokenizer)
-    loaded: Any = from_pretrained(model)
-    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+    with memory_told(ModelError, f"while {model} is loaded", "take a smaller model, or a device with more memory"):
+        loaded: Any = from_pretrained(model)
+        return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
 def _refuse_non_finite(model: str, what: str, scores: Sequence[float]) -> None:

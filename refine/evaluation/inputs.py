@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from refine.data.parquet_files import arrow_errors, open_parquet
 from refine.data.prompts.longbench import load_longbench
 from refine.data.prompts.needles import TASKS as NEEDLES
 from refine.data.prompts.needles import make_needles
@@ -20,7 +18,7 @@ from refine.data.prompts.prompt import PUBLISHED_NAMES, Prompt, load_prompts
 from refine.data.prompts.tasks import TASKS, known_task
 from refine.data.token_sequences import load_token_sequences
 from refine.data.tokenizer import load_tokenizer
-from refine.errors import DataError, SettingError, nearest
+from refine.errors import DataError, SettingError, nearest, reason
 from refine.paths import visible_files
 
 NEXT_TOKEN = "next_token"
@@ -133,15 +131,13 @@ def find_prompts(folder: str | Path) -> dict[tuple[str, int], Path]:
 
 def _holds(path: Path) -> tuple[str, int] | None:
     """(task, length) of a file of prompts, from its first row, or the length from its name. None for other files."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+    file = open_parquet(path, "it is a link to nothing")
     columns = {PUBLISHED_NAMES.get(name, name): name for name in file.schema_arrow.names}
     if "prompt" not in columns or "task" not in columns:
         return None
     read = [columns[name] for name in ("task", "length") if name in columns]
-    row = next(file.iter_batches(1, columns=read), None)
+    with arrow_errors(path, ""):
+        row = next(file.iter_batches(1, columns=read), None)
     if row is None or row.num_rows == 0:
         raise DataError(f"{path}: holds no prompts")
     values = row.to_pylist()[0]
@@ -149,6 +145,8 @@ def _holds(path: Path) -> tuple[str, int] | None:
     length = values.get(columns.get("length", "")) or (int(named[1]) if named else None)
     if length is None:
         raise DataError(f"{path}: no column 'length', and no length at the end of its name")
+    if not isinstance(length, int):
+        raise DataError(f"{path}: column 'length' holds {reason(repr(length), 40)}; expected a number of tokens")
     return str(values[columns["task"]]), int(length)
 
 

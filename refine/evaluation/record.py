@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refine.errors import DataError
+from pydantic import TypeAdapter
+
 from refine.evaluation.intervals import Estimate, Interval, mean_of_scores
 from refine.system.files import write_text
+from refine.system.readers import in_form, read_json
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -192,16 +194,9 @@ class Evaluation:
         """Read what `save` wrote, from the file or its folder. Raises DataError if it is missing or no evaluation."""
         path = Path(path)
         path = path / EVALUATION_FILE if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            next_token = {name: _next_token(score) for name, score in values["next_token"].items()}
-            tasks = tuple(_task(task) for task in values["tasks"])
-            harness = tuple(HarnessScore(**score) for score in values["harness"])
-            return Evaluation(values["model"], next_token, tasks, harness, values["seconds"], values["settings"])
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such evaluation; `refine evaluate` writes one") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from None
+        values = read_json(path, "an evaluation", missing="no such evaluation; `refine evaluate` writes one")
+        with in_form(path, "an evaluation"):
+            return TypeAdapter(Evaluation).validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -224,21 +219,3 @@ def _line(name: str, value: float, interval: Interval, samples: int | str) -> st
     """A line of the Markdown table, which has a column for intervals."""
     span = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
     return f"| {name} | {value:.4f} | {span} | {samples} |"
-
-
-def _next_token(values: dict[str, Any]) -> NextTokenScore:
-    positions = tuple(_position(one) for one in values["by_position"])
-    intervals = {name: tuple(values[name]) if values[name] else None for name in ("loss_interval", "accuracy_interval")}
-    sequences = {name: tuple(values[name]) for name in ("sequence_losses", "sequence_tokens")}
-    return NextTokenScore(**(values | {"by_position": positions} | intervals | sequences))
-
-
-def _position(values: dict[str, Any]) -> PositionScore:
-    interval, losses = values.get("loss_interval"), values.get("sequence_losses", ())
-    kept = {"loss_interval": tuple(interval) if interval else None, "sequence_losses": tuple(losses)}
-    return PositionScore(**(values | kept))
-
-
-def _task(values: dict[str, Any]) -> TaskScore:
-    estimates = {name: Estimate(**values[name]) for name in ("score", "log_prob")}
-    return TaskScore(**(values | estimates | {name: tuple(values[name]) for name in ("scores", "log_probs")}))

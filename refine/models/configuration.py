@@ -6,7 +6,28 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from refine.errors import ModelError, nearest
+from refine.errors import ModelError, nearest, reason
+
+# The largest value of each size: far above any model that exists, and small enough that nothing overflows.
+LARGEST = {
+    "hidden_size": 2**20,
+    "num_hidden_layers": 2**12,
+    "vocab_size": 2**24,
+    "num_heads": 2**16,
+    "num_v_heads": 2**16,
+    "head_dim": 2**16,
+    "conv_size": 2**12,
+    "intermediate_size": 2**22,
+    "num_attn_heads": 2**16,
+    "num_lact_heads": 2**16,
+    "lact_chunk_size": 2**30,
+    "window_size": 2**30,
+    "w0_w2_low_rank": 2**20,
+    "hidden_ratio": 2**10,
+    "expand_k": 2**10,
+    "expand_v": 2**10,
+    "inter_multi": 2**10,
+}
 
 
 class FastWeightConfig(PreTrainedConfig):
@@ -76,6 +97,19 @@ class FastWeightConfig(PreTrainedConfig):
             optional = name == "intermediate_size" and value is None
             positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
             self.require(optional or positive, name, "expected a whole number above 0")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name, None)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            self.require(value is None or number, name, "expected a number")
+            self.require(value is None or value <= largest, name, f"expected at most {largest}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
+            self.require(all(isinstance(one, int) for one in ids), name, "expected the number of a token")
+        for name in ("norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            self.require(number and 0 <= value <= 1, name, "expected a number from 0 to 1")
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
@@ -88,7 +122,7 @@ class FastWeightConfig(PreTrainedConfig):
 
     def refusal(self, name: str, message: str, value: Any) -> ModelError:
         """The ModelError about field `name` with `value`."""
-        return ModelError(f"config of {self.model_type}: {name} is {value!r}: {message}")
+        return ModelError(f"config of {self.model_type}: {reason(name, 100)} is {reason(repr(value), 100)}: {message}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of config.json, unknown ones included."""

@@ -29,6 +29,7 @@ from refine.models.weights import check_finite, check_weights, resolve
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import RMSNorm
 from refine.ops.swiglu import swiglu
+from refine.system.readers import in_form
 
 
 class SwiGLU(nn.Module):
@@ -138,10 +139,12 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         folder = resolve(name, kwargs.pop("revision", None)) / (kwargs.pop("subfolder", None) or "")
         config, kind = kwargs.get("config"), cast(type[PreTrainedConfig], cls.config_class)
         if not isinstance(config, kind):
-            config = kind.from_pretrained(folder)
+            with in_form(folder / "config.json", "a model's config", ModelError):
+                config = kind.from_pretrained(folder)
         with torch.device("meta"):
             check_weights(folder, cls(config), config.tie_word_embeddings)
-        loaded = super().from_pretrained(str(folder), *args, **{**kwargs, "use_safetensors": True})
+        with in_form(folder, "a model that transformers can load", ModelError):
+            loaded = super().from_pretrained(str(folder), *args, **{**kwargs, "use_safetensors": True})
         check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
         return loaded
 

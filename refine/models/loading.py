@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +9,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from refine.errors import ModelError, nearest
+from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
 from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.weights import resolve
+from refine.system.readers import read_json
 
 MODELS: dict[str, type[FastWeightLanguageModel]] = {}
 
@@ -62,23 +62,14 @@ def from_config(config: dict[str, Any] | str | Path | FastWeightConfig) -> FastW
 
 def _read_config(path: Path) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such config file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: expected the fields of a model config, found {type(values).__name__}")
-    return values
+    return read_json(path, "the fields of a model's config", ModelError, "no such config file")
 
 
 def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
     kind = values.get("model_type")
-    if kind not in MODELS:
-        raise ModelError(
-            f"{where}: model_type is {kind!r}{nearest(str(kind), MODELS)}; expected one of {', '.join(MODELS)}"
-        )
+    if not isinstance(kind, str) or kind not in MODELS:
+        given = f"{reason(repr(kind), 100)}{nearest(str(kind), MODELS)}"
+        raise ModelError(f"{where}: model_type is {given}; expected one of {', '.join(MODELS)}")
     config = _config_class(MODELS[kind])(**{name: value for name, value in values.items() if name != "model_type"})
     config.refuse_unsupported()
     return config

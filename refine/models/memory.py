@@ -17,6 +17,7 @@ from torch import Tensor
 from refine.errors import ModelError
 from refine.models.token_mixer import LayerMemory, at_least_float32
 from refine.system.files import file_beside
+from refine.system.readers import in_form
 
 FORMAT = "refine-memory"
 FORMAT_VERSION = 1
@@ -127,7 +128,12 @@ class Memory:
     def load(path: str | Path, device: torch.device | str = "cpu") -> Memory:
         """Read a saved memory. Raises ModelError: a file that is missing, damaged, newer or not a memory, or a
         tensor that is missing, not expected, or of another shape than was saved."""
-        header, tensors = _read_file(Path(path), device)
+        with in_form(path, "a saved memory", ModelError):
+            return Memory._of_file(Path(path), device)
+
+    @staticmethod
+    def _of_file(path: Path, device: torch.device | str) -> Memory:
+        header, tensors = _read_file(path, device)
         positions = tensors.pop("positions").cpu()
         kinds = json.loads(header["kinds"])
         by_layer: list[dict[str, Tensor]] = [{} for _ in kinds]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from refine import paths
-from refine.errors import ModelError, nearest
+from refine.errors import ModelError, nearest, reason
+from refine.system.readers import mapping, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -93,10 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise ModelError(f"{folder / INDEX}: not an index of shards (expected a weight_map)") from None
+        names = _shards(folder / INDEX)
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, but the folder does not contain it")
         return [folder / name for name in names]
@@ -107,6 +104,21 @@ def weight_files(folder: Path) -> list[Path]:
         else "no weights"
     )
     raise ModelError(f"{folder}: expected {SINGLE} or {INDEX}; {found}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the shards in the folder of `index`. Raises ModelError: not an index, or a name that is a path."""
+    what = "an index of shards (expected a weight_map)"
+    values = read_json(index, what, ModelError)
+    mapping(values.get("metadata", {}), f"{index}: metadata", what, ModelError)
+    shards = mapping(values.get("weight_map"), str(index), what, ModelError).values()
+    for name in shards:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{index}: not an index of shards: expected the name of a .safetensors file in the same folder, "
+                f"not {reason(repr(name), 100)}"
+            )
+    return sorted(set(shards))
 
 
 def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:

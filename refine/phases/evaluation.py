@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from refine.evaluation.record import EVALUATION_FILE
 from refine.settings.training import TestTimeSettings
-from refine.system.files import write_json
+from refine.system.files import write_json, write_text
 from refine.system.one_line_errors import one_line_errors
 from refine.system.quiet import quiet_libraries
+from refine.system.readers import in_form, read_json
 
 ADAPTED_TASKS = ("questions",)  # the tasks that score test-time training
 
@@ -42,13 +43,20 @@ class Request(BaseModel, frozen=True):
         """Write the request to a JSON file that `main` reads. Returns the path."""
         return write_json(path, self.model_dump(mode="json"))
 
+    @staticmethod
+    def read(path: Path) -> Request:
+        """What `write` wrote. Raises DataError: no such file, or no request in it."""
+        values = read_json(path, "a request of the flow's")
+        with in_form(path, "a request of the flow's"):
+            return Request.model_validate(values)
+
 
 def main(file: Path) -> None:
     """Evaluate every model of the request in `file`."""
     from refine.system.processes import die_with_parent
 
     die_with_parent()
-    request = Request.model_validate_json(file.read_text(encoding="utf-8"))
+    request = Request.read(file)
     from refine.evaluation import Inputs, Sources, load_inputs
     from refine.evaluation.evaluate import load_tokenizer
 
@@ -76,8 +84,7 @@ def _evaluate(one: ModelRequest, inputs: Any, tokenizer: Any, request: Request) 
         name=one.name,
         answers_file=one.output / "answers.jsonl",
     )
-    one.output.mkdir(parents=True, exist_ok=True)
-    (one.output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
+    write_text(one.output / "table.md", found.table() + "\n")
     found.save(one.output)
     print(f"evaluation of {one.name}: {_summary(found.metrics())} ({found.seconds:.0f} s)", flush=True)
 

@@ -3,15 +3,16 @@ import."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refine import paths
-from refine.errors import DataError, ModelError
+from refine.errors import DataError, ModelError, reason
 from refine.identity import hash_of_files
+from refine.system.readers import in_form, mapping, read_json
 
+TOKENIZER = "a fast tokenizer with its vocabulary"
 PADDING = 256  # a model may pad its vocabulary by fewer pieces than this
 
 
@@ -54,9 +55,11 @@ class Prepared:
 
     def vocabulary(self) -> int:
         """Number of the tokenizer's pieces, including added ones."""
-        values = json.loads((self.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-        added = {piece["content"] for piece in values.get("added_tokens", [])}
-        return len(set(values["model"]["vocab"]) | added)
+        file = self.tokenizer / "tokenizer.json"
+        values = read_json(file, TOKENIZER)
+        with in_form(file, TOKENIZER):
+            added = {piece["content"] for piece in values.get("added_tokens") or ()}
+            return len(_pieces(file).keys() | added)
 
 
 def check_model(name: str, data: Prepared) -> None:
@@ -65,12 +68,9 @@ def check_model(name: str, data: Prepared) -> None:
     folder = paths.model(name)
     if not folder.is_dir():
         return
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no config.json: expected a checkpoint folder or a hub name") from None
-    except ValueError:
-        raise ModelError(f"{folder / 'config.json'}: not valid JSON") from None
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: no config.json: expected a checkpoint folder or a hub name")
+    config = read_json(folder / "config.json", "the fields of a model's config", ModelError)
     check_vocabulary(name, config.get("vocab_size"), data)
     theirs, ours = folder / "tokenizer.json", data.tokenizer / "tokenizer.json"
     if theirs.is_file() and _pieces(theirs) != _pieces(ours):
@@ -85,13 +85,14 @@ def check_vocabulary(name: str, size: Any, data: Prepared) -> None:
     pieces = data.vocabulary()
     if not isinstance(size, int) or not pieces <= size < pieces + PADDING:
         raise ModelError(
-            f"{name} has a vocabulary of {size} pieces, but {data.tokenizer} has {pieces}: prepare the data with the "
-            "model's own tokenizer (tokenizer.path), or start from another model"
+            f"{name} has a vocabulary of {reason(repr(size), 40)} pieces, but {data.tokenizer} has {pieces}: prepare "
+            "the data with the model's own tokenizer (tokenizer.path), or start from another model"
         )
 
 
 def _pieces(tokenizer: Path) -> dict[str, int]:
-    return json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+    model = mapping(read_json(tokenizer, TOKENIZER).get("model"), str(tokenizer), TOKENIZER)
+    return mapping(model.get("vocab"), f"{tokenizer}: model.vocab", "the tokenizer's pieces")
 
 
 def model_identity(name: str, revision: str | None) -> dict[str, str]:

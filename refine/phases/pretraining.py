@@ -17,12 +17,14 @@ from typing import Any
 from refine.data.corpus.fetch import write_splits
 from refine.data.token_sequences import prepare_token_sequences
 from refine.data.tokenizer import prepare_tokenizer
+from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder, start
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared
 from refine.settings import Drill, PretrainingSettings
 from refine.system.files import folder_beside
+from refine.system.readers import parsed_json, read_json, read_text
 from refine.training.metrics_file import METRICS_FILE
 
 RECORD = "training.json"
@@ -50,10 +52,21 @@ def pretrain(settings: PretrainingSettings, training: Plan, output: Path) -> dic
     record = training.run(output / "training")
     exported = output / "model"
     made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": record["identity_hash"]}
-    known = exported / RECORD
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["made_from"] == made_from:
-        return json.loads(known.read_text(encoding="utf-8"))
+    known = record_of(exported)
+    if known is not None and known.get("made_from") == made_from:
+        return known
     return _export(record, output, made_from)
+
+
+def record_of(exported: Path) -> dict[str, Any] | None:
+    """The record in a folder of an exported model; None without one. Raises TrainingError: it is damaged."""
+    file = exported / RECORD
+    return read_json(file, "the record of a pretraining", TrainingError) if file.exists() else None
+
+
+def prepared_of(file: Path) -> dict[str, Any] | None:
+    """The settings that prepared.json says the data was made with; None without one. Raises TrainingError: damaged."""
+    return read_json(file, "the settings of prepared data", TrainingError) if file.exists() else None
 
 
 def _drilled(
@@ -72,7 +85,7 @@ def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], 
     """Text, tokenizer and sequences; made again if they are missing or of other settings."""
     wanted = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "tokenizer", "documents")}
     prepared, file = Prepared(output / "prepared"), output / "prepared.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(wanted)):
+    if prepared_of(file) == json.loads(json.dumps(wanted)):
         return prepared
     output.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -95,7 +108,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
     records = [run_folder.finished(run) or {} for run in runs]
-    rows = [json.loads(line) for run in runs for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    rows = [row for run in runs for row in _rows(run / METRICS_FILE)]
     written = {
         "made_from": made_from,
         **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},
@@ -110,6 +123,11 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
         load_tokenizer(run / run_folder.MODEL).save_pretrained(str(beside))
         (beside / RECORD).write_text(json.dumps(written, indent=1, allow_nan=False), encoding="utf-8")
     return written
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    lines = read_text(file, "the metrics of a run", TrainingError).splitlines()
+    return [parsed_json(line, f"{file}: line {number}", TrainingError) for number, line in enumerate(lines, 1)]
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

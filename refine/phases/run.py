@@ -11,8 +11,10 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
+from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder
+from refine.system.exhausted import memory_told
 from refine.system.files import write_json
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
@@ -105,7 +107,8 @@ def _patience(validations: int | None) -> list[TrainerCallback]:
 def _built(data: TrainingData, folder: Path) -> PreTrainedModel:
     """The starting model. If it cannot be built, the empty output folder is removed."""
     try:
-        return data.model()
+        with memory_told(TrainingError, "while the starting model is built", "a smaller model, or a larger machine"):
+            return data.model()
     except Exception:
         with contextlib.suppress(OSError):
             folder.rmdir()

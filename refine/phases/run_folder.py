@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refine.errors import SettingError, TrainingError
+from refine.errors import SettingError, TrainingError, reason
 from refine.identity import flat
 from refine.system.files import why_not_writable, write_json
 from refine.system.locks import Locked, hold
+from refine.system.readers import read_json
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
@@ -28,10 +29,11 @@ EXECUTION_SETTINGS = ("sequences_per_pass", "gradient_checkpointing")  # they ch
 def finished(output: Path) -> dict[str, Any] | None:
     """The record of a finished run in `output`, or None."""
     try:
-        record = json.loads((output / RESULT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        record = read_json(output / RESULT, "the record of a run", TrainingError)
+    except TrainingError:
         return None
-    return record if checkpoints.is_whole(output / MODEL) else None
+    whole = checkpoints.is_whole(output / MODEL) and all(name in record for name in ("steps", "metrics"))
+    return record if whole else None
 
 
 def check(output: Path, identity: dict[str, Any]) -> None:
@@ -39,17 +41,17 @@ def check(output: Path, identity: dict[str, Any]) -> None:
 
     Raises SettingError: it cannot be written to. TrainingError: it holds another run.
     """
-    if reason := why_not_writable(output):
-        raise SettingError(f"cannot write to the output folder {output}: {reason}; choose another --output")
+    if obstacle := why_not_writable(output):
+        raise SettingError(f"cannot write to the output folder {output}: {obstacle}; choose another --output")
     file = output / IDENTITY
     if not file.exists():
         if any(output.glob(f"{checkpoints.PREFIX}*")) or (output / MODEL).exists():
             raise TrainingError(f"{output} holds checkpoints but no {IDENTITY}: choose another --output")
         return
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise TrainingError(f"{file} is damaged: remove {output}, or choose another --output") from None
+        known = read_json(file, "the identity of a run", TrainingError)
+    except TrainingError as error:
+        raise TrainingError(f"damaged: {error}: remove {output}, or choose another --output") from None
     known, wanted = without_execution_settings(known), without_execution_settings(json.loads(json.dumps(identity)))
     if known != wanted:
         raise TrainingError(
@@ -60,8 +62,11 @@ def check(output: Path, identity: dict[str, Any]) -> None:
 def without_execution_settings(identity: dict[str, Any]) -> dict[str, Any]:
     """`identity` without the settings that change only how a result is computed. A run that ran out of memory can
     change them and resume."""
-    settings = {name: value for name, value in identity.get("settings", {}).items() if name not in EXECUTION_SETTINGS}
-    return {**identity, "settings": settings} if "settings" in identity else identity
+    settings = identity.get("settings")
+    if not isinstance(settings, dict):
+        return identity
+    kept = {name: value for name, value in settings.items() if name not in EXECUTION_SETTINGS}
+    return {**identity, "settings": kept}
 
 
 def write_identity(output: Path, identity: dict[str, Any]) -> None:
@@ -75,10 +80,18 @@ def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
     before, now = flat(known), flat(wanted)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     shown = [
-        f"other {name}" if "hash" in name else f"{name} {before.get(name)!r} (now {now.get(name)!r})"
+        f"other {name}" if "hash" in name else f"{_value(name, before)} (now {_shown(now.get(name))})"
         for name in names[:3]
     ]
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _value(name: str, of: dict[str, Any]) -> str:
+    return f"{reason(name)} {_shown(of.get(name))}"
+
+
+def _shown(value: Any) -> str:
+    return reason(repr(value), 80)
 
 
 @contextlib.contextmanager

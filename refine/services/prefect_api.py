@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from refine.errors import ServiceError, reason, without_secrets
@@ -111,7 +111,7 @@ def answers(url: str, patience: float = 1.0) -> bool:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=patience) as response:
             return json.load(response) is True
-    except (OSError, ValueError, http.client.HTTPException):
+    except (OSError, ValueError, HTTPException, RecursionError):
         return False
 
 
@@ -123,7 +123,7 @@ def check_answers(api: Api) -> None:
         why = _refusal(api)
     except urllib.error.HTTPError as error:
         why = f"HTTP {error.code} (its address must end in /api)"
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = reason(without_secrets(str(getattr(error, "reason", error)), os.environ.get(VARIABLE, "")))
     if why:
         raise ServiceError(

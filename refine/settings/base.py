@@ -7,7 +7,14 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from refine.errors import SettingError, nearest
+from refine.errors import SettingError, nearest, reason
+
+# Upper bounds: far above what anyone wants, and small enough that no arithmetic overflows and no loop runs for ever.
+MOST_TOKENS = 10**8  # of a text
+MOST_STEPS = 10**9  # of a training, and documents of a source
+MOST_ROWS = 10**6  # of a step or a pass
+MOST_SAMPLES = 10**7  # prompts or exercises
+MOST_ROLLOUTS = 10**5  # positions, rollouts at a position, tokens of a rollout
 
 LARGEST_SEED = 2**32 - 1  # that numpy takes, which Trainer seeds
 
@@ -31,17 +38,26 @@ def validated(section: type[S], values: Any, where: str = "params.yaml") -> S:
         raise SettingError(f"{where}: {_one_line(errors[0], section)}{more}") from None
 
 
+def shown(value: Any) -> str:
+    """`value` as text of at most 100 characters."""
+    try:
+        return reason(repr(value), 100)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a value nested too deep
+        return f"too large to be shown ({type(value).__name__})"
+
+
 def _one_line(error: ErrorDetails, section: type[Section]) -> str:
     path = [str(part) for part in error["loc"]]
     name = ".".join(path) or "(top)"
     if error["type"] == "extra_forbidden":
         known = _known_names(section, path[:-1])
-        return f"unknown setting {name!r}{nearest(path[-1], known)}; known here: {', '.join(known)}"
+        return f"unknown setting {shown(name)}{nearest(path[-1], known)}; known here: {', '.join(known)}"
     if error["type"] == "missing":
         return f"setting {name!r} is missing"
     if error["type"] == "value_error":
-        return f"setting {name!r}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
-    return f"setting {name!r} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        said = reason(str(error["ctx"]["error"]), 1000)
+        return f"setting {name!r}: {said}" if path else said
+    return f"setting {name!r} is {shown(error['input'])}: {reason(error['msg'][0].lower() + error['msg'][1:])}"
 
 
 def _known_names(section: type[Section], path: list[str]) -> list[str]:

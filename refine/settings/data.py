@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from refine.settings.base import LARGEST_SEED, Section
+from refine.settings.base import LARGEST_SEED, MOST_SAMPLES, MOST_STEPS, MOST_TOKENS, Section
 
 
 class PackageSource(Section):
@@ -25,7 +25,7 @@ class ExercisesSource(Section):
 
     kind: Literal["exercises"] = "exercises"
     texts: Literal["plays", "bible", "milton"] = Field(description="text around the exercises, without held-out works")
-    documents: int = Field(ge=1, description="number of exercises")
+    documents: int = Field(ge=1, le=MOST_SAMPLES, description="number of exercises")
     facts_share: float = Field(0.35, ge=0, le=1, description="share of questions about invented people")
     recitals_share: float = Field(
         0.3, ge=0, le=1, description="share of texts that repeat, so nearly every token is recall; the rest are needles"
@@ -47,9 +47,12 @@ class _TextColumn(Section):
         None, description="column that names a document's work; null: each document is a work"
     )
     min_characters: int = Field(
-        0, ge=0, description="skip shorter documents [characters]; 1.5 × sequence_length is a good bound"
+        0,
+        ge=0,
+        le=MOST_TOKENS,
+        description="skip shorter documents [characters]; 1.5 × sequence_length is a good bound",
     )
-    skip: int = Field(0, ge=0, description="number of long enough documents to skip first")
+    skip: int = Field(0, ge=0, le=MOST_STEPS, description="number of long enough documents to skip first")
 
 
 class HubSource(_TextColumn):
@@ -60,7 +63,7 @@ class HubSource(_TextColumn):
     config: str | None = Field(None, description="configuration of the data set")
     split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="branch, tag or commit")
-    documents: int = Field(ge=1, description="number of documents to take")
+    documents: int = Field(ge=1, le=MOST_STEPS, description="number of documents to take")
 
 
 class ParquetSource(_TextColumn):
@@ -68,7 +71,7 @@ class ParquetSource(_TextColumn):
 
     kind: Literal["parquet"] = "parquet"
     path: str = Field(min_length=1, description="file, folder or pattern; local or s3://")
-    documents: int | None = Field(None, ge=1, description="number of documents to take; null takes all")
+    documents: int | None = Field(None, ge=1, le=MOST_STEPS, description="number of documents to take; null takes all")
 
 
 Source = Annotated[PackageSource | ExercisesSource | HubSource | ParquetSource, Field(discriminator="kind")]
@@ -89,19 +92,20 @@ class TokenizerSettings(Section):
         None, description="folder or hub name of an existing tokenizer, or mistral_v1; null trains one"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub tokenizer")
-    vocabulary: int = Field(4096, ge=300, description="size of a trained BPE [pieces]")
+    vocabulary: int = Field(4096, ge=300, le=2**24, description="size of a trained BPE [pieces]")
     single_digits: bool = Field(False, description="a trained BPE makes each digit a piece")
 
 
 class DocumentsSettings(Section):
     """Token sequences of a fixed length, made within each split."""
 
-    sequence_length: int = Field(1024, ge=2, description="length of a sequence [tokens]")
+    sequence_length: int = Field(1024, ge=2, le=MOST_TOKENS, description="length of a sequence [tokens]")
     packing: bool = Field(
         False, description="pack complete shorter training documents into rows of sequence_length; false drops them"
     )
     validation_sequences: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="sequences to keep per validation split, spread evenly over documents; null keeps all",
     )

@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from refine.metric_names import LESS_IS_BETTER, MORE_IS_BETTER
-from refine.settings.base import Section
+from refine.settings.base import MOST_ROWS, Section
 
 
 class EvaluationSettings(Section):
     """Scoring of models."""
 
-    batch_size: int = Field(8, ge=1, description="sequences or prompts per forward pass; does not change scores")
+    batch_size: int = Field(
+        8, ge=1, le=MOST_ROWS, description="sequences or prompts per forward pass; does not change scores"
+    )
 
 
 class RegistrySettings(Section):

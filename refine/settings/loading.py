@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from refine.errors import SettingError, nearest
 from refine.settings.base import validated
 from refine.settings.experiment import PretrainingSettings, Settings
-from refine.system.unique_yaml import DuplicateKeyError, load_yaml
+from refine.system.readers import mapping, parsed_yaml, read_text
 
 
 def load(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:
@@ -29,16 +27,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingS
 
 
 def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingError(
-            f"{path}: no such settings file; run from the project's folder, or name it with --params"
-        ) from None
-    except yaml.YAMLError as error:
-        raise SettingError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise SettingError(f"{path}: expected sections with settings, found {type(values).__name__}")
+    missing = "no such settings file; run from the project's folder, or name it with --params"
+    text = read_text(path, "settings in YAML", SettingError, missing)
+    values = mapping(parsed_yaml(text, str(path), SettingError), str(path), "sections with settings", SettingError)
     for override in overrides:
         _override(values, override)
     return values
@@ -46,17 +37,13 @@ def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
+    shown = override if len(override) <= 100 else f"{override[:100]}..."
     if not equals or not name:
-        raise SettingError(f"override {override!r}: expected section.key=value")
+        raise SettingError(f"override {shown!r}: expected section.key=value")
     *sections, key = name.split(".")
     here = values
     for section in sections:
         if not isinstance(here.get(section), dict):
-            raise SettingError(f"override {override!r}: no section {section!r}{nearest(section, map(str, here))}")
+            raise SettingError(f"override {shown!r}: no section {section!r}{nearest(section, map(str, here))}")
         here = here[section]
-    try:
-        here[key] = load_yaml(text)
-    except DuplicateKeyError as error:
-        raise SettingError(f"override {override!r}: {error}") from None
-    except yaml.YAMLError:
-        raise SettingError(f"override {override!r}: {text!r} is not a YAML value") from None
+    here[key] = parsed_yaml(text, f"override {shown!r} is not a YAML value", SettingError)

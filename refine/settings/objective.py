@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from refine.settings.base import Section
+from refine.settings.base import MOST_ROLLOUTS, MOST_TOKENS, Section
 
 
 class ObjectiveSettings(Section):
     """All options of a REFINE step, with the paper's values as defaults."""
 
-    positions: int = Field(8, ge=1, description="c: positions selected in each document")
-    rollout_length: int = Field(5, ge=1, description="k: length of a rollout [tokens]")
-    rollouts: int = Field(1, ge=1, description="n: rollouts at each position")
+    positions: int = Field(8, ge=1, le=MOST_ROLLOUTS, description="c: positions selected in each document")
+    rollout_length: int = Field(5, ge=1, le=MOST_ROLLOUTS, description="k: length of a rollout [tokens]")
+    rollouts: int = Field(1, ge=1, le=MOST_ROLLOUTS, description="n: rollouts at each position")
     reward: Literal["cosine", "binary", "hybrid"] = Field("cosine", description="reward to optimise")
     selection: Literal["entropy", "uniform", "argmax", "argmin"] = Field(
         "entropy", description="how positions are selected"
@@ -22,7 +22,9 @@ class ObjectiveSettings(Section):
     selection_temperature: float = Field(
         1.0, gt=0, description="temperature of the softmax over smoothed entropies [nats]"
     )
-    min_prefix: int = Field(20, ge=1, description="tokens before the first position that can be selected")
+    min_prefix: int = Field(
+        20, ge=1, le=MOST_TOKENS, description="tokens before the first position that can be selected"
+    )
     group: Literal["sequence", "position"] = Field(
         "sequence", description="rollouts that are compared for an advantage: of a sequence, or of a position"
     )

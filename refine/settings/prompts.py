@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from refine.errors import nearest
-from refine.settings.base import Section
+from refine.settings.base import MOST_SAMPLES, MOST_TOKENS, Section
 
 NEEDLE_TASKS = (
     "niah_single_1",
@@ -26,8 +26,8 @@ class NeedlesSettings(Section):
 
     tasks: tuple[str, ...] = Field(("niah_single_1",), min_length=1, description="names of RULER tasks")
     lengths: tuple[int, ...] = Field((256, 512, 1024), min_length=1, description="prompt and answer together [tokens]")
-    samples: int = Field(50, ge=1, description="prompts per task and length")
-    answer_tokens: int = Field(128, ge=1, description="tokens to generate; RULER's are 128")
+    samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="prompts per task and length")
+    answer_tokens: int = Field(128, ge=1, le=MOST_TOKENS, description="tokens to generate; RULER's are 128")
 
     @field_validator("tasks")
     @classmethod
@@ -59,10 +59,10 @@ class QuestionsSettings(Section):
     test_split: str = Field("validation", description="split of a test set that is not a file")
     revision: str | None = Field(None, description="branch, tag or commit of hub sets")
     lengths: tuple[int, ...] = Field((512,), min_length=1, description="prompt and answer together [tokens]")
-    train_samples: int = Field(256, ge=1, description="training prompts per length")
-    validation_samples: int = Field(50, ge=1, description="validation prompts per length")
-    test_samples: int = Field(50, ge=1, description="test prompts per length")
-    answer_tokens: int = Field(32, ge=1, description="tokens to generate; RULER's are 32")
+    train_samples: int = Field(256, ge=1, le=MOST_SAMPLES, description="training prompts per length")
+    validation_samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="validation prompts per length")
+    test_samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="test prompts per length")
+    answer_tokens: int = Field(32, ge=1, le=MOST_TOKENS, description="tokens to generate; RULER's are 32")
 
     @field_validator("lengths")
     @classmethod
@@ -86,4 +86,6 @@ class QuestionsSettings(Section):
 def _differing(lengths: tuple[int, ...]) -> tuple[int, ...]:
     if min(lengths) < 1 or len(set(lengths)) != len(lengths):
         raise ValueError(f"lengths are positive and differ, not {', '.join(map(str, lengths))}")
+    if max(lengths) > MOST_TOKENS:
+        raise ValueError(f"length {max(lengths)} is above {MOST_TOKENS} tokens")
     return lengths

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from refine.settings.base import Section
+from refine.settings.base import MOST_ROWS, MOST_STEPS, MOST_TOKENS, Section
 from refine.settings.objective import ObjectiveSettings
 
 Precision = Literal["float32", "bfloat16"]
@@ -34,23 +34,29 @@ class OptimizerSettings(Section):
 class PhaseSettings(OptimizerSettings):
     """Shared by all training phases: steps, batches, optimizer, checkpoints."""
 
-    steps: int = Field(ge=0, description="optimizer steps")
-    sequences_per_step: int = Field(ge=1, description="sequences per optimizer step, all processes together")
+    steps: int = Field(ge=0, le=MOST_STEPS, description="optimizer steps")
+    sequences_per_step: int = Field(
+        ge=1, le=MOST_ROWS, description="sequences per optimizer step, all processes together"
+    )
     sequences_per_pass: int = Field(
         ge=1,
+        le=MOST_ROWS,
         description="sequences per forward pass of one process; fewer need less memory and change no result",
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule"
     )
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS, description="optimizer steps of linear warm-up")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time, the same result"
     )
-    checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints")
-    evaluate_every: int = Field(50, ge=1, description="optimizer steps between validations")
+    checkpoint_every: int = Field(50, ge=1, le=MOST_STEPS, description="optimizer steps between checkpoints")
+    evaluate_every: int = Field(50, ge=1, le=MOST_STEPS, description="optimizer steps between validations")
     early_stop_after: int | None = Field(
-        None, ge=1, description="stop after this many validations in a row without a lower loss; null never stops early"
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="stop after this many validations in a row without a lower loss; null never stops early",
     )
     keep: Literal["last", "best"] = Field(
         "last", description="result: the last model, or the checkpoint with the lowest validation loss"
@@ -90,7 +96,10 @@ class MidSettings(_Arms, PhaseSettings):
 
     arms: tuple[MidArm, ...] = Field(get_args(MidArm), min_length=1, description="which arms are trained and compared")
     length: int | None = Field(
-        None, ge=2, description="cut sequences into pieces of at most this length [tokens]; null does not cut"
+        None,
+        ge=2,
+        le=MOST_TOKENS,
+        description="cut sequences into pieces of at most this length [tokens]; null does not cut",
     )
     packing: bool = Field(False, description="pack several short sequences into each row of `length` tokens")
     objective: ObjectiveSettings = Field(
@@ -114,11 +123,13 @@ class PostSettings(_Arms, PhaseSettings):
     prompt_steps: int = Field(
         4,
         ge=1,
+        le=MOST_ROWS,
         description="nested arms: steps on a batch's prompts before the step on its answers, each on an equal share",
     )
     length: int | None = Field(
         None,
         ge=2,
+        le=MOST_TOKENS,
         description="prompt and answer together [tokens]; a longer prompt loses its middle; null does not cut",
     )
     objective: ObjectiveSettings = Field(
@@ -139,7 +150,7 @@ class TestTimeSettings(_Arms, OptimizerSettings):
     __test__ = False  # pytest takes the name for a test's
 
     arms: tuple[TestTimeArm, ...] = Field(get_args(TestTimeArm), min_length=1, description="which arms are compared")
-    steps: int = Field(1, ge=1, description="optimizer steps on each prompt, by a new AdamW")
+    steps: int = Field(1, ge=1, le=MOST_STEPS, description="optimizer steps on each prompt, by a new AdamW")
     carry_over: bool = Field(
         False, description="never restore the weights, as published; scores then depend on the order of the prompts"
     )
@@ -155,6 +166,7 @@ class CommonTraining(Section):
     processes: int = Field(
         1,
         ge=1,
+        le=2**16,
         description="training processes on this machine, one GPU each; they divide sequences_per_step, change no draw",
     )
     sharding: Literal["none", "full"] = Field(

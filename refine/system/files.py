@@ -18,20 +18,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refine.errors import DataError, SettingError
+from refine.errors import DataError, RefineError, SettingError
+from refine.system.exhausted import is_full_disk
 from refine.system.leftovers import hidden, mark, sweep
 
 
 @contextmanager
 def file_beside(path: str | Path) -> Iterator[Path]:
     """A hidden file name beside `path`. The file written there replaces `path` when the block ends, and is removed
-    when the block fails. Creates missing parent folders."""
+    when the block fails. Creates missing parent folders. Raises DataError: the place cannot be written, or is full."""
     path = _behind_link(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     beside = hidden(path, "unfinished")
     try:
-        yield beside
-        os.replace(beside, path)
+        with _not_full(path):
+            yield beside
+        with _writable(path):
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -84,7 +88,7 @@ def write_picture(path: str | Path, figure: Any, **options: Any) -> Path:
 def folder_beside(folder: str | Path) -> Iterator[Path]:
     """An empty folder beside `folder`. It replaces `folder` when the block ends, and is removed when the block fails.
 
-    Raises DataError if the place cannot be written.
+    Raises DataError if the place cannot be written, or is full.
     """
     folder = _behind_link(folder)
     with _writable(folder):
@@ -94,7 +98,8 @@ def folder_beside(folder: str | Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".unfinished", dir=folder.parent))
         beside.chmod(0o755)  # mkdtemp makes it private; others must be able to read the result
     try:
-        yield beside
+        with _not_full(folder):
+            yield beside
         with _writable(folder):
             replace_folder(beside, folder)
     finally:
@@ -181,6 +186,20 @@ def why_not_writable(folder: Path) -> str | None:
 def _behind_link(place: str | Path) -> Path:
     """`place`, or what it points to if it is a link."""
     return Path(place).resolve() if Path(place).is_symlink() else Path(place)
+
+
+@contextmanager
+def _not_full(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except RefineError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise DataError(
+            f"{place}: cannot be written (No space left on device); free space there and run again"
+        ) from error
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import psutil
 
 from refine import paths
+from refine.errors import DataError
+from refine.system.readers import read_json
 
 
 def services_folder() -> Path:
@@ -24,8 +25,8 @@ def services_state() -> dict[str, str]:
     """What `refine up` started: the addresses prefect, prefect_api and mlflow, and the worker's pool. Empty if it
     started nothing."""
     try:
-        return {name: str(value) for name, value in json.loads(state_file().read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
+        return {name: str(value) for name, value in read_json(state_file(), "the services' addresses").items()}
+    except DataError:
         return {}
 
 

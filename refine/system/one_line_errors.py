@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from refine.errors import RefineError, without_secrets
+from refine.errors import RefineError, reason, without_secrets
+from refine.system.exhausted import is_full_disk, is_out_of_memory
 
 
 @contextlib.contextmanager
@@ -22,8 +23,26 @@ def one_line_errors(before: Callable[[bool], None] = lambda in_one_line: None) -
         yield
     except RefineError as error:
         before(True)
-        click.echo(f"error: {without_secrets(str(error))}", err=True)
+        _print(str(error))
         sys.exit(1)
-    except Exception:
-        before(False)
-        raise
+    except Exception as error:
+        if (told := _exhausted(error)) is None:
+            before(False)
+            raise
+        before(True)
+        _print(told)
+        sys.exit(1)
+
+
+def _exhausted(error: Exception) -> str | None:
+    """One line about a full disk or exhausted memory that no verb told of itself; None for any other error."""
+    if is_full_disk(error):
+        return f"the disk is full ({reason(error)}): free space there and run the command again"
+    return f"out of memory ({reason(error)})" if is_out_of_memory(error) else None
+
+
+def _print(message: str) -> None:
+    """Print `error: MESSAGE` on one line. Names of files may hold line breaks, and halves of characters."""
+    click.echo(
+        f"error: {' '.join(without_secrets(message).splitlines())}".encode("utf-8", "replace").decode(), err=True
+    )

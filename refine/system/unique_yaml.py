@@ -11,7 +11,9 @@ class DuplicateKeyError(yaml.YAMLError):
     """A mapping gives a key twice. The message names the key and both lines."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeysLoader(yaml.SafeLoader):
+    """PyYAML's SafeLoader, which refuses a key that is given twice."""
+
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
@@ -23,8 +25,3 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise DuplicateKeyError(f"line {line}: key {key.value!r} is given twice (first in line {lines[name]})")
             lines[name] = line
         return node
-
-
-def load_yaml(text: str) -> Any:
-    """The content of a YAML document. Raises yaml.YAMLError: not YAML, or a key is given twice."""
-    return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader  # a SafeLoader

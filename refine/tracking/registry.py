@@ -18,6 +18,7 @@ from refine.metric_names import COUNTS
 from refine.system.files import folder_beside
 from refine.system.leftovers import temporary_folder
 from refine.system.quiet import no_download_bars
+from refine.system.readers import in_form, mapping, parsed_json
 from refine.tracking.model_storage import from_store, store
 from refine.tracking.tags import ARM, CHAMPION, EVALUATION, EVALUATION_RUN, EXPERIMENT, KEY, METRICS, PHASE, SETTINGS
 
@@ -223,19 +224,27 @@ def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> di
 
 def _version(found: ModelVersion) -> Version:
     tags = dict(found.tags or {})
+    where = f"version {found.version} of {found.name}: tag"
     return Version(
         found.name,
         int(found.version),
         tags,
         tuple(found.aliases or ()),
-        _numbers(tags.get(METRICS, "{}")),
-        json.loads(tags.get(SETTINGS, "{}")),
+        _numbers(_fields(tags, METRICS, where), f"{where} {METRICS}"),
+        _fields(tags, SETTINGS, where),
         found.run_id or "",
     )
 
 
-def _numbers(text: str) -> dict[str, float]:
-    return {name: float(value) for name, value in json.loads(text).items() if value is not None}
+def _fields(tags: Mapping[str, str], tag: str, where: str) -> dict[str, Any]:
+    """The JSON in a tag; empty without it. Raises ServiceError: it is not what `register` writes."""
+    value = parsed_json(tags.get(tag, "{}"), f"{where} {tag}", ServiceError)
+    return mapping(value, f"{where} {tag}", "what `refine` writes there", ServiceError)
+
+
+def _numbers(values: Mapping[str, Any], where: str) -> dict[str, float]:
+    with in_form(where, "numbers by name", ServiceError):
+        return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _pages(client: MlflowClient, wanted: str) -> list[Any]:

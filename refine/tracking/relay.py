@@ -33,9 +33,10 @@ class MetricsReader:
             if self.file is None or not os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):
                 self.close()
                 self.file = self.path.open("rb")
-        except FileNotFoundError:
+            content = self.file.read()
+        except OSError:  # not there yet, or no file
             return []
-        *complete, self.unfinished = (self.unfinished + self.file.read()).split(b"\n")
+        *complete, self.unfinished = (self.unfinished + content).split(b"\n")
         return [row for line in complete if (row := _row(line)) is not None]
 
     def close(self) -> None:
@@ -49,8 +50,8 @@ def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
     try:
         values = json.loads(line)
         return int(values["step"]), {name: value for name, value in values.items() if name not in ("step", "epoch")}
-    except (ValueError, KeyError, TypeError):  # a process died while it wrote the line
-        return None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None  # a process died while it wrote the line
 
 
 class Relay:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
+from refine.system.exhausted import is_out_of_memory as is_out_of_memory
 from refine.training.losses import AnswerResult
 
 ADVICE = "look at these documents, or lower learning_rate or max_gradient_norm; the last checkpoint is complete"
+VALIDATION_ADVICE = (
+    "lower sequences_per_pass (it changes no result, and the run resumes), use precision bfloat16, or lower "
+    "documents.sequence_length"
+)
 
 
 def non_finite_loss(result: StepResult | AnswerResult, documents: Sequence[str]) -> str:
@@ -35,16 +39,6 @@ def out_of_memory(tokens: Tensor, sequences_per_pass: int) -> str:
         f"out of memory with {rows} sequences of {width} tokens in a pass: lower sequences_per_pass (now "
         f"{sequences_per_pass}) or turn on gradient_checkpointing (neither changes results, and the run "
         "resumes), use precision bfloat16, or lower documents.sequence_length"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device or the machine has no memory left."""
-    text = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "can't allocate memory" in text
-        or "not enough memory" in text
     )
 
 

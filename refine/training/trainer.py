@@ -25,6 +25,7 @@ from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
+from refine.system.exhausted import memory_told
 from refine.system.files import json_values
 from refine.training import step_errors
 from refine.training.arguments import RefineArguments
@@ -285,7 +286,8 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
             rows = rows_of(part, self.processing_class, self.args, _vocabulary(self.model))
-            found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
+            with memory_told(TrainingError, f"in the validation on {name}", step_errors.VALIDATION_ADVICE):
+                found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
             self._refuse_non_finite_scores(name, found)
             self.log({f"{name}/{key}": value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"

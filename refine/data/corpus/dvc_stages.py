@@ -7,13 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from refine import paths
 from refine.errors import DataError, SettingError
 from refine.settings import Settings, load
 from refine.system.locks import stage_lock
 from refine.system.processes import ProcessFailed, run_in_own_process
+from refine.system.readers import mapping, read_yaml
 
 EXPERIMENT = "experiment"  # the stage that runs the flow
 DATA_SECTIONS = ("data", "tokenizer", "documents", "needles", "questions")
@@ -28,13 +27,7 @@ def prepare(params: str, settings: Settings, say: Callable[[str], None]) -> None
     if "DVC_STAGE" in os.environ:
         return
     check_same_data(params, settings)
-    try:
-        stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    except FileNotFoundError:
-        raise DataError(
-            f"no dvc.yaml in {Path.cwd()}: run a deployed experiment in the project's folder (REFINE_CHECKOUT)"
-        ) from None
-    command = [sys.executable, "-m", "dvc", "repro", *(name for name in stages if name != EXPERIMENT)]
+    command = [sys.executable, "-m", "dvc", "repro", *(name for name in stages() if name != EXPERIMENT)]
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # DVC refuses a second repro in the same folder, so runs take turns.
     with stage_lock(paths.runs() / "data-stages", "data stages", say):
@@ -44,6 +37,16 @@ def prepare(params: str, settings: Settings, say: Callable[[str], None]) -> None
             line = next((line for line in reversed(error.tail) if "ERROR" in line), str(error))
             raise DataError(f"the data stages failed: {line.removeprefix('ERROR: ')}") from None
     say("data stages: up to date")
+
+
+def stages(file: Path = Path("dvc.yaml")) -> list[str]:
+    """The names of the stages in dvc.yaml. Raises DataError: it is missing, or not DVC's."""
+    if not file.exists():
+        raise DataError(
+            f"no dvc.yaml in {Path.cwd()}: run a deployed experiment in the project's folder (REFINE_CHECKOUT)"
+        )
+    what = "DVC's stages"
+    return list(mapping(read_yaml(file, what).get("stages"), f"{file}: stages", what))
 
 
 def check_same_data(params: str, settings: Settings) -> None:

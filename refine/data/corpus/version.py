@@ -21,7 +21,7 @@ import yaml
 from refine.errors import DataError, ServiceError, reason
 from refine.paths import is_hidden, visible_files
 from refine.system.files import write_text
-from refine.system.unique_yaml import DuplicateKeyError, load_yaml
+from refine.system.readers import in_form, read_yaml
 
 DATA = Path("data")
 RECORD = Path("data.dvc")
@@ -81,16 +81,23 @@ def recorded(record: str | Path = RECORD) -> Version | None:
     record = Path(record)
     if not record.exists():
         return None
+    what, advice = "what `dvc add` writes", "restore it with git, or remove it and fetch"
     try:
-        content: dict[str, Any] = load_yaml(record.read_text(encoding="utf-8"))
-        listed, meta = content["outs"][0]["md5"], content.get("meta")
+        content = read_yaml(record, what)
+    except DataError as error:
+        raise DataError(f"{record}: not {what} ({reason(error)}); {advice}") from None
+    with in_form(record, what, advice=advice):
+        listed, meta = _text(content["outs"][0]["md5"]), content.get("meta")
         if not meta:  # versioned by `dvc add` alone
             return Version(listed, listed=listed)
-        return Version(meta["md5"], dict(meta["files"]), dict(meta["made"]), listed)
-    except DuplicateKeyError as error:
-        raise DataError(f"{record}: {error}; restore it with git, or remove it and fetch") from None
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OSError):
-        raise DataError(f"{record}: not what `dvc add` writes; restore it with git, or remove it and fetch") from None
+        files, made = ({_text(k): _text(v) for k, v in meta[name].items()} for name in ("files", "made"))
+        return Version(_text(meta["md5"]), files, made, listed)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {reason(repr(value), 40)}")
+    return value
 
 
 def differences(found: Version, expected: Version, where: str = "data") -> list[str]:
@@ -132,7 +139,7 @@ def record(made: dict[str, str], folder: Path = DATA, record: Path = RECORD) -> 
     except ServiceError as error:
         raise DataError(f"{folder}/ is written but not versioned: {error}") from None
     version = of(folder)
-    content = load_yaml(record.read_text(encoding="utf-8"))
+    content = read_yaml(record, "what `dvc add` writes")
     content["meta"] = {"md5": version.md5, "made": made, "files": version.files}
     write_text(record, yaml.safe_dump(content, sort_keys=False))
     return version

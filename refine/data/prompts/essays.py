@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from refine.data.hub import load_data_set
-from refine.errors import DataError, reason
+from refine.data.parquet_files import TEXT, arrow_errors, check_columns, read_parquet
+from refine.errors import DataError
 from refine.paths import visible_files
+from refine.system.readers import read_text
 
 ENDINGS = (".txt", ".md")
 
@@ -42,12 +41,10 @@ def read_essays(source: str | Path, column: str = "text", split: str = "train") 
 
 def _of_file(path: Path, column: str) -> Iterator[str]:
     if path.suffix != ".parquet":
-        try:
-            yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        yield read_text(path, "an essay")
         return
-    try:
-        yield from pq.read_table(path, columns=[column])[column].to_pylist()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise DataError(f"{path}: no column {column!r} ({reason(error, 160)})") from None
+    table = read_parquet(path, "name a file or folder of essays")
+    check_columns(path, table.schema, {column: TEXT})
+    with arrow_errors(path, "name a file or folder of essays"):
+        texts = table[column].to_pylist()
+    yield from texts

@@ -7,7 +7,6 @@ but a code prompt ends with "Next line of code:" and no newline.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from refine.data.hub import load_data_set
 from refine.data.prompts.prompt import Prompt, answers_in, load_prompts
 from refine.errors import DataError, SettingError, nearest
+from refine.system.readers import mapping, parsed_json, read_text
 
 _PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -126,6 +126,7 @@ def _prompts(
     rows: Iterable[dict[str, Any]], task: str, kind: LongBenchTask, length: int, where: str, samples: int | None
 ) -> Iterator[Prompt]:
     for number, row in enumerate(rows):
+        row = mapping(row, f"{where}: row {number}", "a row of LongBench's")
         if samples is not None and number >= samples:
             return
         asked = row.get("input", row.get("question"))
@@ -135,30 +136,18 @@ def _prompts(
             )
         answers = answers_in(row["answers"])
         if not answers:
-            raise DataError(f"{where}: row {number} has no answer or an empty one")
+            raise DataError(f"{where}: row {number} has no answer or an empty one, or one that is not text")
+        if not isinstance(row["context"], str) or not isinstance(asked, str):
+            raise DataError(f"{where}: row {number} has a context or input that is not text")
         text = kind.template.format(context=row["context"], input=asked)
         yield Prompt(text, answers, task, length, kind.answer_tokens)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of JSON lines. A byte-order mark and blank lines are skipped, and lines may end with CRLF."""
-    with path.open(encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines):
-                if line.strip():
-                    yield _json_object(line, f"{path}: line {number + 1}")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
-
-
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error.msg}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where} holds {type(value).__name__}: expected an object with context, input and answers")
-    return value
+    for number, line in enumerate(read_text(path, "LongBench's JSON lines").split("\n"), 1):
+        if line.strip():
+            yield parsed_json(line, f"{path}: line {number} is not JSON")
 
 
 def _lengths(folder: Path, task: str) -> str:

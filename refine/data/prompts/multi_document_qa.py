@@ -10,7 +10,6 @@ full. The wording is that of the files published with arXiv 2602.16704. Differen
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any
 from refine.data.hub import load_data_set
 from refine.data.prompts.fit_to_length import largest_that_fits
 from refine.data.prompts.prompt import Prompt, answers_in
-from refine.errors import DataError
+from refine.errors import DataError, reason
+from refine.system.readers import mapping, parsed_json, read_text
 
 ANSWER_TOKENS = 32  # RULER's tokens to generate
 ASK = "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -82,14 +82,15 @@ def read_hotpotqa(source: str | Path, split: str = "validation", revision: str |
     """
     pool = _Builder()
     for row in _rows(source, "distractor", split, revision, _list_of_rows):
+        row = mapping(row, f"{source}: a row", "a question of HotpotQA's")
         with _Form(source, "HotpotQA", row.get("_id", row.get("id"))):
             context, facts = row["context"], row["supporting_facts"]
             pairs = zip(context["title"], context["sentences"], strict=True) if isinstance(context, dict) else context
             titles = set(facts["title"]) if isinstance(facts, dict) else {title for title, _ in facts}
-            numbers = {title: pool.passage(f"{title}\n{''.join(sentences)}") for title, sentences in pairs}
+            numbers = {_text(title): pool.passage(f"{title}\n{''.join(sentences)}") for title, sentences in pairs}
             own = tuple(number for title, number in numbers.items() if title in titles)
             related = tuple(number for title, number in numbers.items() if title not in titles)
-            query, answers = row["question"], answers_in(row["answer"])
+            query, answers = _text(row["question"]), answers_in(row["answer"])
         pool.ask(query, answers, own, related, str(source))
     return pool.done(str(source))
 
@@ -202,14 +203,20 @@ class _Form:
     """Turns a missing or mistyped field of a row into a DataError that names file and row."""
 
     def __init__(self, source: str | Path, form: str, row: object) -> None:
-        self.where = f"{source}: row {row!r} is not in {form}'s form"
+        self.where = f"{source}: row {reason(repr(row), 60)} is not in {form}'s form"
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError)):
-            raise DataError(f"{self.where} ({type(error).__name__}: {error})") from None
+        if isinstance(error, (LookupError, TypeError, ValueError, AttributeError)):
+            raise DataError(f"{self.where} ({type(error).__name__}: {reason(error, 100)})") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {type(value).__name__}")
+    return value
 
 
 Paragraph = tuple[str, list[tuple[str, list[str]]]]  # context, [(question, accepted answers)]
@@ -219,9 +226,10 @@ def _squad_articles(source: str | Path, split: str, revision: str | None) -> Ite
     articles: dict[str, dict[str, list[tuple[str, list[str]]]]] = {}
     for row in _rows(source, None, split, revision, _squad_file):
         with _Form(source, "SQuAD", row.get("id")):
-            asked = articles.setdefault(row["title"], {}).setdefault(row["context"], [])
+            asked = articles.setdefault(_text(row["title"]), {}).setdefault(_text(row["context"]), [])
             texts = row["answers"]["text"]
-            asked.append((row["question"], [texts] if isinstance(texts, str) else list(texts)))
+            texts = [texts] if isinstance(texts, str) else texts
+            asked.append((_text(row["question"]), [_text(answer) for answer in texts]))
     return [(title, list(paragraphs.items())) for title, paragraphs in articles.items()]
 
 
@@ -256,11 +264,9 @@ def _rows(
 ) -> Iterable[dict[str, Any]]:
     path = Path(source)
     if path.suffix == ".json":
-        try:
-            with _Form(source, "the data set", "(file)"):
-                return of_file(json.loads(path.read_text(encoding="utf-8-sig")))
-        except FileNotFoundError:
-            raise DataError(f"{source}: no such file") from None
+        content = parsed_json(read_text(path, "a data set of questions"), str(source))
+        with _Form(source, "the data set", "(file)"):
+            return of_file(content)
     return load_data_set(str(source), config, split, revision)
 
 

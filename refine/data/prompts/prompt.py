@@ -16,9 +16,11 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refine.data.parquet_files import arrow_errors, read_parquet
 from refine.errors import DataError, reason
 from refine.system.files import file_beside
 
+TOKENS = 10**8  # the longest prompt that is not a mistake
 # Column name in published files -> column name here.
 PUBLISHED_NAMES = {"answer": "answers", "max_gen_tokens": "answer_tokens", "max_seq_length": "length"}
 SCHEMA = pa.schema(
@@ -93,16 +95,13 @@ def load_prompts(
                 f"{path}: no column {name!r}; prompts need prompt, answers, task, length and answer_tokens, "
                 f"found {', '.join(sorted(columns))}"
             )
-    return [_prompt(row, given, path, number) for number, row in enumerate(table.to_pylist())]
+    with arrow_errors(path, ""):
+        rows = table.to_pylist()
+    return [_prompt(row, given, path, number) for number, row in enumerate(rows)]
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of prompts; `refine prepare` makes those of the sample") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({reason(error, 160)})") from None
+    table = read_parquet(path, "no such file of prompts; `refine prepare` makes those of the sample")
     if not table.num_rows:
         raise DataError(f"{path}: holds no prompts")
     return table.rename_columns([_own_name(name, table.column_names) for name in table.column_names])
@@ -124,18 +123,34 @@ def _prompt(row: dict[str, Any], given: dict[str, Any], path: Path, number: int)
         )
     if not isinstance(row["prompt"], str) or not row["prompt"]:
         raise DataError(f"{path}: row {number} has an empty prompt")
-    for name in ("task", "length", "answer_tokens"):
+    if not isinstance(value("task"), str) or not value("task"):
+        raise DataError(f"{path}: row {number} has no task, or one that is not text")
+    for name in ("length", "answer_tokens"):
         if value(name) is None:
             raise DataError(f"{path}: row {number} has no {name}")
+        if not _is_count(value(name)):
+            found = reason(repr(value(name)), 40)
+            raise DataError(f"{path}: row {number} has {name} {found}; expected a number of tokens from 1 to {TOKENS}")
+    prompt_tokens, depths = row.get("prompt_tokens", row.get("prompt_length")), row.get("depths") or ()
+    if not (prompt_tokens is None or _is_count(prompt_tokens)) or not _are_numbers(depths):
+        raise DataError(f"{path}: row {number} has prompt_tokens or depths that are not numbers")
     return Prompt(
         prompt=row["prompt"],
         answers=answers,
-        task=str(value("task")),
+        task=value("task"),
         length=int(value("length")),
         answer_tokens=int(value("answer_tokens")),
-        prompt_tokens=row.get("prompt_tokens", row.get("prompt_length")),
-        depths=tuple(row.get("depths") or ()),
+        prompt_tokens=prompt_tokens,
+        depths=tuple(depths),
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= TOKENS
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(one, (int, float)) for one in values)
 
 
 def _plain(value: Any) -> Any:

@@ -201,7 +201,7 @@ def test_a_training_pool_loses_the_passages_of_the_test_pool_whatever_their_case
     ("content", "message"),
     [
         ('{"data": [{"title": "x"}]}', r"not in the data set's form \(KeyError: 'paragraphs'\)"),
-        ("{oops", r"not in the data set's form \(JSONDecodeError"),
+        ("{oops", r"not valid JSON"),
         ('{"data": []}', "no question with an answer"),
     ],
 )
