@@ -24,9 +24,12 @@ from refine.system.files import write_text
 
 # The code that decides a result: every room or file that a stage imports (tests/phases/test_stages.py compares these
 # lists with the imports). Settings enter a key by their values. Paths, errors and refine/system/ decide no result.
-READING_CODE = ("data/hub", "data/prompts", "data/raw_documents", "data/token_sequences", "models", "ops")
+READING_CODE = (
+    "data/hub", "data/parquet_files", "data/prompts", "data/raw_documents", "data/token_sequences", "data/tokenizer",
+    "models", "ops",
+)  # fmt: skip
 TRAINING_CODE = (*READING_CODE, "metric_names", "objective", "phases", "training")
-EVALUATION_CODE = (*READING_CODE, "data/tokenizer", "evaluation", "phases/evaluation")
+EVALUATION_CODE = (*READING_CODE, "evaluation", "phases/evaluation")
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def why_not_writable(folder: Path) -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread may have made and removed it
     except OSError as error:
         return error.strerror or type(error).__name__
     return None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from refine.errors import DataError
 from refine.system.files import file_beside, write_picture
 from refine.training.metrics_file import METRICS_FILE
 
@@ -149,7 +150,7 @@ class RewardHistograms(TrainerCallback):
             return
         try:
             write(state.log_history, self.output)
-        except OSError as error:  # training goes on without a picture: the counts are logged anyway
+        except (OSError, DataError) as error:  # training goes on without a picture: the counts are logged anyway
             picture = self.output / HISTOGRAM_PICTURE
             log.warning("%s was not drawn (%s); its counts are in %s", picture, error, METRICS_FILE)
         self.written = time.monotonic()

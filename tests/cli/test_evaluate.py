@@ -159,7 +159,7 @@ def test_lm_eval_s_tasks_alone_need_no_prepared_data(prepared, checkpoint):
     [
         (["--tasks", "factsq"], r"no task 'factsq' \(did you mean 'factsqa'\?\)"),
         (["--tasks", "niah_single_1", "--lengths", "90"], "niah_single_1 does not fit in 90 tokens"),
-        (["--lengths", "long"], "--lengths long: expected lengths in tokens"),
+        (["--lengths", "long"], "--lengths long: expected lengths from 1 to 100000000 tokens"),
         (["--data", "nowhere"], "nowhere: holds nothing to evaluate on"),
         (["--tokenizer", "mistral_v1"], "the tokenizer has 32000 pieces and the model a vocabulary of 280"),
         (["--tasks", "niah_single_2", "--lengths", "700", "--essays", "missing"], "data set 'missing'"),

@@ -16,6 +16,7 @@ WILD = ("training.mid.learning_rate=0.5", "training.mid.evaluate_every=1", "trai
 def test_a_run_leaves_model_tokenizer_record_and_series(mid, tmp_path, series, capfd):
     from transformers.utils import logging
 
+    logging.enable_progress_bar()
     record = mid("run")
     assert "Loading weights" not in capfd.readouterr().err
     assert logging.is_progress_bar_enabled(), "the run turned off the user's progress bars"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from refine.system.unique_yaml import DuplicateKeyError, load_yaml
+from refine.system.unique_yaml import DuplicateKeyError, UniqueKeysLoader
+
+
+def load_yaml(text: str):
+    return yaml.load(text, Loader=UniqueKeysLoader)
+
 
 MERGED = """
 a: &a {x: 1, y: 2}

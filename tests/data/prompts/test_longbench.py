@@ -141,7 +141,9 @@ def test_json_lines_may_have_a_byte_order_mark_blank_lines_and_crlf(tmp_path):
     assert len(load_longbench("qasper", tmp_path)) == 2
 
 
-@pytest.mark.parametrize(("text", "said"), [(b"[1]\n", "line 1 holds list"), (b'{"a": "\xff"}\n', "is not UTF-8")])
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"[1]\n", "row 0: expected a row of LongBench"), (b'{"a": "\xff"}\n', "not UTF-8 text")]
+)
 def test_lines_that_are_no_objects_or_not_utf_8_are_one_line(tmp_path, text, said):
     (tmp_path / "qasper.jsonl").write_bytes(text)
     with pytest.raises(DataError, match=said):
