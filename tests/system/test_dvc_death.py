@@ -54,14 +54,14 @@ def test_a_stage_ends_when_dvc_is_killed(repro):
     assert alive(stage)
     dvc.kill()
     dvc.wait()
-    assert wait_for(lambda: not alive(stage), 5), "the stage outlived `dvc repro`"
+    assert wait_for(lambda: not alive(stage), 20), "the stage outlived `dvc repro`"
 
 
 def test_ctrl_c_ends_the_stage_as_before(repro):
     dvc, stage, folder = repro
     os.killpg(dvc.pid, signal.SIGINT)  # what a terminal sends
     assert wait_for((folder / "interrupted").exists, 30)
-    assert wait_for(lambda: not alive(stage), 5)
+    assert wait_for(lambda: not alive(stage), 20)
     assert dvc.wait(timeout=20) != 0
 
 
