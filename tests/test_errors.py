@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from refine import errors
-from refine.errors import RefineError, nearest, reason
+from refine.errors import RefineError, nearest, reason, without_secrets
 
 
 def test_the_nearest_name_is_offered_if_there_is_one():
@@ -20,3 +22,8 @@ def test_a_reason_is_one_line_of_bounded_length_and_never_empty():
 def test_every_error_of_ours_is_one_that_a_command_prints_in_one_line():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) >= 6 and all(issubclass(kind, RefineError) for kind in kinds)
+
+
+@pytest.mark.parametrize("text", ["no address here", "a@b", "12:30", "s3://bucket/folder", "http://127.0.0.1:5000"])
+def test_a_message_without_secrets_stays_as_it_is(text):
+    assert without_secrets(text) == text

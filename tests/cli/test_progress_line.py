@@ -22,3 +22,11 @@ def test_an_error_inside_passes_through(capsys):
         show("document 1 of 2")
         raise ValueError("no such text")
     assert capsys.readouterr().out == "train: 2 documents\n"
+
+
+def test_lasting_lines_keep_their_order(capsys):
+    with moving_line() as (show, say):
+        for number in range(3):
+            show(f"document {number}")
+            say(f"line {number}")
+    assert capsys.readouterr().out.split("\n")[:3] == ["line 0", "line 1", "line 2"]
