@@ -29,6 +29,11 @@ except KeyboardInterrupt:
 """
 
 
+def _heed_interrupts() -> None:
+    """A test run in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(params=["", "true && "], ids=["replaces the shell", "below the shell"])
 def repro(request, tmp_path, monkeypatch, checkout):
     """`dvc repro` in a small project, and the process id of its stage."""
@@ -38,7 +43,9 @@ def repro(request, tmp_path, monkeypatch, checkout):
     environment = {**os.environ, "PYTHONPATH": str(checkout), "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, check=True, env=environment)
-    started = subprocess.Popen([*dvc, "repro", "-q"], cwd=tmp_path, env=environment, start_new_session=True)
+    started = subprocess.Popen(
+        [*dvc, "repro", "-q"], cwd=tmp_path, env=environment, start_new_session=True, preexec_fn=_heed_interrupts
+    )
     try:
         assert wait_for((tmp_path / "stage.pid").exists, 60)
         yield started, int((tmp_path / "stage.pid").read_text()), tmp_path
