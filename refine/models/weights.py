@@ -90,13 +90,17 @@ def check_finite(model: nn.Module, where: str | Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """All safetensors files of a model. Raises ModelError: no weights, other formats only, or a missing shard."""
+    if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        raise ModelError(f"{folder}: holds both {SINGLE} and {INDEX}, perhaps of two models: remove the older of them")
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise ModelError(f"{folder / INDEX}: not an index of shards (expected a weight_map)") from None
+        if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise ModelError(f"{folder / INDEX}: names {outside[0]!r}: a shard is a file in the same folder")
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, but the folder does not contain it")
         return [folder / name for name in names]
