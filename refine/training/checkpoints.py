@@ -1,8 +1,8 @@
 """Checkpoints and final models: folders that are complete or ignored.
 
 A folder is written under a hidden name beside its place. `complete.json` lists its files with size and SHA-256,
-everything is flushed to the disk, and only then is the folder renamed. A killed process leaves a hidden folder, which nobody reads
-and the next start removes. A folder whose files do not match its list is ignored, with a warning.
+everything is flushed to the disk, and only then is the folder renamed. A killed process leaves a hidden folder, which
+nobody reads and the next start removes. A folder whose files do not match its list is ignored, with a warning.
 """
 
 from __future__ import annotations
