@@ -99,7 +99,7 @@ def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) 
     from refine.models.configuration import FastWeightConfig  # also registers the model types
 
     try:
-        config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision)
+        config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{model}: neither a checkpoint folder nor a model that the hub gives ({reason(error)})"

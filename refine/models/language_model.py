@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from refine.models.generation import Continuation, continue_greedily, continue_s
 from refine.models.memory import Memory, Reading
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.models.transformers_interface import TransformersInterface
-from refine.models.weights import check_finite, check_weights, resolve
+from refine.models.weights import INDEX, SINGLE, check_finite, check_weights, resolve
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import RMSNorm
 from refine.ops.swiglu import swiglu
@@ -147,6 +148,19 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             loaded = super().from_pretrained(str(folder), *args, **{**kwargs, "use_safetensors": True})
         check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
         return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' save_pretrained. Removes the weights of an older model from the folder: a single file when
+        shards are saved, or the index of shards when a single file is."""
+        older = {
+            path: path.stat() for path in (Path(save_directory) / name for name in (SINGLE, INDEX)) if path.is_file()
+        }
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        for path, was in older.items():
+            now = path.stat() if path.is_file() else None
+            if now is not None and (now.st_ino, now.st_mtime_ns) == (was.st_ino, was.st_mtime_ns):
+                path.unlink()
+        return saved
 
     @abstractmethod
     def make_mixer(self, config: PreTrainedConfig) -> TokenMixer:

@@ -90,6 +90,8 @@ def check_finite(model: nn.Module, where: str | Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """All safetensors files of a model. Raises ModelError: no weights, other formats only, or a missing shard."""
+    if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        raise ModelError(f"{folder}: holds both {SINGLE} and {INDEX}, perhaps of two models: remove the older of them")
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():

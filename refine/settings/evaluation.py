@@ -21,7 +21,9 @@ class EvaluationSettings(Section):
 class RegistrySettings(Section):
     """The rule by which a registered version becomes champion."""
 
-    model_name: str = Field("refine-sample", min_length=1, description="name of the registered model")
+    model_name: str = Field(
+        "refine-sample", pattern=r"^[^/\\:@.][^/\\:@]*$", description="name of the registered model; no path"
+    )
     metric: str = Field("val/loss", description="metric that picks the champion")
     goal: Literal["minimise", "maximise"] = Field(
         "minimise", description="whether a smaller or a larger metric is better"

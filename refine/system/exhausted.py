@@ -31,13 +31,7 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def _of_library(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] in (
-        "safetensors",
-        "safetensors_rust",
-        "pyarrow",
-        "mlflow",
-        "sqlalchemy",
-    )
+    return type(error).__module__.split(".")[0] in LIBRARIES
 
 
 @contextlib.contextmanager

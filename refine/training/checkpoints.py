@@ -1,20 +1,22 @@
 """Checkpoints and final models: folders that are complete or ignored.
 
-A folder is written under a hidden name beside its place. `complete.json` lists the sizes of its files, everything is
-flushed to the disk, and only then is the folder renamed. A killed process leaves a hidden folder, which nobody reads
-and the next start removes. A folder whose files do not match its list is ignored, with a warning.
+A folder is written under a hidden name beside its place. `complete.json` lists its files with size and SHA-256,
+everything is flushed to the disk, and only then is the folder renamed. A killed process leaves a hidden folder, which
+nobody reads and the next start removes. A folder whose files do not match its list is ignored, with a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from refine.errors import TrainingError
 from refine.system.files import flush, remove_folder, replace_folder
@@ -68,8 +70,11 @@ def told_in_words(place: Path) -> Iterator[None]:
 
 def finish(staging: Path, folder: Path) -> None:
     """Write the manifest of `staging`, flush everything to the disk, and rename it to `folder`."""
-    sizes = {str(path.relative_to(staging)): path.stat().st_size for path in sorted(_files(staging))}
-    (staging / MANIFEST).write_text(json.dumps(sizes, indent=1, allow_nan=False), encoding="utf-8")
+    listed = {
+        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(_files(staging))
+    }
+    (staging / MANIFEST).write_text(json.dumps(listed, indent=1, allow_nan=False), encoding="utf-8")
     for path in [*_files(staging), staging]:
         flush(path)
     replace_folder(staging, folder)
@@ -77,12 +82,24 @@ def finish(staging: Path, folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that the manifest of `folder` lists is there with its size."""
+    """Whether every file that the manifest of `folder` lists is there with its size and its SHA-256 (older manifests
+    list sizes alone)."""
     try:
-        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all(_is_as_listed(folder / name, wanted) for name, wanted in listed.items())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return False
+
+
+def _is_as_listed(path: Path, wanted: int | dict[str, Any]) -> bool:
+    if isinstance(wanted, int):
+        return path.stat().st_size == wanted
+    return path.stat().st_size == wanted["size"] and _sha256(path) == wanted["sha256"]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_whole(output: Path) -> Path | None:
@@ -90,7 +107,7 @@ def last_whole(output: Path) -> Path | None:
     for step, folder in sorted(_checkpoints(output), reverse=True):
         if is_whole(folder):
             return folder
-        log.warning("%s is incomplete and is ignored: step %d is trained again", folder, step)
+        log.warning("%s is incomplete or damaged and is ignored: step %d is trained again", folder, step)
     return None
 
 

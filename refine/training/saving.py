@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from refine.errors import TrainingError
+from refine.errors import TrainingError, reason
+from refine.models.weights import weight_files
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 
@@ -56,12 +58,20 @@ class WholeCheckpoints(Trainer):
         return Path(self.args.output_dir or ".")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's. True resumes from the last complete checkpoint, or starts if there is none."""
+        """Trainer's. True resumes from the last complete checkpoint, or starts if there is none. Raises ModelError or
+        TrainingError: a checkpoint has pickled weights or objects."""
         if resume_from_checkpoint is True:
             found = checkpoints.last_whole(self.output)
             resume_from_checkpoint = None if found is None else str(found)
         self._ended_at = _last_step_of(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled:
+            weight_files(Path(resume_from_checkpoint))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise TrainingError(
+                f"{resume_from_checkpoint}: holds pickled objects, which are never loaded ({reason(error, 100)})"
+            ) from None
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's. Also remembers whether the checkpoint's run had already stopped early (and was killed before it

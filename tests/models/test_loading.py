@@ -261,3 +261,24 @@ def test_defaults_are_those_of_flash_linear_attention(family):
     for key, value in theirs.to_dict().items():
         if key not in ("hidden_size", "num_heads", "vocab_size", "head_dim", "transformers_version"):
             assert ours.to_dict()[key] == value, key
+
+
+def test_shards_saved_over_a_single_file_are_what_loads_and_the_other_way_round(saved):
+    model, folder = saved
+    for size in ("20KB", "1GB", "20KB"):
+        with torch.no_grad():
+            model.model.norm.weight.add_(1)
+        model.save_pretrained(folder, max_shard_size=size)
+        _same(refine.models.from_pretrained(folder), model)
+    (folder / "model.safetensors").write_bytes(b"an older model")
+    with pytest.raises(ModelError, match=r"holds both model\.safetensors and model\.safetensors\.index\.json"):
+        refine.models.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("shard", ["/etc/passwd", "../other.safetensors", "sub/../../x", 3])
+def test_a_shard_index_names_files_of_its_own_folder_alone(saved, shard):
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    with pytest.raises(ModelError, match="a shard is a file in the same folder"):
+        refine.models.from_pretrained(folder)

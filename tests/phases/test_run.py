@@ -76,7 +76,7 @@ def test_an_incomplete_checkpoint_is_passed_over(mid, tmp_path, weights, caplog,
         mid("broken", callbacks=[stop_at(5)])
     (tmp_path / "broken" / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
     mid("broken")
-    assert "checkpoint-4 is incomplete and is ignored" in caplog.text
+    assert "checkpoint-4 is incomplete or damaged and is ignored" in caplog.text
     assert weights(tmp_path / "broken" / "model") == weights(tmp_path / "whole" / "model")
 
 

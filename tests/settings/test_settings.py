@@ -89,6 +89,7 @@ def test_the_objective_s_defaults_are_the_paper_s():
         ("registry.guards={val/loss: .inf}", "guards"),
         ("model.config.norm_eps=.nan", "'model.config': norm_eps is nan: expected a finite number"),
         ("seed=4294967296", "'seed' is 4294967296: input should be less than or equal to 4294967295"),
+        ("registry.model_name=../../x", "'registry.model_name' is '../../x'"),
         ("seed", "expected section.key=value"),
         ("seed=[", "not a YAML value"),
     ],

@@ -30,7 +30,8 @@ def write(output: Path, step: int, size: int = 10) -> Path:
 
 def test_a_folder_appears_complete_and_lists_its_files(tmp_path):
     folder = write(tmp_path, 3)
-    assert json.loads((folder / "complete.json").read_text()) == {"weights": 10, "sub/state": 1}
+    listed = json.loads((folder / "complete.json").read_text())
+    assert {name: one["size"] for name, one in listed.items()} == {"weights": 10, "sub/state": 1}
     assert checkpoints.is_whole(folder) and checkpoints.last_whole(tmp_path) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
@@ -62,7 +63,7 @@ def test_an_incomplete_checkpoint_is_ignored_and_named(tmp_path, caplog, damage)
         (bad / "complete.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         assert checkpoints.last_whole(tmp_path) == good
-    assert "checkpoint-10 is incomplete and is ignored" in caplog.text
+    assert "checkpoint-10 is incomplete or damaged and is ignored" in caplog.text
 
 
 def test_the_latest_is_by_step_and_not_by_name(tmp_path):
@@ -126,3 +127,19 @@ def test_a_writer_killed_at_any_moment_leaves_only_complete_checkpoints(tmp_path
         assert checkpoints.last_whole(output) is not None
         checkpoints.clean(output)
         assert not list(output.glob(".*"))
+
+
+def test_a_flipped_bit_is_noticed_and_the_earlier_checkpoint_is_taken(tmp_path):
+    for step in (1, 2):
+        with checkpoints.written_whole(tmp_path / f"checkpoint-{step}") as staging:
+            (staging / "weights").write_bytes(b"0123456789")
+    (tmp_path / "checkpoint-2" / "weights").write_bytes(b"0123456788")
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-1"
+
+
+def test_a_manifest_that_lists_sizes_alone_is_read_as_before(tmp_path):
+    (tmp_path / "weights").write_bytes(b"0123456789")
+    (tmp_path / "complete.json").write_text('{"weights": 10}')
+    assert checkpoints.is_whole(tmp_path)
+    (tmp_path / "complete.json").write_text('{"weights": 9}')
+    assert not checkpoints.is_whole(tmp_path)

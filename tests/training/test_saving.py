@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from refine.errors import TrainingError
+from refine.errors import ModelError, TrainingError
 from refine.training import checkpoints
 from refine.training.saving import TRAINING_ARGS
 from refine.training.trainer import RefineTrainer
@@ -118,3 +118,21 @@ def test_resuming_with_fewer_steps_than_were_trained_is_refused(tiny_model, argu
     fewer = RefineTrainer(tiny_model(), arguments(max_steps=1, **EVERY_STEP), train_dataset=rows)
     with pytest.raises(TrainingError, match="the checkpoint is of step 2, and max_steps is 1"):
         fewer.train(resume_from_checkpoint=True)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
+def test_a_checkpoint_with_pickles_is_refused_and_never_unpickled(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    folder = trainer.output / "checkpoint-1"
+    torch.save({"state": Bomb()}, folder / "optimizer.pt")
+    with pytest.raises(TrainingError, match="checkpoint-1: holds pickled objects, which are never loaded"):
+        trainer.train(str(folder))
+    (folder / "model.safetensors").unlink()
+    torch.save(Bomb(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, .* but only safetensors are read"):
+        trainer.train(str(folder))
