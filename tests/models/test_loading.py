@@ -280,5 +280,5 @@ def test_a_shard_index_names_files_of_its_own_folder_alone(saved, shard):
     _, folder = saved
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
-    with pytest.raises(ModelError, match="expected the name of a .safetensors file in the same folder"):
+    with pytest.raises(ModelError, match=r"expected the name of a \.safetensors file in the same folder"):
         refine.models.from_pretrained(folder)
