@@ -74,14 +74,14 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     from refine.data.tokenizer import load_tokenizer
     from refine.errors import ModelError
     from refine.models import from_pretrained
-    from refine.system.exhausted import memory_told
+    from refine.system.exhausted import out_of_memory_in_one_line
     from refine.system.quiet import quiet_libraries
 
     picture = output or paths.results() / "demo.png"
     options.check_picture(picture, "--output")
     quiet_libraries()
     tokenizer = load_tokenizer(model)
-    with memory_told(ModelError, f"with a prompt of {length} tokens", "lower --length"):
+    with out_of_memory_in_one_line(ModelError, f"with a prompt of {length} tokens", "lower --length"):
         shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)
     _print(shown)
     click.echo(f"wrote {_draw(shown, picture)}")

@@ -74,9 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _let_other_ranks_print(in_one_line: bool) -> None:
     """In one of several training processes: if another one is to print the error, wait until torchrun ends this one."""
     if "RANK" in os.environ:
-        from refine.training.torchrun import let_others_speak
+        from refine.training.torchrun import wait_for_first_error
 
-        let_others_speak(in_one_line)
+        wait_for_first_error(in_one_line)
 
 
 if __name__ == "__main__":

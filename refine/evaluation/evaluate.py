@@ -20,7 +20,7 @@ from refine.evaluation.inputs import Inputs
 from refine.evaluation.lm_eval_harness import evaluate_harness
 from refine.evaluation.record import Evaluation, TaskScore
 from refine.evaluation.scorers import scorer_of
-from refine.system.exhausted import memory_told
+from refine.system.exhausted import out_of_memory_in_one_line
 from refine.system.files import write_text
 
 if TYPE_CHECKING:
@@ -58,13 +58,15 @@ def evaluate_model(
     documents: dict[str, next_token.NextTokenScore] = {}
     for which, sequences in inputs.documents.items():
         report(f"{which}: next tokens of {len(sequences)} sequences")
-        with memory_told(ModelError, f"with {which} in passes of {batch_size}", SMALLER_PASSES):
+        with out_of_memory_in_one_line(ModelError, f"with {which} in passes of {batch_size}", SMALLER_PASSES):
             documents[which] = next_token.evaluate(loaded, sequences, batch_size)
         _refuse_non_finite(name, f"{which}/loss", documents[which].sequence_losses)
     tasks, lines = [], []
     for (task, length), prompts in inputs.prompts.items():
         report(f"{task} at {length}: {len(prompts)} prompts")
-        with memory_told(ModelError, f"with {task} at {length} in passes of {batch_size}", SMALLER_PASSES):
+        with out_of_memory_in_one_line(
+            ModelError, f"with {task} at {length} in passes of {batch_size}", SMALLER_PASSES
+        ):
             answers = answer(loaded, tokenizer, prompts, batch_size, adapter)
         scores = _scores(task, prompts, answers)
         _refuse_non_finite(name, f"{task} at {length}", [*scores, *(one.log_prob for one in answers)])
@@ -76,7 +78,7 @@ def evaluate_model(
         )
     if harness:
         report(f"lm-eval: {', '.join(harness)}")
-    with memory_told(ModelError, f"with lm-eval's tasks in passes of {batch_size}", SMALLER_PASSES):
+    with out_of_memory_in_one_line(ModelError, f"with lm-eval's tasks in passes of {batch_size}", SMALLER_PASSES):
         measured = evaluate_harness(loaded, tokenizer, harness, batch_size, **(harness_options or {}))
     for one in measured:
         _refuse_non_finite(name, f"lm-eval {one.task} {one.metric}", [one.value])
@@ -126,7 +128,9 @@ def _load(
     if answers_wanted:
         tokenizer = model_tokenizer(model) if tokenizer is None else by_our_rule(tokenizer, "tokenizer")
         check_model(model, tokenizer)
-    with memory_told(ModelError, f"while {model} is loaded", "take a smaller model, or a device with more memory"):
+    with out_of_memory_in_one_line(
+        ModelError, f"while {model} is loaded", "take a smaller model, or a device with more memory"
+    ):
         loaded: Any = from_pretrained(model)
         return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder
-from refine.system.exhausted import memory_told
+from refine.system.exhausted import out_of_memory_in_one_line
 from refine.system.files import write_json
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
@@ -60,7 +60,7 @@ def run(
         return record
     model = _built(data, folder)
     with (
-        checkpoints.told_in_words(folder),
+        checkpoints.disk_errors_in_one_line(folder),
         run_folder.locked(folder) if arguments.should_save else contextlib.nullcontext(),
     ):
         # All processes follow process 0: another run may have finished while process 0 waited for the lock.
@@ -88,7 +88,7 @@ def run(
             _only_validate(trainer)
         else:
             trainer.train(resume_from_checkpoint=True)
-        trainer.save_whole(folder / run_folder.MODEL)
+        trainer.save_complete(folder / run_folder.MODEL)
         record = {
             **identity,
             "identity_hash": hash_of(run_folder.without_execution_settings(identity)),
@@ -107,7 +107,9 @@ def _patience(validations: int | None) -> list[TrainerCallback]:
 def _built(data: TrainingData, folder: Path) -> PreTrainedModel:
     """The starting model. If it cannot be built, the empty output folder is removed."""
     try:
-        with memory_told(TrainingError, "while the starting model is built", "a smaller model, or a larger machine"):
+        with out_of_memory_in_one_line(
+            TrainingError, "while the starting model is built", "a smaller model, or a larger machine"
+        ):
             return data.model()
     except Exception:
         with contextlib.suppress(OSError):

@@ -32,8 +32,8 @@ def finished(output: Path) -> dict[str, Any] | None:
         record = read_json(output / RESULT, "the record of a run", TrainingError)
     except TrainingError:
         return None
-    whole = checkpoints.is_whole(output / MODEL) and all(name in record for name in ("steps", "metrics"))
-    return record if whole else None
+    complete = checkpoints.is_complete(output / MODEL) and all(name in record for name in ("steps", "metrics"))
+    return record if complete else None
 
 
 def check(output: Path, identity: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A machine that has no memory or no disk space left: recognised, and told in one line."""
+"""Errors of a machine that has no memory or disk space left, or lets nobody write: recognised, and put in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from refine.errors import RefineError
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 LIBRARIES = ("safetensors", "safetensors_rust", "pyarrow", "mlflow", "sqlalchemy")  # which write files
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # in the messages of its errors
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
@@ -34,8 +35,31 @@ def _of_library(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in LIBRARIES
 
 
+def disk_error(error: BaseException) -> str | None:
+    """Why a file could not be written: no space, or no permission. None for any other error.
+
+    torch and safetensors put the reason into their message, or raise a later error with the first one as its context.
+    """
+    reasons = {
+        errno.ENOSPC: "No space left on device",
+        errno.EDQUOT: "Disk quota exceeded",
+        errno.EFBIG: "File too large",
+        errno.EACCES: "Permission denied",
+        errno.EROFS: "Read-only file system",
+    }
+    if isinstance(error, OSError) and error.errno in reasons:
+        return reasons[error.errno]
+    text = str(error)
+    for reason in reasons.values():
+        if reason in text:
+            return reason
+    if any(writer in text for writer in TORCH_WRITER):
+        return "the file could not be written (is the disk full?)"
+    return None if error.__context__ is None else disk_error(error.__context__)
+
+
 @contextlib.contextmanager
-def memory_told(kind: type[RefineError], doing: str, advice: str) -> Iterator[None]:
+def out_of_memory_in_one_line(kind: type[RefineError], doing: str, advice: str) -> Iterator[None]:
     """For a block that computes: out of memory raises `kind`, "out of memory DOING: ADVICE"."""
     try:
         yield

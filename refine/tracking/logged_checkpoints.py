@@ -29,7 +29,7 @@ def log_checkpoints(client: MlflowClient, run_id: str, output: Path) -> list[str
     _remove_unfinished(client, run.info.experiment_id, run_id)
     known = {one.step for one in (run.outputs.model_outputs if run.outputs else [])}
     made = []
-    for step, folder in checkpoints.whole(output):
+    for step, folder in checkpoints.complete(output):
         if step in known:
             continue
         model = client.create_logged_model(

@@ -8,7 +8,6 @@ nobody reads and the next start removes. A folder whose files do not match its l
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -19,24 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import TrainingError
+from refine.system.exhausted import disk_error
 from refine.system.files import flush, remove_folder, replace_folder
 from refine.system.leftovers import sweep
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
-TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # in the messages of its errors
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def written_completely(folder: Path) -> Iterator[Path]:
     """A staging folder to write to. It becomes `folder` when the block ends, and is removed when the block fails.
 
     Raises TrainingError: the disk is full, or the place cannot be written.
     """
     staging = staging_of(folder)
     try:
-        with told_in_words(folder):
+        with disk_errors_in_one_line(folder):
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             yield staging
@@ -52,7 +51,7 @@ def staging_of(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def told_in_words(place: Path) -> Iterator[None]:
+def disk_errors_in_one_line(place: Path) -> Iterator[None]:
     """Raises TrainingError, in one line, if the block fails because the disk is full or `place` is not writable.
     Other errors pass unchanged."""
     try:
@@ -60,7 +59,7 @@ def told_in_words(place: Path) -> Iterator[None]:
     except TrainingError:
         raise
     except Exception as error:
-        reason = _disk_error(error)
+        reason = disk_error(error)
         if reason is None:
             raise
         raise TrainingError(
@@ -81,7 +80,7 @@ def finish(staging: Path, folder: Path) -> None:
     flush(folder.parent)
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether every file that the manifest of `folder` lists is there with its size and its SHA-256 (older manifests
     list sizes alone)."""
     try:
@@ -102,18 +101,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def last_whole(output: Path) -> Path | None:
+def last_complete(output: Path) -> Path | None:
     """The latest complete checkpoint in `output`, or None. Logs a warning for each later, incomplete one."""
     for step, folder in sorted(_checkpoints(output), reverse=True):
-        if is_whole(folder):
+        if is_complete(folder):
             return folder
         log.warning("%s is incomplete or damaged and is ignored: step %d is trained again", folder, step)
     return None
 
 
-def whole(output: Path) -> list[tuple[int, Path]]:
+def complete(output: Path) -> list[tuple[int, Path]]:
     """The complete checkpoints in `output` with their steps, in order."""
-    return [(step, folder) for step, folder in sorted(_checkpoints(output)) if is_whole(folder)]
+    return [(step, folder) for step, folder in sorted(_checkpoints(output)) if is_complete(folder)]
 
 
 def clean(output: Path) -> None:
@@ -139,26 +138,3 @@ def _checkpoints(output: Path) -> list[tuple[int, Path]]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-
-
-def _disk_error(error: BaseException) -> str | None:
-    """Why a file could not be written: no space, or no permission. None for any other error.
-
-    torch and safetensors put the reason into their message, or raise a later error with the first one as its context.
-    """
-    reasons = {
-        errno.ENOSPC: "No space left on device",
-        errno.EDQUOT: "Disk quota exceeded",
-        errno.EFBIG: "File too large",
-        errno.EACCES: "Permission denied",
-        errno.EROFS: "Read-only file system",
-    }
-    if isinstance(error, OSError) and error.errno in reasons:
-        return reasons[error.errno]
-    text = str(error)
-    for reason in reasons.values():
-        if reason in text:
-            return reason
-    if any(writer in text for writer in TORCH_WRITER):
-        return "the file could not be written (is the disk full?)"
-    return None if error.__context__ is None else _disk_error(error.__context__)

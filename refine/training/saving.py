@@ -42,7 +42,7 @@ def _last_step_of(checkpoint: str | bool | None) -> int | None:
     return TrainerState.load_from_json(str(file)).max_steps if file.is_file() else None
 
 
-class WholeCheckpoints(Trainer):
+class CompleteCheckpoints(Trainer):
     """Trainer whose checkpoints are complete or ignored (`refine.training.checkpoints`).
 
     A checkpoint holds the weights (safetensors), optimizer, scheduler, scaler and random generators of each process
@@ -61,7 +61,7 @@ class WholeCheckpoints(Trainer):
         """Trainer's. True resumes from the last complete checkpoint, or starts if there is none. Raises ModelError or
         TrainingError: a checkpoint has pickled weights or objects."""
         if resume_from_checkpoint is True:
-            found = checkpoints.last_whole(self.output)
+            found = checkpoints.last_complete(self.output)
             resume_from_checkpoint = None if found is None else str(found)
         self._ended_at = _last_step_of(resume_from_checkpoint)
         if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled:
@@ -116,7 +116,7 @@ class WholeCheckpoints(Trainer):
         refuse_non_finite(self.model, self.state.global_step)
         super().save_model(output_dir, _internal_call)
 
-    def save_whole(self, folder: Path) -> None:
+    def save_complete(self, folder: Path) -> None:
         """Save the model and its tokenizer to `folder`, complete or not at all."""
         with self._together(folder) as staging:
             self.save_model(str(staging), _internal_call=True)
@@ -124,7 +124,7 @@ class WholeCheckpoints(Trainer):
     @contextlib.contextmanager
     def _together(self, folder: Path) -> Iterator[Path]:
         """One staging folder for all processes. It is renamed after the last process has written."""
-        with checkpoints.written_whole(folder) if self.args.should_save else contextlib.nullcontext():
+        with checkpoints.written_completely(folder) if self.args.should_save else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()
             yield checkpoints.staging_of(folder)
             self.accelerator.wait_for_everyone()

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
-from refine.system.exhausted import is_out_of_memory as is_out_of_memory
 from refine.training.losses import AnswerResult
 
 ADVICE = "look at these documents, or lower learning_rate or max_gradient_norm; the last checkpoint is complete"

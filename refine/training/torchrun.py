@@ -36,7 +36,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def let_others_speak(in_one_line: bool) -> None:
+def wait_for_first_error(in_one_line: bool) -> None:
     """Called by a failing process. Sleeps so that torchrun kills it before it prints.
 
     `in_one_line`: the error is the user's. If every rank has it, only rank 0 prints: it does not wait. If one rank has

@@ -25,7 +25,7 @@ from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
-from refine.system.exhausted import memory_told
+from refine.system.exhausted import is_out_of_memory, out_of_memory_in_one_line
 from refine.system.files import json_values
 from refine.training import step_errors
 from refine.training.arguments import RefineArguments
@@ -34,14 +34,14 @@ from refine.training.distributed import call_through, gathered
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import Passes, sequence_seed
 from refine.training.progress import ProgressBar
-from refine.training.saving import WholeCheckpoints
+from refine.training.saving import CompleteCheckpoints
 from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
 
 log = logging.getLogger(__name__)
 
 
-class RefineTrainer(WholeCheckpoints, Trainer):
+class RefineTrainer(CompleteCheckpoints, Trainer):
     """Train a fast-weight language model by next-sequence prediction.
 
     `model`: a model of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
@@ -213,7 +213,7 @@ class RefineTrainer(WholeCheckpoints, Trainer):
                 try:
                     total += super().training_step(model, batch, num_items_in_batch)
                 except (MemoryError, RuntimeError) as error:
-                    if not step_errors.is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     message = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
                     raise self._step_error(message) from error
@@ -286,7 +286,9 @@ class RefineTrainer(WholeCheckpoints, Trainer):
         metrics: dict[str, float] = {}
         for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
             rows = rows_of(part, self.processing_class, self.args, _vocabulary(self.model))
-            with memory_told(TrainingError, f"in the validation on {name}", step_errors.VALIDATION_ADVICE):
+            with out_of_memory_in_one_line(
+                TrainingError, f"in the validation on {name}", step_errors.VALIDATION_ADVICE
+            ):
                 found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
             self._refuse_non_finite_scores(name, found)
             self.log({f"{name}/{key}": value for key, value in found.items()})

@@ -269,8 +269,8 @@ def _run_folder(path: Path) -> None:
 def _whole(path: Path) -> None:
     from refine.training import checkpoints
 
-    checkpoints.is_whole(path.parent)
-    checkpoints.last_whole(path.parent.parent)
+    checkpoints.is_complete(path.parent)
+    checkpoints.last_complete(path.parent.parent)
 
 
 def good_checkpoint(folder: Path) -> None:

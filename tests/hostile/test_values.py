@@ -9,7 +9,7 @@ import random
 import pytest
 
 from refine.errors import DataError, ModelError, ServiceError, SettingError
-from refine.system.exhausted import is_full_disk, memory_told
+from refine.system.exhausted import is_full_disk, out_of_memory_in_one_line
 from refine.system.files import file_beside, folder_beside
 from tests.hostile import mutations as bad
 from tests.hostile.contract import ONE_LINE, WORKED, outcome
@@ -85,10 +85,10 @@ def test_memory_that_a_device_does_not_have_is_told_with_what_to_do():
 
     with (
         pytest.raises(ModelError, match="out of memory while it is loaded: take less"),
-        memory_told(ModelError, "while it is loaded", "take less"),
+        out_of_memory_in_one_line(ModelError, "while it is loaded", "take less"),
     ):
         torch.empty(2**56)
-    with pytest.raises(RuntimeError, match="shape"), memory_told(ModelError, "", ""):
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_in_one_line(ModelError, "", ""):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 

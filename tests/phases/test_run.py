@@ -24,7 +24,7 @@ def test_a_run_leaves_model_tokenizer_record_and_series(mid, tmp_path, series, c
     assert record == json.loads((output / "result.json").read_text())
     assert record["steps"] == 6 and record["tokens"] == 6 * 4 * 48 and record["arm"] == "refine" and record["seed"] == 1
     assert {"val/loss", "val/accuracy", "val/reward/cosine/mean", "train/reward/cosine/std"} <= set(record["metrics"])
-    assert checkpoints.is_whole(output / "model") and (output / "model" / "tokenizer.json").is_file()
+    assert checkpoints.is_complete(output / "model") and (output / "model" / "tokenizer.json").is_file()
     assert not list(output.rglob("training_args.bin"))
     assert (output / "reward_histograms.csv").read_text().count("\nval,cosine,") == 40 * 3, (
         "a line a bin and validation"

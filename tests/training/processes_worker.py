@@ -85,7 +85,7 @@ def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
     trainer.train(resume_from_checkpoint=True)
     assert not sharded or trainer.accelerator.is_fsdp2
     metrics = trainer.evaluate()
-    trainer.save_whole(output / "model")
+    trainer.save_complete(output / "model")
     if trainer.args.should_save:
         history = [row for row in trainer.state.log_history if "train/loss" in row]
         (output / "found.json").write_text(json.dumps({"history": history, "validation": metrics}))

@@ -21,7 +21,7 @@ from refine.training import checkpoints
 
 def write(output: Path, step: int, size: int = 10) -> Path:
     folder = output / f"checkpoint-{step}"
-    with checkpoints.written_whole(folder) as staging:
+    with checkpoints.written_completely(folder) as staging:
         (staging / "weights").write_bytes(b"x" * size)
         (staging / "sub").mkdir()
         (staging / "sub" / "state").write_text("s")
@@ -32,16 +32,16 @@ def test_a_folder_appears_complete_and_lists_its_files(tmp_path):
     folder = write(tmp_path, 3)
     listed = json.loads((folder / "complete.json").read_text())
     assert {name: one["size"] for name, one in listed.items()} == {"weights": 10, "sub/state": 1}
-    assert checkpoints.is_whole(folder) and checkpoints.last_whole(tmp_path) == folder
+    assert checkpoints.is_complete(folder) and checkpoints.last_complete(tmp_path) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 def test_an_error_while_writing_leaves_nothing_and_the_earlier_one_in_place(tmp_path):
     before = write(tmp_path, 3)
-    with pytest.raises(ZeroDivisionError), checkpoints.written_whole(before) as staging:
+    with pytest.raises(ZeroDivisionError), checkpoints.written_completely(before) as staging:
         (staging / "weights").write_bytes(b"half")
         raise ZeroDivisionError
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"] and checkpoints.is_whole(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"] and checkpoints.is_complete(before)
 
 
 def test_a_folder_is_replaced_by_a_complete_one(tmp_path):
@@ -62,14 +62,14 @@ def test_an_incomplete_checkpoint_is_ignored_and_named(tmp_path, caplog, damage)
     else:
         (bad / "complete.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert checkpoints.last_whole(tmp_path) == good
+        assert checkpoints.last_complete(tmp_path) == good
     assert "checkpoint-10 is incomplete or damaged and is ignored" in caplog.text
 
 
 def test_the_latest_is_by_step_and_not_by_name(tmp_path):
     write(tmp_path, 9), write(tmp_path, 100)
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-100"
-    assert checkpoints.last_whole(tmp_path / "nothing") is None
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-100"
+    assert checkpoints.last_complete(tmp_path / "nothing") is None
 
 
 def test_pruning_keeps_the_latest_and_the_best(tmp_path):
@@ -90,10 +90,13 @@ def test_pruning_keeps_the_latest_and_the_best(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(tmp_path, error):
     before = write(tmp_path, 3)
     promise = r"cannot write .*checkpoint-4: .* earlier checkpoints are complete"
-    with pytest.raises(TrainingError, match=promise) as caught, checkpoints.written_whole(tmp_path / "checkpoint-4"):
+    with (
+        pytest.raises(TrainingError, match=promise) as caught,
+        checkpoints.written_completely(tmp_path / "checkpoint-4"),
+    ):
         raise error
     assert "\n" not in str(caught.value)
-    assert checkpoints.last_whole(tmp_path) == before
+    assert checkpoints.last_complete(tmp_path) == before
 
 
 WRITER = """
@@ -102,7 +105,7 @@ from pathlib import Path
 from refine.training import checkpoints
 output = Path(sys.argv[1])
 for step in range(1, 100000):
-    with checkpoints.written_whole(output / f"checkpoint-{step}") as staging:
+    with checkpoints.written_completely(output / f"checkpoint-{step}") as staging:
         for number in range(4):
             (staging / f"file{number}").write_bytes(bytes([step % 256]) * 300_000)
     checkpoints.prune(output, keep=2)
@@ -122,24 +125,24 @@ def test_a_writer_killed_at_any_moment_leaves_only_complete_checkpoints(tmp_path
         writer.wait()
         for folder in output.glob("checkpoint-*"):
             step = int(folder.name.rpartition("-")[2])
-            assert checkpoints.is_whole(folder)
+            assert checkpoints.is_complete(folder)
             assert {path.read_bytes() for path in folder.glob("file*")} == {bytes([step % 256]) * 300_000}
-        assert checkpoints.last_whole(output) is not None
+        assert checkpoints.last_complete(output) is not None
         checkpoints.clean(output)
         assert not list(output.glob(".*"))
 
 
 def test_a_flipped_bit_is_noticed_and_the_earlier_checkpoint_is_taken(tmp_path):
     for step in (1, 2):
-        with checkpoints.written_whole(tmp_path / f"checkpoint-{step}") as staging:
+        with checkpoints.written_completely(tmp_path / f"checkpoint-{step}") as staging:
             (staging / "weights").write_bytes(b"0123456789")
     (tmp_path / "checkpoint-2" / "weights").write_bytes(b"0123456788")
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-1"
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_a_manifest_that_lists_sizes_alone_is_read_as_before(tmp_path):
     (tmp_path / "weights").write_bytes(b"0123456789")
     (tmp_path / "complete.json").write_text('{"weights": 10}')
-    assert checkpoints.is_whole(tmp_path)
+    assert checkpoints.is_complete(tmp_path)
     (tmp_path / "complete.json").write_text('{"weights": 9}')
-    assert not checkpoints.is_whole(tmp_path)
+    assert not checkpoints.is_complete(tmp_path)

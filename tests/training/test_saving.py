@@ -24,7 +24,7 @@ def test_checkpoints_are_complete_and_hold_no_pickle_of_arguments(tiny_model, ar
     trainer = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
     trainer.train()
     assert names(trainer) == ["checkpoint-2", "checkpoint-3"], "save_total_limit is 2"
-    assert all(checkpoints.is_whole(folder) for folder in trainer.output.iterdir())
+    assert all(checkpoints.is_complete(folder) for folder in trainer.output.iterdir())
     assert (trainer.output / "checkpoint-3" / "optimizer.pt").is_file()
     assert not list(trainer.output.rglob(TRAINING_ARGS))
 
@@ -89,7 +89,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_model, arguments, rows
     assert not list(trainer.output.glob(".*"))
 
 
-@pytest.mark.parametrize("save", ["save_model", "save_whole"])
+@pytest.mark.parametrize("save", ["save_model", "save_complete"])
 def test_a_weight_or_buffer_that_is_not_finite_is_named_before_anything_is_written(
     tiny_model, arguments, rows, tmp_path, save
 ):

@@ -11,21 +11,6 @@ from refine.settings.objective import ObjectiveSettings
 from refine.training import step_errors
 from refine.training.losses import AnswerResult
 
-
-@pytest.mark.parametrize(
-    ("error", "is_one"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), True),
-        (RuntimeError("shapes do not match"), False),
-    ],
-)
-def test_running_out_of_memory_is_recognised(error, is_one):
-    assert step_errors.is_out_of_memory(error) is is_one
-
-
 NAN = torch.tensor(float("nan"))
 STEP = SimpleNamespace(loss=NAN, ntp_loss=torch.tensor(2.5), nsp_loss=NAN)
 LONG = ObjectiveSettings(min_prefix=10, rollout_length=5)

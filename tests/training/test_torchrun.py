@@ -93,7 +93,7 @@ def test_a_failing_process_waits_until_the_one_that_prints_has_printed(monkeypat
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    torchrun.let_others_speak(in_one_line)
+    torchrun.wait_for_first_error(in_one_line)
     assert slept == seconds
 
 
