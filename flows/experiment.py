@@ -14,6 +14,7 @@ from refine.identity import Identity, flat, identify
 from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
 from refine.settings import Settings
+from refine.settings.arms import NOT_OF_AN_ARM
 from refine.tracking.tags import FLOW_RUN_ID, FLOW_RUN_NAME, PREFECT_URL
 
 if TYPE_CHECKING:
@@ -47,12 +48,11 @@ class Experiment:
         if stage.phase == "start":
             chosen = {"model": values["model"], "training": values["training"]["start"]}
         else:
-            phase = dict(values["training"][stage.phase])
-            phase.pop("arms", None)
-            objective = phase.pop("objective", {})
+            section = getattr(self.settings.training, stage.phase)
+            phase = section.model_dump(mode="json", exclude=NOT_OF_AN_ARM)
             chosen = {"model": values["model"], "training": phase, "arm": stage.arm}
-            if stage.arm in ("refine", "nested_refine"):
-                chosen["objective"] = objective
+            if (objective := section.objective_of(stage.arm)).uses_positions:
+                chosen["objective"] = objective.model_dump(mode="json")
         return flat({**chosen, "seed": values["seed"], "sequence_length": values["documents"]["sequence_length"]})
 
 

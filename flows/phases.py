@@ -12,11 +12,10 @@ from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from refine import paths
-from refine.errors import SettingError, nearest
+from refine.errors import SettingError
 from refine.phases.stages import Stage, Trained
 from refine.services.flow_heartbeat import start_heartbeat
-from refine.settings import load
-from refine.settings.training import ARMS
+from refine.settings import Settings, load
 from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.run import open_run
@@ -41,7 +40,8 @@ def refine_phase(
 
     Args:
         phase: phase to train
-        arm: none, sft or refine in phase mid; sft, nested_sft or nested_refine in phase post; no arm in phase start
+        arm: none, sft, refine or focus in phase mid; sft, nested_sft, nested_refine or nested_focus in phase post; or a
+            variant in the settings; no arm in phase start
         model: starting model, a folder, a hub name or models:/NAME@ALIAS; no model in phase start
         params: settings file, relative to the checkout
         overrides: settings that replace those of the file, as in training.mid.steps=100
@@ -49,7 +49,7 @@ def refine_phase(
     """
     start_heartbeat()
     settings = load(params, overrides or ())
-    arm = check_arm(phase, arm, model)
+    arm = check_arm(settings, phase, arm, model)
     preflight.check(settings)
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
@@ -95,7 +95,7 @@ def refine_evaluation(
     return {"model": model, "mlflow_run": scored.run_id, "metrics": dict(scored.metrics)}
 
 
-def check_arm(phase: str, arm: str | None, model: str | None) -> str:
+def check_arm(settings: Settings, phase: str, arm: str | None, model: str | None) -> str:
     """The arm of a phase, "" in phase start.
 
     Raises SettingError: the phase has no such arm, needs a model, or takes none.
@@ -104,13 +104,13 @@ def check_arm(phase: str, arm: str | None, model: str | None) -> str:
         if model is not None:
             raise SettingError("phase start trains a new model: leave model out, or choose phase mid")
         return ""
-    if arm not in ARMS[phase]:
-        raise SettingError(
-            f"phase {phase} has no arm {arm!r}{nearest(str(arm), ARMS[phase])}; it has {', '.join(ARMS[phase])}"
-        )
+    section = getattr(settings.training, phase)
+    if section is None:
+        raise SettingError(f"training.{phase} is null: phase {phase} needs its settings")
+    section.check_arm(arm)
     if not model:
         raise SettingError(f"phase {phase} starts from a model: name a folder, a hub name or models:/NAME@ALIAS")
-    return arm
+    return str(arm)
 
 
 def local_model(this: Experiment, model: str) -> str:

@@ -19,11 +19,14 @@ from flows.experiment import Experiment
 from flows.progress import say
 from refine import paths
 from refine.data.corpus import dvc_stages
+from refine.errors import SettingError, nearest
+from refine.metric_names import smaller_is_better
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import experiment_files
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
+from refine.settings.training import BEST, MidSettings, PostSettings
 from refine.system.leftovers import sweep
 from refine.system.one_line_errors import one_line_errors
 from refine.system.processes import die_with_dvc
@@ -88,14 +91,27 @@ def _trained(this: Experiment) -> list[Trained]:
         start = tasks.train(this, this.stages.start()).model
     models = [tasks.train(this, this.stages.mid(arm, start), start) for arm in training.mid.arms]
     if training.post is not None:
-        middle = chosen(models, "refine").model
+        middle = chosen(models, training.mid).model
         models += [tasks.train(this, this.stages.post(arm, middle), middle) for arm in training.post.arms]
     return models
 
 
-def chosen(models: list[Trained], arm: str) -> Trained:
-    """The model that the next phase starts from: the one of this arm, or else the last one."""
-    return next((model for model in reversed(models) if model.stage.arm == arm), models[-1])
+def chosen(models: list[Trained], phase: MidSettings | PostSettings) -> Trained:
+    """The model that goes on to the next phase: the one of arm `continue_with`, or the last one if that arm was not
+    trained; with `best`, the one with the best `best_by` at the end of its training.
+
+    Raises SettingError: `best`, but a model has no such metric."""
+    own = [model for model in models if model.stage.phase == phase.phase()]
+    if phase.continue_with != BEST:
+        return next((model for model in own if model.stage.arm == phase.continue_with), own[-1])
+    metric = phase.best_by
+    if lacking := [model for model in own if metric not in model.metrics]:
+        known = [name for name in lacking[0].metrics if not name.startswith("train/")]
+        raise SettingError(
+            f"training.{phase.phase()}.best_by: {lacking[0].stage.title} has no metric {metric!r}"
+            f"{nearest(metric, known)}; it has {', '.join(known)}"
+        )
+    return (min if smaller_is_better(metric) else max)(own, key=lambda model: model.metrics[metric])
 
 
 def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
@@ -103,7 +119,7 @@ def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
     stages, training = this.stages, this.settings.training
     targets = [stages.evaluation(model) for model in models]
     if training.test_time is not None:
-        last = chosen(models, "nested_refine" if training.post else "refine")
+        last = chosen(models, training.post or training.mid)
         targets += [stages.evaluation(last, arm) for arm in training.test_time.arms if arm != "none"]
     return targets
 

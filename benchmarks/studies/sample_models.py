@@ -104,7 +104,7 @@ def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int]
 
 def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:
     """Loss of n-grams of the training plays on the validation sequences [nats per token]."""
-    plays = [text for name, text in read_documents(folder / "data" / "train.parquet") if name.startswith("plays/")]
+    plays = [one.text for one in read_documents(folder / "data" / "train.parquet") if one.id.startswith("plays/")]
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(plays, add_special_tokens=False)
     training = [[tokenizer.bos_token_id, *one.ids] for one in encoded]
     held_out = documents["tokens"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ import click
 from refine import paths
 from refine.cli import options
 from refine.errors import SettingError, reason
-from refine.settings.training import ARMS
+from refine.settings.arms import ARM_NAME, OWN_ARMS
 
 SAMPLES, ROWS = click.IntRange(1, options.MOST_SAMPLES), click.IntRange(1, options.MOST_ROWS)
+
+
+def _arm(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The arm names a folder of results, so it may not be a path."""
+    if value is not None and not re.match(ARM_NAME, value):
+        raise click.BadParameter(f"{value!r} is no name of an arm: expected small letters, digits and _")
+    return value
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
@@ -66,8 +74,10 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @options.seed(42)
 @click.option(
     "--test-time",
-    type=click.Choice([arm for arm in ARMS["test_time"] if arm != "none"]),
-    help="Adapt the model to each prompt (settings: training.test_time); score it before and after.",
+    metavar="ARM",
+    callback=_arm,
+    help=f"Adapt the model to each prompt by an arm ({', '.join(OWN_ARMS['test_time'][1:])}, or one of "
+    "training.test_time.variants); score it before and after.",
 )
 @options.settings()
 @options.device()

@@ -56,13 +56,14 @@ def documents(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     from refine import paths, settings
     from refine.cli.progress_line import moving_line
     from refine.data.corpus.version import require_recorded
-    from refine.data.token_sequences import SPLITS, prepare_token_sequences
+    from refine.data.token_sequences import RECALL, SPLITS, prepare_token_sequences
 
-    chosen = settings.load(params, overrides).documents
-    require_recorded(data, [f"{split}.parquet" for split in SPLITS])
+    values = settings.load(params, overrides)
+    splits = (*SPLITS, RECALL) if values.data.recall else SPLITS
+    require_recorded(data, [f"{split}.parquet" for split in splits])
     made = _prepared_tokenizer()
     with moving_line() as (show, say):
-        prepare_token_sequences(chosen, data, made, paths.prepared() / "documents", say, show)
+        prepare_token_sequences(values.documents, data, made, paths.prepared() / "documents", say, show)
 
 
 @_stage

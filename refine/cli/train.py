@@ -11,7 +11,7 @@ import click
 
 from refine import paths
 from refine.cli import options
-from refine.settings.training import ARMS
+from refine.settings.arms import OWN_ARMS
 
 if TYPE_CHECKING:
     from refine.phases.plan import Plan
@@ -39,7 +39,8 @@ def arm_and_model(phase: str) -> Callable[[Any], Any]:
         command = click.option(
             "--model", required=True, metavar="FOLDER|NAME", help="Starting model: a checkpoint folder or a hub name."
         )(command)
-        return click.option("--arm", required=True, type=click.Choice(ARMS[phase]), help="Arm to train.")(command)
+        arms = f"Arm to train: {', '.join(OWN_ARMS[phase])}, or one of training.{phase}.variants."
+        return click.option("--arm", required=True, metavar="ARM", help=arms)(command)
 
     return decorate
 

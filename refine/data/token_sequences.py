@@ -9,8 +9,8 @@ documents, each with its bos, are put one after another into rows of at most L t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine.data.parquet_files import TOKENS, check_columns, read_parquet
-from refine.data.raw_documents import read_documents
+from refine.data.parquet_files import TOKENS, check_columns, open_parquet, read_parquet
+from refine.data.raw_documents import Document, read_documents
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
 from refine.system.files import folder_beside
 from refine.system.quiet import quiet_datasets
 
 SPLITS = ("train", "validation", "second_domain")
+RECALL = "recall"  # a split that may be missing: held-out text with marks
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("document", pa.string()), ("offset", pa.int64())])
 PACKED = SCHEMA.append(pa.field("lengths", pa.list_(pa.int32())))
+MARKS = pa.field("marks", pa.list_(pa.int32()))
 OPEN_ROWS = 16  # rows filled at the same time, so that most pieces find one with little room to spare
 AT_ONCE = 16  # documents tokenised together
 ROW_GROUP = 1024  # sequences written at a time
@@ -38,13 +40,14 @@ class Sequence:
     """`tokens` [L] of document `document`, whose piece begins `offset` tokens into the document.
 
     lengths: only of a packed row (at most L tokens): the number of tokens of each piece in it. `document` and `offset`
-    are then those of the first piece.
+    are then those of the first piece. marks: the tokens before each place where the text asks for what it has told.
     """
 
     tokens: list[int]
     document: str
     offset: int
     lengths: list[int] | None = None
+    marks: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -72,10 +75,11 @@ def prepare_token_sequences(
     Raises DataError: a split is missing, or none of its documents is long enough.
     """
     counts = {}
+    splits = (*SPLITS, RECALL) if (data / f"{RECALL}.parquet").is_file() else SPLITS
     with folder_beside(folder) as beside:
-        for split in SPLITS:
+        for split in splits:
             cap = None if split == "train" else settings.validation_sequences
-            packing = settings.packing and split == "train"
+            packing = settings.packing and split in ("train", RECALL)
             raw_file = data / f"{split}.parquet"
             counts[split] = _split(raw_file, tokenizer, settings.sequence_length, cap, packing, beside, report_progress)
             report(f"{split}: {_described(counts[split])}")
@@ -98,7 +102,8 @@ def _split(
         found = _packed(found, length)
     if cap is not None:
         found = _evenly(list(found), cap)
-    _write(found, folder / path.name, counts, PACKED if packing else SCHEMA)
+    schema = PACKED if packing else SCHEMA
+    _write(found, folder / path.name, counts, schema.append(MARKS) if _marked(path) else schema)
     if not counts.sequences:
         raise DataError(
             f"{path}: none of its {counts.documents} documents has the {length} tokens of a sequence; "
@@ -107,9 +112,15 @@ def _split(
     return counts
 
 
+def _marked(path: Path) -> bool:
+    """Whether the raw documents have marks."""
+    with open_parquet(path, "run `refine data fetch` first") as file:
+        return "marks" in file.schema_arrow.names
+
+
 def _reporting(
-    found: Iterator[tuple[str, str]], split: str, counts: Counts, report_progress: Callable[[str], None]
-) -> Iterator[tuple[str, str]]:
+    found: Iterator[Document], split: str, counts: Counts, report_progress: Callable[[str], None]
+) -> Iterator[Document]:
     for document in found:
         report_progress(f"{split}: {counts.documents} documents, {counts.available} sequences")
         yield document
@@ -123,31 +134,45 @@ def _described(counts: Counts) -> str:
 
 
 def cut_into_sequences(
-    documents: Iterable[tuple[str, str]],
+    documents: Iterable[Document],
     tokenizer: Any,
     length: int,
     counts: Counts | None = None,
     short: bool = False,
 ) -> Iterator[Sequence]:
-    """Sequences of `length` tokens out of (id, text) pairs, in order; with `short`, also the shorter rest of each
-    document. Adds to `counts`."""
+    """Sequences of `length` tokens out of documents, in order; with `short`, also the shorter rest of each document.
+    Adds to `counts`."""
     counts = Counts() if counts is None else counts
     documents = iter(documents)
     while group := list(islice(documents, AT_ONCE)):
+        backend, texts = tokenizer.backend_tokenizer, [document.text for document in group]
+        marked = any(document.marks for document in group)
         # encode_batch_fast leaves out the character offsets, which take longer than the tokens
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast([text for _, text in group], add_special_tokens=False)
-        for (name, _), encoding in zip(group, encoded, strict=True):
-            pieces = list(_pieces(name, encoding.ids, tokenizer.bos_token_id, length, short))
+        encode = backend.encode_batch if marked else backend.encode_batch_fast
+        for document, encoding in zip(group, encode(texts, add_special_tokens=False), strict=True):
+            marks = marked_tokens(document.marks, encoding.offsets) if document.marks else []
+            pieces = list(_pieces(document.id, encoding.ids, tokenizer.bos_token_id, length, short, marks))
             counts.documents += 1
             counts.skipped += not pieces
             counts.available += len(pieces)
             yield from pieces
 
 
-def _pieces(document: str, tokens: list[int], bos: int, length: int, short: bool) -> Iterator[Sequence]:
+def marked_tokens(marks: Iterable[int], offsets: list[tuple[int, int]]) -> list[int]:
+    """The token that holds the character after each of `marks` [characters]; `offsets`: first character of each token,
+    and the one after its last."""
+    ends = np.maximum.accumulate(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1])
+    found = np.unique(np.searchsorted(ends, np.asarray(tuple(marks), dtype=np.int64), side="right"))
+    return [int(token) for token in found if token < len(ends)]
+
+
+def _pieces(
+    document: str, tokens: list[int], bos: int, length: int, short: bool, marks: list[int]
+) -> Iterator[Sequence]:
     step = length - 1
     for offset in range(0, len(tokens) if short else len(tokens) - step + 1, step):
-        yield Sequence([bos, *tokens[offset : offset + step]], document, offset)
+        own = [mark - offset + 1 for mark in marks if offset <= mark < offset + step]  # the bos is read before it too
+        yield Sequence([bos, *tokens[offset : offset + step]], document, offset, marks=own)
 
 
 def _packed(found: Iterable[Sequence], length: int) -> Iterator[Sequence]:
@@ -171,7 +196,10 @@ def _filled(row: list[Sequence]) -> int:
 
 def _row(pieces: list[Sequence]) -> Sequence:
     tokens = [token for piece in pieces for token in piece.tokens]
-    return Sequence(tokens, pieces[0].document, pieces[0].offset, [len(piece.tokens) for piece in pieces])
+    lengths = [len(piece.tokens) for piece in pieces]
+    starts = accumulate(lengths, initial=0)
+    marks = [start + mark for piece, start in zip(pieces, starts, strict=False) for mark in piece.marks]
+    return Sequence(tokens, pieces[0].document, pieces[0].offset, lengths, marks)
 
 
 def _evenly(found: list[Sequence], cap: int) -> list[Sequence]:
@@ -234,7 +262,8 @@ def token_array(tokens: Any, where: str, vocabulary: int | None = None) -> np.nd
 
 
 def load_token_sequences(path: str | Path) -> Any:
-    """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset, and lengths if packed.
+    """Prepared sequences as a `datasets.Dataset` with columns tokens, document, offset, lengths if packed, and marks if
+    the text has them.
 
     Raises DataError if the file is missing or has other columns.
     """
@@ -250,9 +279,8 @@ def load_token_sequences(path: str | Path) -> Any:
             f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}: "
             "prepared sequences have tokens, document and offset"
         )
-    check_columns(
-        path, table.schema, {"tokens": TOKENS, **({"lengths": TOKENS} if "lengths" in table.schema.names else {})}
-    )
+    lists = [name for name in ("lengths", "marks") if name in table.schema.names]
+    check_columns(path, table.schema, dict.fromkeys(("tokens", *lists), TOKENS))
     if table["tokens"].null_count or any(chunk.flatten().null_count for chunk in table["tokens"].chunks):
         raise DataError(f"{path}: column 'tokens' lacks values")
     return Dataset(table)

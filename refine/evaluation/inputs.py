@@ -24,7 +24,7 @@ from refine.paths import visible_files
 NEXT_TOKEN = "next_token"
 FAMILIES = ("needles", "questions", "longbench")
 DOCUMENT_NAMES = {"validation": "val"}  # a file of documents -> its name in metrics
-NOT_EVALUATED = ("train",)
+NOT_EVALUATED = ("train", "recall")  # for training, and for choosing settings
 
 PromptSets = dict[tuple[str, int], list[Prompt]]
 

@@ -18,28 +18,42 @@ from refine.errors import SettingError
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens start .. start + length - 1 of row `row`; the `number`-th document of that row."""
+    """Tokens start .. start + length - 1 of row `row`; the `number`-th document of that row.
+
+    marks: how many tokens of the document stand before each place where it asks for what it has told.
+    """
 
     row: int
     number: int
     start: int
     length: int
+    marks: tuple[int, ...] = ()
 
 
 class Documents:
     """The documents of tokens [B, T], as `lengths` (see `model.read`) packs them. With None each row is one document.
 
-    Lengths that do not fit are not refused here: `model.read` refuses them.
+    marks: of each row, counted in tokens of the row. Lengths that do not fit are not refused here: `model.read` refuses
+    them. Raises SettingError: marks for another number of rows, or a mark without a token of its document on each side.
     """
 
-    def __init__(self, shape: Sequence[int], lengths: Sequence[Sequence[int]] | None) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        lengths: Sequence[Sequence[int]] | None,
+        marks: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.rows, self.width = shape
         self.lengths = [[self.width]] * self.rows if lengths is None else [list(row) for row in lengths]
+        if marks is not None and len(marks) != self.rows:
+            raise SettingError(f"marks of {len(marks)} rows, but the batch has {self.rows}: give a list for each row")
+        marked = [sorted(set(row)) for row in marks or [[]] * self.rows]
         self.all = [
-            Document(b, d, start, length)
+            Document(b, d, start, length, tuple(m - start for m in marked[b] if start < m < start + length))
             for b, row in enumerate(self.lengths)
             for d, (start, length) in enumerate(zip((0, *accumulate(row)), row, strict=False))
         ]
+        _refuse_marks_outside(self.all, marked)
         self.longest = max((document.length for document in self.all), default=0)
         self.rows_are_documents = all(row == [self.width] for row in self.lengths)
 
@@ -131,6 +145,17 @@ class RolloutStarts:
     def gather(self, values: Tensor) -> Tensor:
         """values [B, C, ...] -> [R, ...]."""
         return values[self.row.to(values.device), self.column.to(values.device)]
+
+
+def _refuse_marks_outside(documents: Sequence[Document], marks: Sequence[Sequence[int]]) -> None:
+    inside = {(document.row, document.start + mark) for document in documents for mark in document.marks}
+    for row, found in enumerate(marks):
+        for mark in found:
+            if (row, mark) not in inside:
+                raise SettingError(
+                    f"mark {mark} of row {row} lies outside its documents: expected a number of the row's tokens, with "
+                    "at least one token of the document before the mark and one after it"
+                )
 
 
 def _document_at(documents: Documents, row: int, position: int, tokens_after: int) -> int | None:

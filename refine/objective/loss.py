@@ -1,7 +1,8 @@
-"""The clipped policy-gradient loss of the sampled tokens (docs/method.md, Loss; PPO, arXiv 1707.06347, with the dual
-clip of arXiv 1912.09729).
+"""The losses at the selected positions (docs/method.md, Loss): the clipped policy gradient of the sampled tokens (PPO,
+arXiv 1707.06347, with the dual clip of arXiv 1912.09729), and the cross-entropy of the true ones.
 
-Shape legend: R rollout starts · n rollouts of a start · k tokens of a rollout.
+Shape legend: B rows · T tokens of a row · D hidden size · V vocabulary · R rollout starts · n rollouts of a start
+· k tokens of a rollout.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from refine.objective.documents import RolloutStarts
+from refine.ops.token_statistics import token_statistics
 from refine.settings.objective import ObjectiveSettings
 
 
@@ -30,3 +33,18 @@ def policy_loss(
         away = (bounded != free).to(ratio.dtype)
         fraction = away.mean() if away.numel() else away.sum()
     return bounded.sum() / rollout_tokens, ratio.detach(), fraction
+
+
+def focus_loss(
+    hidden: Tensor, head: Tensor, tokens: Tensor, starts: RolloutStarts, k: int, focus_tokens: float
+) -> Tensor:
+    """[] cross-entropy of the k true tokens after each start, summed, divided by `focus_tokens`, the count of the whole
+    optimizer step [nats per token]. hidden [B, T, D] has the gradient; head [V, D], tokens [B, T] int64.
+
+    A token after two starts counts twice.
+    """
+    row = starts.row.to(tokens.device)[:, None]
+    at = (starts.position[:, None] + torch.arange(k)).to(tokens.device)  # [R, k]: the state before predicts the token
+    targets = tokens[row, at]
+    weights = torch.full(targets.shape, 1 / focus_tokens, device=tokens.device)
+    return token_statistics(hidden[row, at - 1], head, targets, weights).loss

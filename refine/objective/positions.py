@@ -1,34 +1,23 @@
-"""Where rollouts start: one position from each chunk of a document, by smoothed entropy (docs/method.md, Positions;
-arXiv 2602.16704, section 3).
+"""Where rollouts start: one position from each chunk of a document's candidates, by smoothed entropy
+(docs/method.md, Positions; arXiv 2602.16704, section 3).
 
 Shape legend: B rows · T tokens of a row · G documents · L tokens of the longest document · c chunks of a document
 · S tokens of the widest chunk · R rollout starts (valid positions).
-
-Which chunks hold an admissible position follows from the documents' lengths alone (`spans`), so that an optimizer
-step's denominators are known before the model reads anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from refine.objective.candidates import Candidates
 from refine.objective.documents import Documents, RolloutStarts
 from refine.ops.seeded_draws import mix, uniform
 from refine.settings.objective import ObjectiveSettings
 
 POSITION_DRAWS, ROLLOUT_DRAWS = 1, 2  # first counter of every draw, so that the two kinds never share a number
-
-
-def spans(length: int, settings: ObjectiveSettings) -> list[tuple[int, int, int]]:
-    """(j, first, last) of each chunk j with admissible t, in a document of `length` tokens: 1-based, ends included."""
-    c, found = settings.positions, []
-    for j in range(c):
-        first = max(j * length // c + 1, settings.min_prefix)
-        last = min((j + 1) * length // c, length - settings.rollout_length)
-        if first <= last:
-            found.append((j, first, last))
-    return found
 
 
 def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
@@ -45,15 +34,22 @@ def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
     return windows(entropy.to(torch.float64) * real) / windows(real).clamp(min=0.5 / width)
 
 
-def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: ObjectiveSettings) -> RolloutStarts:
+def select(
+    entropy: Tensor,
+    documents: Documents,
+    admitted: Sequence[Candidates],
+    seeds: Tensor,
+    settings: ObjectiveSettings,
+) -> RolloutStarts:
     """Draw positions from entropy [B, T] with seeds [B] int64; columns d*c + j for chunk j of a row's d-th document.
+
+    `admitted`: the candidates of each document (`refine.objective.candidates`), one position is drawn from each span.
 
     A draw takes the largest of score + Gumbel noise, which is a draw from softmax(score); the noise of token t is a
     function of its row's seed, the document's number in the row, and t.
     """
-    chunks = [spans(document.length, settings) for document in documents.all]
     columns = settings.positions * max((len(row) for row in documents.lengths), default=0)
-    found = [(g, j, first, last) for g, row in enumerate(chunks) for j, first, last in row]
+    found = [(g, j, first, last) for g, one in enumerate(admitted) for j, first, last in one.spans]
     g, j, first, last = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
     row, number, start = (
         torch.tensor([getattr(documents.all[i], name) for i in g.tolist()], dtype=torch.int64)
@@ -63,7 +59,7 @@ def select(entropy: Tensor, documents: Documents, seeds: Tensor, settings: Objec
     if not found:
         return RolloutStarts((documents.rows, columns), row, column, g, start)
     lengths = torch.tensor([document.length for document in documents.all], device=entropy.device)
-    scores = _scores(documents.grid(entropy), lengths, settings)
+    scores = _only(_scores(documents.grid(entropy), lengths, settings), admitted, settings)
     noise_seeds = _noise_seeds(seeds, row, number, settings)
     chosen = _draw(scores, torch.stack([g, first, last]), noise_seeds)
     return RolloutStarts((documents.rows, columns), row, column, g, start + chosen.cpu())
@@ -76,12 +72,23 @@ def rollout_seeds(seeds: Tensor, starts: RolloutStarts, rollouts: int) -> Tensor
 
 
 def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """[G, L] float64: how much the selection rule prefers each token."""
-    if settings.selection == "entropy":
+    """[G, L] float64: how much the selection rule prefers each token, were all admitted."""
+    if settings.selection in ("entropy", "marked", "recall"):  # the last two: of documents that fall back
         return smooth(entropy, lengths, settings.rollout_length) / settings.selection_temperature
     if settings.selection == "uniform":
         return torch.zeros_like(entropy, dtype=torch.float64)
     return entropy.to(torch.float64) * (1 if settings.selection == "argmax" else -1)
+
+
+def _only(scores: Tensor, admitted: Sequence[Candidates], settings: ObjectiveSettings) -> Tensor:
+    """scores [G, L] with -inf at every t - 1 that a document's candidates leave out. Marks are all alike: 0."""
+    for g, one in enumerate(admitted):
+        if one.only is not None:
+            places = torch.tensor(one.only, device=scores.device) - 1
+            own = torch.full_like(scores[g], -torch.inf)
+            own[places] = 0.0 if settings.selection == "marked" else scores[g, places]
+            scores[g] = own
+    return scores
 
 
 def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: ObjectiveSettings) -> Tensor | None:

@@ -15,17 +15,23 @@ from torch import Tensor
 class StepResult:
     """`loss` [] has the gradient; everything else is detached. Where `valid` is False, values are 0 and tokens -1.
 
-    If `ntp_tokens` and `rollout_tokens` were given, the losses of an optimizer step's passes add up to the step's.
+    Without a next-sequence loss n is 0. If `ntp_tokens`, `rollout_tokens` and `focus_tokens` were given, the losses of
+    an optimizer step's passes add up to the step's.
     """
 
     loss: Tensor
-    """nsp_weight * nsp_loss + ntp_weight * ntp_loss."""
+    """nsp_weight * nsp_loss + ntp_weight * ntp_loss + focus_weight * focus_loss."""
     nsp_loss: Tensor
     """[] policy loss, summed over rollout tokens, divided by their count in the step [per token]."""
+    focus_loss: Tensor
+    """[] cross-entropy of the k true tokens after each position, divided by their count in the step [nats per token]; 0
+    with focus_weight 0."""
     ntp_loss: Tensor
     """[] cross-entropy, summed over predicted tokens, divided by their count in the step [nats per token]."""
     ntp_accuracy: Tensor
     """[] share of this pass's predicted tokens that were the likeliest."""
+    cross_entropy: Tensor
+    """[B, T] of the next token [nats]; 0 where no token of the document follows."""
     entropy: Tensor
     """[B, T] of the next token [nats]; entry t is after t + 1 tokens; 0 at padding."""
     positions: Tensor
@@ -52,3 +58,5 @@ class StepResult:
     """Predicted tokens of this pass."""
     rollout_tokens: int
     """Rollout tokens of this pass."""
+    focus_tokens: int
+    """True tokens after the positions of this pass; 0 with focus_weight 0."""

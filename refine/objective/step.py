@@ -15,9 +15,10 @@ from torch import Tensor
 
 from refine.errors import SettingError
 from refine.objective.advantages import advantages
+from refine.objective.candidates import Candidates, candidates
 from refine.objective.documents import Documents, RolloutStarts
-from refine.objective.loss import policy_loss
-from refine.objective.positions import rollout_seeds, select, spans
+from refine.objective.loss import focus_loss, policy_loss
+from refine.objective.positions import rollout_seeds, select
 from refine.objective.result import StepResult
 from refine.objective.rewards import REWARDS, rewards
 from refine.objective.rollouts import OneRead, Reader, ReadingStrategy
@@ -32,40 +33,54 @@ def next_sequence_step(
     seeds: Tensor,
     *,
     lengths: Sequence[Sequence[int]] | None = None,
+    marks: Sequence[Sequence[int]] | None = None,
     positions: Tensor | None = None,
     rollouts: Tensor | None = None,
     reuse: StepResult | None = None,
     ntp_tokens: int | None = None,
     rollout_tokens: int | None = None,
+    focus_tokens: int | None = None,
     read: ReadingStrategy = OneRead(),  # noqa: B008  (it holds no state)
 ) -> StepResult:
     """The loss of tokens [B, T] int64, and everything that led to it.
 
     `seeds` [B] int64: a row's draws depend on its own seed alone. `lengths`: documents packed in each row, as in
-    `model.read`. `positions` [B, C] (-1: none) and `rollouts` [B, C, n, k] fix the draws. `reuse`: an earlier result on
-    the same tokens, for a further update on its rollouts against its log-probabilities. `ntp_tokens`, `rollout_tokens`:
-    denominators of the whole optimizer step (default: those of this pass). `read`: how the model reads; the twin of
-    this step is the step with `Rereading()`. With nsp_weight 0 no rollouts are sampled.
-    Raises SettingError: seeds, positions, rollouts or denominators that do not fit; ModelError: as `model.read`.
+    `model.read`. `marks`: the places of each row where its text asks for what it has told, as numbers of the row's
+    tokens before them (selection `marked`). `positions` [B, C] (-1: none) and `rollouts` [B, C, n, k] fix the draws.
+    `reuse`: an earlier result on the same tokens, for a further update on its rollouts against its log-probabilities.
+    `ntp_tokens`, `rollout_tokens`, `focus_tokens`: denominators of the whole optimizer step (default: those of this
+    pass). `read`: how the model reads; the twin of this step is the step with `Rereading()`. With nsp_weight 0 no
+    rollouts are sampled; with focus_weight 0 too no positions are selected.
+    Raises SettingError: seeds, marks, positions, rollouts or denominators that do not fit; ModelError: as `model.read`.
     """
     _check_seeds(seeds, tokens)
-    documents = Documents(tokens.shape, lengths)
+    documents = Documents(tokens.shape, lengths, marks)
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
-    reader = read(model, tokens, documents, _may_roll_out(documents, settings, positions))
+    admitted = candidates(documents, tokens, settings) if settings.uses_positions and positions is None else []
+    reader = read(model, tokens, documents, _may_roll_out(admitted, settings, positions))
     next_token, predicts = _next_token(reader.hidden, model.lm_head.weight, tokens, documents, ntp_tokens)
     entropy = next_token.entropy * documents.real(tokens.device)
-    starts = _starts(entropy, documents, seeds, settings, positions, rollouts)
+    starts = _starts(entropy, documents, admitted, seeds, settings, positions, rollouts)
     sampled = _roll_out(reader, starts, tokens, settings, seeds, rollouts, reuse)
     count = _denominator("rollout_tokens", rollout_tokens, sampled.tokens.numel())
     nsp_loss, ratio, clip_fraction = policy_loss(
         sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings
     )
+    loss = settings.nsp_weight * nsp_loss + settings.ntp_weight * next_token.loss
+    focus, focused = nsp_loss.new_zeros(()), 0
+    if settings.focus_weight > 0:
+        focused = len(starts) * settings.rollout_length
+        focus_count = _denominator("focus_tokens", focus_tokens, focused)
+        focus = focus_loss(reader.hidden, model.lm_head.weight, tokens, starts, settings.rollout_length, focus_count)
+        loss = loss + settings.focus_weight * focus
     return StepResult(
-        loss=settings.nsp_weight * nsp_loss + settings.ntp_weight * next_token.loss,
+        loss=loss,
         nsp_loss=nsp_loss.detach(),
+        focus_loss=focus.detach(),
         ntp_loss=next_token.loss.detach(),
         ntp_accuracy=(next_token.correct & predicts).sum() / max(1, documents.predicted),
+        cross_entropy=next_token.cross_entropy * predicts,
         entropy=entropy,
         positions=starts.positions().to(tokens.device),
         valid=(starts.positions() >= 0).to(tokens.device),
@@ -79,6 +94,7 @@ def next_sequence_step(
         old_log_probs=starts.scatter(sampled.old_log_probs),
         ntp_tokens=documents.predicted,
         rollout_tokens=sampled.tokens.numel(),
+        focus_tokens=focused,
     )
 
 
@@ -94,11 +110,9 @@ class Sampled:
     gap: Tensor
 
 
-def _may_roll_out(documents: Documents, settings: ObjectiveSettings, positions: Tensor | None) -> bool:
+def _may_roll_out(admitted: Sequence[Candidates], settings: ObjectiveSettings, positions: Tensor | None) -> bool:
     """Whether rollouts can follow the read, so that it must be tappable."""
-    return settings.nsp_weight > 0 and (
-        positions is not None or any(spans(document.length, settings) for document in documents.all)
-    )
+    return settings.nsp_weight > 0 and (positions is not None or any(one.spans for one in admitted))
 
 
 def _next_token(
@@ -115,17 +129,18 @@ def _next_token(
 def _starts(
     entropy: Tensor,
     documents: Documents,
+    admitted: Sequence[Candidates],
     seeds: Tensor,
     settings: ObjectiveSettings,
     positions: Tensor | None,
     rollouts: Tensor | None,
 ) -> RolloutStarts:
-    """Where rollouts start: as given, else drawn; nowhere without a next-sequence loss."""
-    if settings.nsp_weight == 0:
+    """The positions: as given, else drawn; none if no loss is taken there."""
+    if not settings.uses_positions:
         return RolloutStarts.none(documents.rows)
     length = settings.rollout_length if rollouts is None else rollouts.shape[-1]
     if positions is None:
-        starts = select(entropy, documents, seeds, settings)
+        starts = select(entropy, documents, admitted, seeds, settings)
     else:
         starts = RolloutStarts.at(positions, documents, length)
     if rollouts is not None and (
@@ -148,8 +163,10 @@ def _roll_out(
     """Sample rollouts (or take `rollouts`), score them, reward them, and compare the rewards (or take those of
     `reuse`)."""
     n, k = settings.rollouts if rollouts is None else rollouts.shape[2], settings.rollout_length
+    if settings.nsp_weight == 0:
+        return _nothing(len(starts), 0, k, reader.hidden)
     if not len(starts):
-        return _nothing(n, k, reader.hidden)
+        return _nothing(0, n, k, reader.hidden)
     at_sampling = None
     if rollouts is None:
         drawn, at_sampling = reader.sample(starts, n, k, rollout_seeds(seeds, starts, n), settings.temperature)
@@ -167,11 +184,11 @@ def _roll_out(
     return Sampled(drawn, log_probs, log_probs.detach(), kinds, compared, gap)
 
 
-def _nothing(n: int, k: int, like: Tensor) -> Sampled:
-    """No rollouts at all."""
-    zeros = like.new_zeros((0, n, k), dtype=torch.promote_types(like.dtype, torch.float32))
+def _nothing(starts: int, n: int, k: int, like: Tensor) -> Sampled:
+    """No rollouts at all: no starts, or 0 rollouts of each."""
+    zeros = like.new_zeros((starts, n, k), dtype=torch.promote_types(like.dtype, torch.float32))
     none = zeros[..., 0]
-    tokens = torch.zeros((0, n, k), dtype=torch.int64, device=like.device)
+    tokens = torch.zeros((starts, n, k), dtype=torch.int64, device=like.device)
     return Sampled(tokens, zeros, zeros, dict.fromkeys(REWARDS, none), none, zeros.sum())
 
 

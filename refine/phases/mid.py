@@ -1,5 +1,6 @@
 """Mid-training on long documents (docs/method.md, Phases). Its arms share data, tokens, steps and seed: `refine`;
-`sft`, which is `refine` without the next-sequence loss; `none`, which only validates and records the starting model."""
+`sft`, which is `refine` without the next-sequence loss; `focus`, whose next-token loss weighs the tokens after the
+positions more instead; variants of the settings; `none`, which only validates and records the starting model."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, check_vocabulary, model_identity
 from refine.phases.start import training_data
 from refine.settings import Settings
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.arms import NOT_OF_AN_ARM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 def plan(settings: Settings, arm: str, model: str, data: Prepared, revision: str | None = None) -> Plan:
     """Mid-training of `model` (a folder or hub name) in one arm.
 
-    Raises DataError: prepared data is missing. ModelError: the folder holds no model, or one of another vocabulary.
+    Raises SettingError: no such arm. DataError: prepared data is missing. ModelError: the folder holds no model, or one of another vocabulary.
     """
+    settings.training.mid.check_arm(arm)
     data.check("train", "validation")
     check_model(model, data)
     identity = _identity(settings, arm, model, revision, data)
@@ -32,19 +34,14 @@ def plan(settings: Settings, arm: str, model: str, data: Prepared, revision: str
     return Plan(f"mid {arm}", identity, prepare, settings.training.mid.early_stop_after)
 
 
-def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
-    """The objective of an arm. The arms differ only in the weight of the next-sequence loss."""
-    return settings if arm == "refine" else settings.model_copy(update={"nsp_weight": 0.0})
-
-
 def _identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
     mid = settings.training.mid
-    values = mid.model_dump(mode="json", exclude={"arms", "objective"})
+    values = mid.model_dump(mode="json", exclude=NOT_OF_AN_ARM)
     return {
         "phase": "mid",
         "arm": arm,
         "seed": settings.seed,
-        "settings": {**values, "objective": objective_of(arm, mid.objective).model_dump(mode="json")},
+        "settings": {**values, "objective": mid.objective_of(arm).model_dump(mode="json")},
         "start": model_identity(model, revision),
         "data": data.identity(),
     }
@@ -58,13 +55,15 @@ def _prepare(
     mid = settings.training.mid
     arguments = arguments_of(
         mid,
-        objective_of(arm, mid.objective),
+        mid.objective_of(arm),
         str(output),
         settings.seed,
         settings.training.sharding,
         max_length=mid.length,
         packing=mid.packing,
     )
+    if data.documents("recall").is_file():
+        arguments.metric_for_best_model = "val_loss"  # of two validation sets
     if arm == "none":
         arguments.max_steps = 0
     return arguments, training_data(data, partial(starting_model, model, revision, data))

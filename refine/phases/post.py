@@ -1,6 +1,7 @@
 """Post-training on prompts with answers (docs/method.md, Phases). Its arms share samples and steps on answers: `sft`
 trains by the cross-entropy of the answers alone; before each of these steps `nested_sft` takes next-token steps on the
-batch's prompts, and `nested_refine` takes REFINE steps on them."""
+batch's prompts, `nested_refine` takes REFINE steps, and `nested_focus` steps that weigh the tokens after the positions
+more."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from refine.phases.mid import starting_model
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, model_identity
 from refine.settings import Settings
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.arms import NOT_OF_AN_ARM
 from refine.settings.training import PostSettings
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def plan(
 
     `prompts`, `held_out`: parquet files of prompts (`refine.data.prompts.prompt`). The run validates on all `held_out`
     prompts; without any it does not validate.
-    Raises SettingError: training.post is null. DataError: no prompts, a broken file of prompts, no tokenizer.
-    ModelError: the folder `model` holds no model, or one of another vocabulary.
+    Raises SettingError: training.post is null, or has no such arm. DataError: no prompts, a broken file of prompts, no
+    tokenizer. ModelError: the folder `model` holds no model, or one of another vocabulary.
     """
     post = _settings(settings)
+    post.check_arm(arm)
     if not prompts:
         raise DataError(
             f"no prompts to train on: make {data.folder / 'questions'} with `dvc repro questions`, or name files"
@@ -62,11 +64,6 @@ def _settings(settings: Settings) -> PostSettings:
     return settings.training.post
 
 
-def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
-    """The objective of the steps on prompts."""
-    return settings if arm == "nested_refine" else settings.model_copy(update={"nsp_weight": 0.0})
-
-
 def _identity(
     settings: Settings,
     arm: str,
@@ -77,7 +74,7 @@ def _identity(
     held_out: Sequence[Path],
 ) -> dict[str, Any]:
     post = _settings(settings)
-    values = post.model_dump(mode="json", exclude={"arms", "objective"})
+    values = post.model_dump(mode="json", exclude=NOT_OF_AN_ARM)
     tokenizer = hash_of_files(data.tokenizer / "tokenizer.json")
     hashes = {"tokenizer_hash": tokenizer, "train_hash": hash_of_files(*prompts)}
     if held_out:
@@ -86,7 +83,7 @@ def _identity(
         "phase": "post",
         "arm": arm,
         "seed": settings.seed,
-        "settings": {**values, "objective": objective_of(arm, post.objective).model_dump(mode="json")},
+        "settings": {**values, "objective": post.objective_of(arm).model_dump(mode="json")},
         "start": model_identity(model, revision),
         "data": hashes,
     }
@@ -113,7 +110,7 @@ def _prepare(
     else:
         more["metric_for_best_model"] = "answer_loss"
     arguments = arguments_of(
-        post, objective_of(arm, post.objective), str(output), settings.seed, settings.training.sharding, **more
+        post, post.objective_of(arm), str(output), settings.seed, settings.training.sharding, **more
     )
     return arguments, TrainingData(
         model=partial(starting_model, model, revision, data),

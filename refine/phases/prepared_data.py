@@ -46,12 +46,15 @@ class Prepared:
                 )
 
     def identity(self) -> dict[str, str]:
-        """Hashes of the training documents, the validation documents and the tokenizer."""
-        return {
+        """Hashes of the training documents, the held-out documents that a training validates on, and the tokenizer."""
+        hashes = {
             "train_hash": hash_of_files(self.documents("train")),
             "validation_hash": hash_of_files(self.documents("validation")),
             "tokenizer_hash": hash_of_files(self.tokenizer / "tokenizer.json"),
         }
+        if self.documents("recall").is_file():
+            hashes["recall_hash"] = hash_of_files(self.documents("recall"))
+        return hashes
 
     def vocabulary(self) -> int:
         """Number of the tokenizer's pieces, including added ones."""

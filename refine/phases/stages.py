@@ -130,14 +130,16 @@ class Stages:
         settings = self.settings.training.test_time
         if settings is None:
             raise SettingError("training.test_time is null: test-time training needs its settings")
-        values = settings.model_dump(mode="json", exclude={"arms"})
+        values = settings.model_dump(mode="json", exclude={"arms", "variants"})
+        values["objective"] = settings.objective_of(adapted_by).model_dump(mode="json")
         made_from += [adapted_by, values, self.settings.seed, code_hash(*TRAINING_CODE)]
         return Target(_stage("test_time", adapted_by, hash_of(made_from)), model, adapted_by)
 
     def scored_on(self) -> str:
         """Hash of the documents, prompts and tokenizer of the evaluation."""
         folder = self.data.folder
-        held_out = [path for path in paths.visible_files(folder, "*.parquet") if not path.stem.endswith("train")]
+        own = [path for path in paths.visible_files(folder, "*.parquet") if not path.stem.endswith("train")]
+        held_out = [path for path in own if path != self.data.documents("recall")]
         return hash_of(
             {path.relative_to(folder).as_posix(): hash_of_files(path) for path in (self.data.tokenizer, *held_out)}
         )

@@ -96,9 +96,12 @@ def training_data(data: Prepared, model: Callable[[], PreTrainedModel]) -> Train
     from refine.data.tokenizer import load_tokenizer
     from refine.phases.run import TrainingData
 
+    validation = load_token_sequences(data.documents("validation"))
+    if data.documents("recall").is_file():
+        validation = {"val": validation, "recall": load_token_sequences(data.documents("recall"))}
     return TrainingData(
         model=model,
         train=load_token_sequences(data.documents("train")),
-        validation=load_token_sequences(data.documents("validation")),
+        validation=validation,
         tokenizer=load_tokenizer(data.tokenizer),
     )

@@ -16,7 +16,7 @@ from refine.evaluation.intervals import Estimate, mean_over_strata
 from refine.evaluation.record import Evaluated
 from refine.reports.cells import Cell, Row, mark_best
 from refine.reports.paper_columns import Column, Stratum, columns_of_tables
-from refine.settings.training import ARMS
+from refine.settings.arms import OWN_ARMS
 
 PHASES = ("start", "mid", "post", "test_time")
 BASELINE = "sft"
@@ -68,7 +68,7 @@ def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evalua
     """The evaluations of each phase's arm in the paper's order, by seed. Of several with one seed the last counts."""
     order = sorted(
         {(one.phase, one.arm) for one in evaluated},
-        key=lambda key: (_place(key[0], PHASES), _place(key[1], ARMS.get(key[0], ()))),
+        key=lambda key: (_place(key[0], PHASES), _place(key[1], OWN_ARMS.get(key[0], ()))),
     )
     found = {}
     for phase, arm in order:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from refine.settings.base import LARGEST_SEED, MOST_SAMPLES, MOST_STEPS, MOST_TOKENS, Section
+from refine.settings.prompts import check_tasks
 
 
 class PackageSource(Section):
@@ -30,10 +31,30 @@ class ExercisesSource(Section):
     recitals_share: float = Field(
         0.3, ge=0, le=1, description="share of texts that repeat, so nearly every token is recall; the rest are needles"
     )
+    tasks: tuple[str, ...] = Field(
+        (
+            "niah_single_1",
+            "niah_single_2",
+            "niah_multikey_1",
+            "niah_multikey_2",
+            "niah_multivalue",
+            "niah_multiquery",
+        ),
+        min_length=1,
+        description="RULER tasks of the needle exercises",
+    )
+    characters: tuple[int, int] | None = Field(
+        None,
+        description="length of a needle prompt with its answers, from the first to the second number [characters]; "
+        "null: short ones, of up to 500 words",
+    )
     seed: int = Field(1, ge=0, le=LARGEST_SEED, description="seed of the exercises")
 
     @model_validator(mode="after")
-    def _shares(self) -> ExercisesSource:
+    def _ranges(self) -> ExercisesSource:
+        check_tasks(self.tasks)
+        if self.characters is not None and not 300 <= self.characters[0] <= self.characters[1] <= MOST_TOKENS:
+            raise ValueError(f"characters {list(self.characters)}: expected two rising numbers from 300 on")
         if self.facts_share + self.recitals_share > 1:
             raise ValueError(f"facts_share {self.facts_share} and recitals_share {self.recitals_share} exceed 1")
         return self
@@ -41,6 +62,12 @@ class ExercisesSource(Section):
 
 class _TextColumn(Section):
     """Shared by the sources that are tables of documents."""
+
+    marks_column: str | None = Field(
+        None,
+        description="column of the characters of the text before each place that asks for what the text has told; "
+        "null: no marks",
+    )
 
     text_column: str = Field("text", description="column of the text")
     title_column: str | None = Field(
@@ -83,6 +110,9 @@ class DataSettings(Section):
     train: tuple[Source, ...] = Field(min_length=1, description="training text")
     validation: tuple[Source, ...] = Field(min_length=1, description="held-out text of the same kind")
     second_domain: tuple[Source, ...] = Field(min_length=1, description="held-out text of another kind")
+    recall: tuple[Source, ...] = Field(
+        (), description="held-out text with marks, such as exercises of another seed: its marked_loss measures recall"
+    )
 
 
 class TokenizerSettings(Section):

@@ -16,8 +16,11 @@ class ObjectiveSettings(Section):
     rollout_length: int = Field(5, ge=1, le=MOST_ROLLOUTS, description="k: length of a rollout [tokens]")
     rollouts: int = Field(1, ge=1, le=MOST_ROLLOUTS, description="n: rollouts at each position")
     reward: Literal["cosine", "binary", "hybrid"] = Field("cosine", description="reward to optimise")
-    selection: Literal["entropy", "uniform", "argmax", "argmin"] = Field(
-        "entropy", description="how positions are selected"
+    selection: Literal["entropy", "uniform", "argmax", "argmin", "marked", "recall"] = Field(
+        "entropy", description="how positions are selected; marked: at the document's marks; recall: before repeats"
+    )
+    fallback: Literal["none", "entropy"] = Field(
+        "none", description="positions of a document in which `marked` or `recall` finds none: none, or by entropy"
     )
     selection_temperature: float = Field(
         1.0, gt=0, description="temperature of the softmax over smoothed entropies [nats]"
@@ -33,6 +36,9 @@ class ObjectiveSettings(Section):
         0.2, ge=0, description="λ_RL: weight of the next-sequence loss; 0 is plain next-token training"
     )
     ntp_weight: float = Field(1.0, ge=0, description="λ_SFT: weight of the next-token loss")
+    focus_weight: float = Field(
+        0.0, ge=0, description="weight of the cross-entropy of the k true tokens after each position; 0: none"
+    )
     ratio_clip: float = Field(0.2, gt=0, description="policy ratios are clipped to 1 ± this")
     dual_clip: float = Field(3.0, gt=1, description="bound on the ratio's loss for a negative advantage")
 
@@ -43,6 +49,11 @@ class ObjectiveSettings(Section):
                 "group 'position' compares the rollouts of one position and needs rollouts of 2 or more, "
                 f"not {self.rollouts}: raise rollouts, or use group 'sequence'"
             )
-        if self.nsp_weight == 0 and self.ntp_weight == 0:
-            raise ValueError("nsp_weight and ntp_weight are both 0: nothing would train the model")
+        if self.nsp_weight == self.ntp_weight == self.focus_weight == 0:
+            raise ValueError("nsp_weight, ntp_weight and focus_weight are all 0: nothing would train the model")
         return self
+
+    @property
+    def uses_positions(self) -> bool:
+        """Whether a step selects positions: to start rollouts there, or to weight the tokens after them."""
+        return self.nsp_weight > 0 or self.focus_weight > 0

@@ -21,6 +21,18 @@ NEEDLE_TASKS = (
 )
 
 
+def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """`tasks`. Raises ValueError: RULER has no such needle task, or one is named twice."""
+    for task in tasks:
+        if task not in NEEDLE_TASKS:
+            raise ValueError(
+                f"no needle task {task!r}{nearest(task, NEEDLE_TASKS)}; the tasks are {', '.join(NEEDLE_TASKS)}"
+            )
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"names a task twice: {', '.join(tasks)}")
+    return tasks
+
+
 class NeedlesSettings(Section):
     """RULER needle-in-a-haystack prompts for the experiment's evaluation."""
 
@@ -32,14 +44,7 @@ class NeedlesSettings(Section):
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for task in tasks:
-            if task not in NEEDLE_TASKS:
-                raise ValueError(
-                    f"no needle task {task!r}{nearest(task, NEEDLE_TASKS)}; the tasks are {', '.join(NEEDLE_TASKS)}"
-                )
-        if len(set(tasks)) != len(tasks):
-            raise ValueError(f"names a task twice: {', '.join(tasks)}")
-        return tasks
+        return check_tasks(tasks)
 
     @field_validator("lengths")
     @classmethod

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from refine.settings.arms import Arms
 from refine.settings.base import MOST_ROWS, MOST_STEPS, MOST_TOKENS, Section
 from refine.settings.objective import ObjectiveSettings
 
+BEST = "best"  # of the arms of a phase
 Precision = Literal["float32", "bfloat16"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-MidArm = Literal["none", "sft", "refine"]
-PostArm = Literal["sft", "nested_sft", "nested_refine"]
-TestTimeArm = Literal["none", "sft", "refine"]
-ARMS: dict[str, tuple[str, ...]] = {  # of each phase that has arms
-    "mid": get_args(MidArm),
-    "post": get_args(PostArm),
-    "test_time": get_args(TestTimeArm),
-}
 
 
 class OptimizerSettings(Section):
@@ -80,21 +74,25 @@ class StartSettings(PhaseSettings):
     """Next-token training of a new model, where model.checkpoint is null."""
 
 
-class _Arms(Section):
-    """A phase with several arms."""
+class _Continued(Arms):
+    """A phase whose arms are candidates for the model that the next phase starts from."""
 
-    @field_validator("arms", check_fields=False)
-    @classmethod
-    def _once(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(arms)) != len(arms):
-            raise ValueError(f"names an arm twice: {', '.join(arms)}")
-        return arms
+    continue_with: str
+    best_by: str = Field("val/loss", description="the metric of continue_with `best`, at the end of the training")
+
+    @model_validator(mode="after")
+    def _continues_with_an_arm(self) -> _Continued:
+        if self.continue_with != BEST:
+            self.check_arm(self.continue_with)
+        return self
 
 
-class MidSettings(_Arms, PhaseSettings):
+class MidSettings(_Continued, PhaseSettings):
     """Mid-training on long documents (docs/method.md: Phases)."""
 
-    arms: tuple[MidArm, ...] = Field(get_args(MidArm), min_length=1, description="which arms are trained and compared")
+    arms: tuple[str, ...] = Field(
+        ("none", "sft", "refine"), min_length=1, description="which arms are trained and compared"
+    )
     length: int | None = Field(
         None,
         ge=2,
@@ -105,6 +103,12 @@ class MidSettings(_Arms, PhaseSettings):
     objective: ObjectiveSettings = Field(
         default_factory=lambda: ObjectiveSettings(), description="the REFINE step of arm `refine`"
     )
+    continue_with: str = Field("refine", description="the arm that the next phase starts from, or `best` by best_by")
+
+    @classmethod
+    def phase(cls) -> str:
+        """See Arms."""
+        return "mid"
 
     @model_validator(mode="after")
     def _packs_into_a_length(self) -> MidSettings:
@@ -113,12 +117,12 @@ class MidSettings(_Arms, PhaseSettings):
         return self
 
 
-class PostSettings(_Arms, PhaseSettings):
+class PostSettings(_Continued, PhaseSettings):
     """Post-training on prompts with answers (docs/method.md: Phases). `steps` counts steps on answers. The nested arms
     take `prompt_steps` steps on the prompts before each."""
 
-    arms: tuple[PostArm, ...] = Field(
-        get_args(PostArm), min_length=1, description="which arms are trained and compared"
+    arms: tuple[str, ...] = Field(
+        ("sft", "nested_sft", "nested_refine"), min_length=1, description="which arms are trained and compared"
     )
     prompt_steps: int = Field(
         4,
@@ -137,6 +141,16 @@ class PostSettings(_Arms, PhaseSettings):
         description="the step on prompts of arm `nested_refine`",
     )
 
+    continue_with: str = Field(
+        "nested_refine", description="the arm that test-time training starts from, or `best` by best_by"
+    )
+    best_by: str = Field("val/answer_loss", description="the metric of continue_with `best`")
+
+    @classmethod
+    def phase(cls) -> str:
+        """See Arms."""
+        return "post"
+
     @model_validator(mode="after")
     def _shares(self) -> PostSettings:
         if self.prompt_steps > self.sequences_per_step:
@@ -144,12 +158,12 @@ class PostSettings(_Arms, PhaseSettings):
         return self
 
 
-class TestTimeSettings(_Arms, OptimizerSettings):
+class TestTimeSettings(Arms, OptimizerSettings):
     """Test-time training on each prompt before the model answers it (docs/method.md: Phases)."""
 
     __test__ = False  # pytest takes the name for a test's
 
-    arms: tuple[TestTimeArm, ...] = Field(get_args(TestTimeArm), min_length=1, description="which arms are compared")
+    arms: tuple[str, ...] = Field(("none", "sft", "refine"), min_length=1, description="which arms are compared")
     steps: int = Field(1, ge=1, le=MOST_STEPS, description="optimizer steps on each prompt, by a new AdamW")
     carry_over: bool = Field(
         False, description="never restore the weights, as published; scores then depend on the order of the prompts"
@@ -158,6 +172,11 @@ class TestTimeSettings(_Arms, OptimizerSettings):
         default_factory=lambda: ObjectiveSettings(reward="binary", nsp_weight=0.4),
         description="the REFINE step of arm `refine`",
     )
+
+    @classmethod
+    def phase(cls) -> str:
+        """See Arms."""
+        return "test_time"
 
 
 class CommonTraining(Section):

@@ -1,4 +1,5 @@
-"""Data sets as rows of tokens (columns `tokens`, or `text`, or `prompt` and `answers`), and rows as batches.
+"""Data sets as rows of tokens (columns `tokens` and maybe `marks`, or `text`, or `prompt` and `answers`), and rows as
+batches.
 
 Shapes: B rows of a batch · T tokens of its longest row.
 """
@@ -6,7 +7,7 @@ Shapes: B rows of a batch · T tokens of its longest row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,11 @@ from refine.data.prompts.encoding import encode_with_answer
 from refine.data.token_sequences import token_array
 from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, SettingError
+from refine.settings.base import validated
+from refine.settings.objective import ObjectiveSettings
 from refine.training.arguments import RefineArguments
 from refine.training.order import STAND_IN, NestedStream, Pass, Stream
+from refine.training.pieces import RawRow, alone, checked_marks, cut_into_pieces, packed
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,19 @@ class Row:
     sequence: int  # index in the data set
     documents: tuple[str, ...]  # names for messages: document id, and offset if known
     prompt: int | None = None  # tokens of the prompt, in a row of prompt and answer
+    marks: tuple[int, ...] = ()  # tokens of the row before each place where its text asks for what it has told
     counted: bool = True  # False: the stand-in of a process without a row; no metric counts it
 
 
 class Rows(torch.utils.data.Dataset[Row]):
-    """The rows of a data set. `read(index)` returns a row's tokens, document lengths and document names."""
+    """The rows of a data set. `read(index)` returns a row's tokens, document lengths, document names and marks."""
 
     with_answers = False  # whether each row is a prompt with its answer
     vocabulary: int | None = None  # of the model; tokens outside it are refused
 
-    def __init__(self, count: int, read: Callable[[int], tuple[Any, Sequence[int] | None, tuple[str, ...]]]) -> None:
+    marked = False  # whether the data set has marks
+
+    def __init__(self, count: int, read: Callable[[int], RawRow]) -> None:
         self._count, self._read = count, read
 
     def __len__(self) -> int:
@@ -47,23 +54,25 @@ class Rows(torch.utils.data.Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         real = 0 if index == STAND_IN else index
-        tokens, lengths, documents = self._read(real)
+        tokens, lengths, documents, marks = self._read(real)
         tokens = token_array(tokens, f"row {real} ({', '.join(documents)})", self.vocabulary)
         if tokens.size == 0:
             raise DataError(f"row {real} of the training data ({', '.join(documents)}) has no tokens")
         spans = (len(tokens),) if lengths is None else tuple(int(length) for length in lengths)
         if sum(spans) != len(tokens) or min(spans) < 1:
             raise DataError(f"row {real}: the lengths {list(spans)} do not add up to its {len(tokens)} tokens")
-        return Row(tokens, spans, real, documents, counted=index != STAND_IN)
+        found = checked_marks(marks, spans, f"row {real} ({', '.join(documents)})")
+        return Row(tokens, spans, real, documents, None, found, index != STAND_IN)
 
 
 def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, packing: bool = False) -> Rows:
     """The rows of `data`: a datasets.Dataset, or anything with `len` whose rows, by index, are dicts.
 
     Columns: `tokens` (lists of ints; `lengths` names the documents packed in each row), or `text`, which `tokenizer`
-    turns into tokens; `document` and `offset` name a row in messages. `max_length` [tokens] cuts longer documents
-    into pieces; `packing` fills rows of that length with the pieces of all documents.
-    Raises DataError: no rows, neither column, text without a tokenizer, a streamed data set.
+    turns into tokens; `document` and `offset` name a row in messages; `marks` are places where the text asks for what
+    it has told, as numbers of the row's tokens before them. `max_length` [tokens] cuts longer documents into pieces;
+    `packing` fills rows of that length with the pieces of all documents.
+    Raises DataError: no rows, neither column, text without a tokenizer, marks of a text, a streamed data set.
     """
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
@@ -80,51 +89,27 @@ def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, 
     if packing and max_length is None:
         raise DataError("packing fills rows of max_length tokens: set max_length")
 
-    def read(index: int) -> tuple[Any, Sequence[int] | None, tuple[str, ...]]:
+    if "marks" in columns and "tokens" not in columns:
+        raise DataError("marks count tokens, and the data set has a `text` column: give `tokens` beside `marks`")
+
+    def read(index: int) -> RawRow:
         row = data[index]
         tokens = row["tokens"] if "tokens" in columns else tokenizer(row["text"])["input_ids"]
-        return tokens, row.get("lengths"), (_name(row, index),)
+        return tokens, row.get("lengths"), (_name(row, index),), row.get("marks")
 
     if max_length is None:
-        return Rows(len(data), read)
-    pieces = _pieces((read(index) for index in range(len(data))), max_length)
-    rows = list(_packed(pieces, max_length)) if packing else [(tokens, None, (name,)) for tokens, name in pieces]
-    return Rows(len(rows), rows.__getitem__)
+        rows = Rows(len(data), read)
+    else:
+        pieces = cut_into_pieces((read(index) for index in range(len(data))), max_length)
+        found = list(packed(pieces, max_length)) if packing else [alone(piece) for piece in pieces]
+        rows = Rows(len(found), found.__getitem__)
+    rows.marked = "marks" in columns
+    return rows
 
 
 def _name(row: dict[str, Any], index: int) -> str:
     name = str(row.get("document") or f"row {index}")
     return f"{name}@{row['offset']}" if row.get("offset") is not None else name
-
-
-def _pieces(documents: Iterable[tuple[Any, Any, tuple[str, ...]]], length: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Each document cut into pieces of at most `length` tokens. A packed row yields each of its documents."""
-    for tokens, lengths, (name,) in documents:
-        array = token_array(tokens, name)
-        start = 0
-        for span in lengths or [len(array)]:
-            for offset in range(start, start + span, length):
-                yield array[offset : min(offset + length, start + span)], f"{name}+{offset}" if offset else name
-            start += span
-
-
-def _packed(
-    pieces: Iterable[tuple[np.ndarray, str]], length: int
-) -> Iterator[tuple[np.ndarray, list[int], tuple[str, ...]]]:
-    """Rows of at most `length` tokens, filled with uncut pieces in order."""
-    held: list[tuple[np.ndarray, str]] = []
-    for piece, name in pieces:
-        if held and sum(len(tokens) for tokens, _ in held) + len(piece) > length:
-            yield _row(held)
-            held = []
-        held.append((piece, name))
-    if held:
-        yield _row(held)
-
-
-def _row(held: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
-    pieces, names = zip(*held, strict=True)
-    return np.concatenate(pieces), [len(piece) for piece in pieces], names
 
 
 class Batches(torch.utils.data.Dataset[dict[str, Any]]):
@@ -145,10 +130,11 @@ def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
     "answers" (the answer given the prompt).
 
     Returns `tokens` int64 [B, T], padded on the right with 0; `lengths`, the tokens of each document of each row, or
-    None if every row is one document of T tokens; `prompts`, the tokens of each row's prompt (kind "answers");
-    `sequences`, `documents` and `counted` of the rows; `kind`.
+    None if every row is one document of T tokens; `marks` of each row, or None if no row has any; `prompts`, the tokens
+    of each row's prompt (kind "answers"); `sequences`, `documents` and `counted` of the rows; `kind`.
     """
     texts = [row.tokens[: row.prompt] if kind == "prompts" else row.tokens for row in rows]
+    marks = [[mark for mark in row.marks if mark < len(text)] for text, row in zip(texts, rows, strict=True)]
     lengths = [[len(text)] if kind == "prompts" else list(row.lengths) for text, row in zip(texts, rows, strict=True)]
     longest = max(map(len, texts))
     tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -157,6 +143,7 @@ def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
     return {
         "tokens": tokens,
         "lengths": None if all(row == [longest] for row in lengths) else lengths,
+        "marks": marks if any(marks) else None,
         "prompts": [row.prompt for row in rows] if kind == "answers" else None,
         "sequences": [row.sequence for row in rows],
         "documents": [", ".join(row.documents) for row in rows],
@@ -167,9 +154,10 @@ def collate(rows: Sequence[Row], kind: str = "tokens") -> dict[str, Any]:
 
 class PromptRows(Rows):
     """Rows of `data` with columns `prompt` and `answers` (a list of accepted answers, or one string) and maybe `task`,
-    as in `refine.data.prompts.encoding.encode_with_answer`. `max_length`: tokens of prompt and answer together."""
+    as in `refine.data.prompts.encoding.encode_with_answer`. `max_length`: tokens of prompt and answer together. The
+    mark of a row is where its answer begins."""
 
-    with_answers = True
+    with_answers = marked = True
 
     def __init__(self, data: Any, tokenizer: Any, max_length: int | None) -> None:
         if tokenizer is None:
@@ -189,7 +177,8 @@ class PromptRows(Rows):
         except DataError as error:
             raise DataError(f"row {real}: {error}") from None
         tokens = np.asarray([*prompt, *answer], dtype=np.int64)
-        return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), counted=index != STAND_IN)
+        counted, marks = index != STAND_IN, (len(prompt),) if prompt and answer else ()
+        return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), marks, counted)
 
 
 def rows_of(data: Any, tokenizer: Any, args: RefineArguments, vocabulary: int | None = None) -> Rows:
@@ -218,7 +207,8 @@ def _ruled(tokenizer: Any) -> Any:
 def stream_of(rows: Rows, args: RefineArguments) -> Stream | NestedStream:
     """The order of `rows` for max_steps steps, or for num_train_epochs epochs if max_steps is not given.
 
-    In nested post-training max_steps counts batches: each has prompt_steps steps on prompts and one on answers.
+    In nested post-training max_steps counts batches: each has prompt_steps steps on prompts and one on answers. With
+    selection `marked` the former read the answers too, because the mark is where an answer begins.
     Raises SettingError: prompt_steps without prompts, or more of them than a batch has samples.
     """
     processes = max(args.world_size, 1)
@@ -240,4 +230,6 @@ def stream_of(rows: Rows, args: RefineArguments) -> Stream | NestedStream:
         raise SettingError(
             f"prompt_steps {args.prompt_steps} divides a batch of {per_step} samples: use at most that many"
         )
-    return NestedStream(stream, args.prompt_steps)
+    objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
+    at_answers = objective.uses_positions and objective.selection == "marked"
+    return NestedStream(stream, args.prompt_steps, "tokens" if at_answers else "prompts")

@@ -40,8 +40,10 @@ def pass_loss(
         objective,
         seeds,
         lengths=batch["lengths"],
+        marks=batch["marks"],
         ntp_tokens=max(counts.ntp_tokens, 1),
         rollout_tokens=max(counts.rollout_tokens, 1),
+        focus_tokens=max(counts.focus_tokens, 1),
     )
 
 

@@ -79,10 +79,14 @@ class Stream:
 @dataclass(frozen=True)
 class NestedStream:
     """The order of nested post-training: for each batch of `samples`, `prompt_steps` steps on its prompts, each on an
-    equal share of them, then one step on all its answers (docs/method.md, Phases)."""
+    equal share of them, then one step on all its answers (docs/method.md, Phases).
+
+    first_kind: what the former train of each row, "prompts" or "tokens" (prompt and answer).
+    """
 
     samples: Stream
     prompt_steps: int
+    first_kind: str = "prompts"
 
     @property
     def steps(self) -> int:
@@ -93,13 +97,13 @@ class NestedStream:
         return (batches - 1) * (self.prompt_steps + 1) + self._shares(len(self.samples.taken(batches - 1))) + 1
 
     def step(self, step: int) -> tuple[str, list[int]]:
-        """The kind ("prompts" or "answers") and the rows of optimizer step `step` (from 0)."""
+        """The kind (`first_kind` or "answers") and the rows of optimizer step `step` (from 0)."""
         batch, inner = divmod(step, self.prompt_steps + 1)
         rows = self.samples.taken(batch)
         shares = self._shares(len(rows))
         if inner == shares:
             return "answers", rows
-        return "prompts", rows[inner * len(rows) // shares : (inner + 1) * len(rows) // shares]
+        return self.first_kind, rows[inner * len(rows) // shares : (inner + 1) * len(rows) // shares]
 
     def _shares(self, rows: int) -> int:
         """Steps on the prompts of a batch of `rows` rows: fewer in a small last batch, as each needs a row."""

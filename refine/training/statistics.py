@@ -5,7 +5,7 @@ Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from refine.metric_names import QUANTILES, quantile
-from refine.objective.positions import spans
+from refine.objective.candidates import candidates
+from refine.objective.documents import Documents
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
 from refine.training import reward_histograms
+
+MARKED_TOKENS = 8  # after a mark; their mean cross-entropy is marked_loss: a needle's value, whatever k an arm has
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Counts:
     ntp_tokens: int  # that it predicts
     rollout_tokens: int  # that it samples: c n k per document, fewer in a short one
     answer_tokens: int = 0
+    focus_tokens: int = 0  # true tokens after its positions: c k per document, fewer in a short one
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -34,29 +38,45 @@ class Counts:
             self.ntp_tokens + other.ntp_tokens,
             self.rollout_tokens + other.rollout_tokens,
             self.answer_tokens + other.answer_tokens,
+            self.focus_tokens + other.focus_tokens,
         )
 
-    def lacks_rollouts(self, objective: ObjectiveSettings) -> bool:
-        """Whether `objective` asks for rollouts of a step on texts, but every text is too short for one."""
-        return objective.nsp_weight > 0 and not self.rollout_tokens and not self.answer_tokens
+    def lacks_positions(self, objective: ObjectiveSettings) -> bool:
+        """Whether `objective` selects positions in a step on texts, but no text has one."""
+        return objective.uses_positions and not (self.rollout_tokens or self.focus_tokens or self.answer_tokens)
 
 
 def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Counts:
-    """What one batch contributes to its step's denominators. Without `objective` no rollouts are counted.
+    """What one batch contributes to its step's denominators. Without `objective` no positions are counted.
 
-    This is known before any forward pass: one position is drawn from each chunk that has an admissible one, which
-    depends only on the document's length."""
+    This is known before any forward pass: one position is drawn from each chunk that has an admissible one
+    (`refine.objective.candidates`)."""
     if not batch["counted"]:
         return Counts(0, 0, 0)
     rows, width = batch["tokens"].shape
     lengths = [length for row in batch["lengths"] or [[width]] * rows for length in row]
     if batch["kind"] == "answers":
         return Counts(sum(lengths), 0, 0, sum(lengths) - sum(batch["prompts"]))
-    sampled = 0
-    if objective is not None and objective.nsp_weight > 0:
-        positions = sum(len(spans(length, objective)) for length in lengths)
-        sampled = positions * objective.rollouts * objective.rollout_length
-    return Counts(sum(lengths), sum(length - 1 for length in lengths), sampled)
+    sampled = focused = 0
+    if objective is not None and objective.uses_positions:
+        documents = Documents((rows, width), batch["lengths"], batch["marks"])
+        true_tokens = objective.rollout_length * sum(
+            len(one.spans) for one in candidates(documents, batch["tokens"], objective)
+        )
+        sampled = objective.rollouts * true_tokens if objective.nsp_weight > 0 else 0
+        focused = true_tokens if objective.focus_weight > 0 else 0
+    return Counts(sum(lengths), sum(length - 1 for length in lengths), sampled, focus_tokens=focused)
+
+
+def at_marks(values: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
+    """Of values [B, T], about the token after each: those of the MARKED_TOKENS tokens after each mark, fewer at the end
+    of a document."""
+    if not batch["marks"]:
+        return
+    for document in Documents(batch["tokens"].shape, batch["lengths"], batch["marks"]).all:
+        for mark in document.marks:
+            first, end = document.start + mark - 1, document.start + document.length - 1
+            yield values[document.row, first : min(first + MARKED_TOKENS, end)]
 
 
 class StepStatistics:
@@ -89,7 +109,12 @@ class StepStatistics:
         self._sum("ntp_loss", float(result.ntp_loss))
         self._sum("correct", float(result.ntp_accuracy) * own.ntp_tokens)
         self._sum("entropy", float((result.entropy.detach().float().cpu() * real).sum()))
-        if not bool(result.valid.any()):
+        for cross_entropy in at_marks(result.cross_entropy.detach().float().cpu(), batch):
+            self._sum("marked_loss", float(cross_entropy.sum()))
+            self._sum("marked_tokens", cross_entropy.numel())
+        if result.focus_tokens:
+            self._sum("focus_loss", float(result.focus_loss))
+        if not result.rollout_tokens:
             return
         self._sum("nsp_loss", float(result.nsp_loss))
         valid = result.valid.detach().cpu()  # [B, c]
@@ -137,6 +162,10 @@ class StepStatistics:
         if "answer_loss" in sums:
             found["answer_loss"] = sums["answer_loss"] / steps
             found["answer_accuracy"] = sums["answer_correct"] / max(sums["answer_tokens"], 1)
+        if "marked_tokens" in sums:
+            found["marked_loss"] = sums["marked_loss"] / sums["marked_tokens"]
+        if "focus_loss" in sums:
+            found["focus_loss"] = sums["focus_loss"] / steps
         if "rollouts" in sums:
             found["nsp_loss"] = sums["nsp_loss"] / steps
             found["rollouts"] = sums["rollouts"] / steps

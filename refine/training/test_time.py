@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from refine.errors import TrainingError
 from refine.objective import next_sequence_step
-from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import TestTimeSettings
 from refine.training.order import derived_seed
 
@@ -40,7 +39,7 @@ class Adaptation:
 class TestTimeTrainer:
     """Adapts a model to one prompt after another: an adapter for `refine.evaluation.answers.answer`.
 
-    `arm`: "refine", or "sft" (the same without the next-sequence loss). `seed`: of the run. A prompt's draws depend
+    `arm`: of `settings`; "sft" is "refine" without the next-sequence loss. `seed`: of the run. A prompt's draws depend
     only on it and on the prompt's tokens, so the order of prompts changes nothing. With `settings.carry_over`, weights
     and optimizer carry over from prompt to prompt and are never restored. `adaptations`: one for each prompt.
     """
@@ -49,7 +48,7 @@ class TestTimeTrainer:
 
     def __init__(self, settings: TestTimeSettings, arm: str = "refine", seed: int = 0) -> None:
         self.settings, self.seed = settings, seed
-        self.objective = objective_of(arm, settings.objective)
+        self.objective = settings.objective_of(settings.check_arm(arm))
         self.adaptations: list[Adaptation] = []
         self._model: FastWeightLanguageModel | None = None
         self._kept: list[Tensor] = []
@@ -130,7 +129,7 @@ class TestTimeTrainer:
                 f"test-time training: the loss on a prompt of {prompt.shape[1]} tokens is {loss}: "
                 "lower training.test_time.learning_rate or steps"
             )
-        if bool(result.valid.any()):
+        if result.rollout_tokens:
             done.rewards.append(float(result.rewards[self.objective.reward][result.valid].mean()))
         result.loss.backward()
         for master, weight in zip(self._masters, weights, strict=True):
@@ -142,11 +141,6 @@ class TestTimeTrainer:
         changed = [(w, m) for w, m in zip(weights, self._masters, strict=True) if m is not w]
         if changed:
             _copy([w for w, _ in changed], [m for _, m in changed])
-
-
-def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
-    """The objective of arm "refine" or "sft"."""
-    return settings if arm == "refine" else settings.model_copy(update={"nsp_weight": 0.0})
 
 
 def adapted(

@@ -39,6 +39,7 @@ from refine.training.statistics import Counts, StepStatistics, counts_of
 from refine.training.validation import validate
 
 log = logging.getLogger(__name__)
+OBJECTIVE = "RefineArguments.objective"
 
 
 class RefineTrainer(CompleteCheckpoints, Trainer):
@@ -90,7 +91,8 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
         )
         self.stream = None if self.rows is None else stream_of(self.rows, args)
-        if self.stream is not None:
+        if self.rows is not None and self.stream is not None:
+            step_errors.check_marks(self.rows.marked, validated(ObjectiveSettings, args.objective, OBJECTIVE))
             # Trainer sees one epoch of `steps` batches; each is an optimizer step, which training_step cuts up.
             args.max_steps, args.gradient_accumulation_steps = self.stream.steps, 1
         use_cache = getattr(model.config, "use_cache", None)
@@ -108,7 +110,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             self.model.config.use_cache = use_cache  # Trainer turns it off; checkpoints keep the user's value
         self._replace_progress_callbacks()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
-        self.objective = validated(ObjectiveSettings, args.objective, "RefineArguments.objective")
+        self.objective = validated(ObjectiveSettings, args.objective, OBJECTIVE)
         self._warned = False
         self._start_counting()
 
@@ -157,9 +159,9 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
         self._counts = sum(gathered(own), Counts(0, 0, 0))
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
-        if self._counts.lacks_rollouts(self.objective) and not self._warned and self.args.process_index == 0:
+        if self._counts.lacks_positions(self.objective) and not self._warned and self.args.process_index == 0:
             self._warned = True
-            log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_room_for_rollouts(self.objective))
+            log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_positions(self.objective))
         return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -11,7 +11,7 @@ from refine.errors import DataError
 def test_documents_and_texts_come_in_the_order_of_the_file(parquet):
     names = [f"d{number}" for number in range(40)]
     path = parquet("train", text=[name.upper() for name in names], id=names, title=names)
-    assert list(read_documents(path)) == [(name, name.upper()) for name in names]
+    assert list(read_documents(path)) == [(name, name.upper(), None) for name in names]
     assert list(read_texts(path)) == [name.upper() for name in names]
 
 

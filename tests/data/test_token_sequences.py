@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import starmap
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refine.data.raw_documents import Document
 from refine.data.token_sequences import Counts, cut_into_sequences, load_token_sequences, prepare_token_sequences
 from refine.errors import DataError
 from refine.settings.data import DocumentsSettings
@@ -29,7 +32,7 @@ def raw(tmp_path):
 
 def _sequences(texts, tokenizer, length):
     counts = Counts()
-    return list(cut_into_sequences(texts.items(), tokenizer, length, counts)), counts
+    return list(cut_into_sequences(starmap(Document, texts.items()), tokenizer, length, counts)), counts
 
 
 def test_sequences_put_together_are_the_document(small_tokenizer):

@@ -11,6 +11,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from refine.data.raw_documents import Document
 from refine.data.token_sequences import cut_into_sequences
 from refine.data.tokenizer import by_our_rule, load_tokenizer, mistral_v1, prepare_tokenizer, train_tokenizer
 from refine.errors import DataError
@@ -191,7 +192,8 @@ def test_a_tokenizer_that_cuts_pads_or_begins_otherwise_is_brought_to_the_rule(s
         assert one(text)["input_ids"] == wanted
         assert one.backend_tokenizer.encode_batch_fast([text, "In"], add_special_tokens=False)[0].ids == wanted[1:]
         assert one.backend_tokenizer.truncation is None and one.backend_tokenizer.padding is None
-    (sequence, *_), (reference, *_) = ([*cut_into_sequences([("a", text)], one, 16)] for one in (made, small_tokenizer))
+    document = Document("a", text)
+    (sequence, *_), (reference, *_) = ([*cut_into_sequences([document], one, 16)] for one in (made, small_tokenizer))
     assert sequence == reference
 
 

@@ -327,7 +327,7 @@ def _load_sequences(path: Path) -> None:
 def _raw_documents(path: Path) -> None:
     from refine.data.raw_documents import read_documents
 
-    for name, text in read_documents(path):
+    for name, text, _ in read_documents(path):
         assert isinstance(name, str)
         assert isinstance(text, str)
 

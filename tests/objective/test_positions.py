@@ -7,9 +7,16 @@ import math
 import pytest
 import torch
 
+from refine.objective.candidates import candidates, spans
 from refine.objective.documents import Documents
-from refine.objective.positions import rollout_seeds, select, smooth, spans
+from refine.objective.positions import rollout_seeds, smooth
+from refine.objective.positions import select as select_from
 from refine.settings.objective import ObjectiveSettings
+
+
+def select(entropy, documents, seeds, settings, tokens=None):
+    tokens = torch.zeros(entropy.shape, dtype=torch.int64) if tokens is None else tokens
+    return select_from(entropy, documents, candidates(documents, tokens, settings), seeds, settings)
 
 
 def entropies(rows: int, length: int) -> torch.Tensor:
@@ -20,18 +27,6 @@ def plain_mean(values: list[float], t: int, width: int) -> float:
     """The mean of the real ones among `width` values centred on the t-th (1-based)."""
     around = [values[i - 1] for i in range(t - width // 2, t + width // 2 + 1) if 1 <= i <= len(values)]
     return sum(around) / len(around)
-
-
-@pytest.mark.parametrize("length", [1, 4, 24, 25, 26, 61, 157, 4096])
-@pytest.mark.parametrize("c", [1, 3, 8, 64])
-def test_chunks_hold_admissible_positions_only_and_are_those_of_the_formula(length, c):
-    settings = ObjectiveSettings(positions=c)
-    plain = []
-    for j in range(c):
-        chunk = [t for t in range(length * j // c + 1, length * (j + 1) // c + 1) if 20 <= t <= length - 5]
-        if chunk:
-            plain.append((j, chunk[0], chunk[-1]))
-    assert spans(length, settings) == plain
 
 
 @pytest.mark.parametrize(("k", "width"), [(1, 1), (2, 3), (5, 5), (6, 7)])
@@ -119,3 +114,36 @@ def test_short_sequences_get_fewer_positions_or_none_and_never_one_twice(length)
         assert drawn == sorted(set(drawn)) and all(20 <= t <= length - 5 for t in drawn)
         assert len(drawn) == len(spans(length, settings)) <= max(0, length - 24)
     assert (positions >= 0).any() == (length >= 25)
+
+
+def test_marks_are_drawn_evenly_and_alike():
+    settings = ObjectiveSettings(positions=3, selection="marked", rollout_length=4)
+    rows, marks = 9000, [5, 9, 12, 30, 31, 47, 58]  # 58 leaves 2 tokens of 60
+    documents = Documents((rows, 60), None, [marks] * rows)
+    drawn = select(entropies(1, 60).expand(rows, -1), documents, torch.arange(rows), settings).positions()
+    for column, part in enumerate(([5, 9], [12, 30], [31, 47])):
+        counts = [int((drawn[:, column] == mark).sum()) for mark in part]
+        assert sum(counts) == rows and max(counts) < 0.53 * rows
+
+
+def test_marks_of_packed_documents_are_counted_in_their_row_and_other_documents_fall_back():
+    settings = ObjectiveSettings(positions=2, selection="marked", rollout_length=4, min_prefix=10)
+    shape, lengths, marks = (2, 90), [[50, 40], [90]], [[60, 70, 80], []]
+    for fallback, expected in (("none", [[-1, -1, 60, 70], [-1] * 4]), ("entropy", None)):
+        chosen = settings.model_copy(update={"fallback": fallback, "positions": 2})
+        found = select(entropies(*shape), Documents(shape, lengths, marks), torch.tensor([1, 2]), chosen).positions()
+        assert found[0, 2] == 60 and found[0, 3] in (70, 80)
+        if expected:
+            assert found[0, :2].tolist() == [-1, -1] and found[1].tolist() == [-1] * 4
+        else:
+            assert 10 <= found[0, 0] <= 25 < found[0, 1] <= 46 and (found[1, :2] > 0).all()
+
+
+def test_recall_starts_rollouts_before_repeats_by_entropy():
+    settings = ObjectiveSettings(positions=1, selection="recall", rollout_length=3)
+    tokens = torch.arange(100).repeat(2, 1)
+    tokens[0, 40:50], tokens[0, 80:90] = tokens[0, 10:20], tokens[0, 20:30]
+    entropy = entropies(2, 100)
+    entropy[0, 80:] += 50
+    found = select(entropy, Documents((2, 100), None), torch.tensor([1, 2]), settings, tokens).positions()
+    assert 80 <= found[0, 0] <= 87 and found[1, 0] == -1

@@ -50,6 +50,63 @@ def test_any_micro_batches_give_the_draws_and_the_gradient_of_the_whole_batch(mo
     steps.same_gradients(found, wanted, 2e-5)
 
 
+MARKS = [[3, 50, 51, 90, 140], [40, 66, 100], [], [70], [10, 29, 60, 119]]
+FOCUS = SETTINGS.model_copy(update={"selection": "marked", "focus_weight": 0.5, "rollout_length": 3})
+
+
+@pytest.mark.parametrize("fallback", ["none", "entropy"])
+@pytest.mark.parametrize("nsp_weight", [0.0, 1.0])
+def test_marks_and_focus_divide_into_micro_batches_and_packed_is_alone(model, draw_tokens, steps, fallback, nsp_weight):
+    settings = FOCUS.model_copy(update={"fallback": fallback, "nsp_weight": nsp_weight})
+    tokens = draw_tokens(5, 149)
+    whole, wanted = steps.gradients(model, tokens, settings, SEEDS, lengths=LENGTHS, marks=MARKS)
+    counts = {name: getattr(whole, name) for name in ("ntp_tokens", "rollout_tokens", "focus_tokens")}
+    assert counts["focus_tokens"] == int(whole.valid.sum()) * 3 > 0
+    assert counts["rollout_tokens"] == (counts["focus_tokens"] * 2 if nsp_weight else 0)
+    found, focus = {key: torch.zeros_like(g) for key, g in wanted.items()}, 0.0
+    for b in range(5):
+        width = sum(LENGTHS[b])
+        part, gradients = steps.gradients(
+            model, tokens[b, None, :width], settings, SEEDS[b, None], lengths=[LENGTHS[b]], marks=[MARKS[b]], **counts
+        )
+        assert torch.equal(part.positions[0], whole.positions[b, : part.positions.shape[1]])
+        found, focus = {key: g + gradients[key] for key, g in found.items()}, focus + float(part.focus_loss)
+    assert focus == pytest.approx(float(whole.focus_loss), rel=1e-5)
+    steps.same_gradients(found, wanted, 2e-5)
+
+
+def test_at_marks_the_twin_draws_the_same_and_has_the_same_gradient(model, draw_tokens, steps):
+    (one, wanted), (twin, found) = steps.both(model, draw_tokens(5, 149), FOCUS, SEEDS, lengths=LENGTHS, marks=MARKS)
+    steps.same_draws(one, twin)
+    steps.same_gradients(found, wanted, 2e-5)
+
+
+def test_focus_is_the_mean_cross_entropy_of_the_true_tokens_and_needs_no_rollouts(model, draw_tokens):
+    tokens = draw_tokens(1, 60)
+    settings = FOCUS.model_copy(update={"nsp_weight": 0.0, "ntp_weight": 0.3})
+    result = next_sequence_step(model, tokens, settings, SEEDS[:1], marks=[[20, 22]])
+    log_probs = model.logits(model.read(tokens).hidden[0]).log_softmax(-1).detach()
+    plain = [-float(log_probs[i - 1, tokens[0, i]]) for mark in (20, 22) for i in range(mark, mark + 3)]
+    assert float(result.focus_loss) == pytest.approx(sum(plain) / 6, rel=1e-5)
+    assert float(result.loss) == pytest.approx(0.3 * float(result.ntp_loss) + 0.5 * sum(plain) / 6, rel=1e-5)
+    assert result.positions.tolist() == [[20, 22, -1, -1]] and result.rollouts.shape == (1, 4, 0, 3)
+    every = -log_probs[:-1].gather(1, tokens[0, 1:, None])[:, 0]
+    assert torch.allclose(result.cross_entropy[0, :-1], every, atol=1e-5) and result.cross_entropy[0, -1] == 0
+
+
+def test_focus_falls_at_the_marks_when_it_alone_is_trained(build, draw_tokens):
+    model, tokens = build("gated_deltanet"), draw_tokens(1, 60)
+    settings = FOCUS.model_copy(update={"nsp_weight": 0.0, "ntp_weight": 0.0})
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for step in range(15):
+        result = next_sequence_step(model, tokens, settings, torch.tensor([step]), marks=[[20, 40]])
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        losses.append(float(result.focus_loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 @pytest.mark.parametrize("length", [2, 3, 19, 20, 24, 25, 26, 31])
 def test_sequences_too_short_for_all_chunks_get_fewer_positions_or_the_next_token_loss_alone(
     model, draw_tokens, length

@@ -67,6 +67,7 @@ def test_a_stand_in_is_a_row_that_counts_for_nothing():
         ([], {}, "no rows"),
         ([{"words": "a"}], {}, "columns words: expected `tokens` or `text`"),
         ([{"text": "a"}], {}, "give processing_class"),
+        ([{"text": "a", "marks": [1]}], {"tokenizer": letters}, "marks count tokens"),
         ([{"tokens": [1]}], {"packing": True}, "set max_length"),
         (iter([{"tokens": [1]}]), {}, "streamed"),
     ],

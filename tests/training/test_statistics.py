@@ -11,6 +11,7 @@ from refine.settings.objective import ObjectiveSettings
 from refine.training.dataset import collate, token_rows
 from refine.training.order import STAND_IN
 from refine.training.statistics import Counts, StepStatistics, counts_of
+from refine.training.statistics import at_marks as at_marks_of
 
 OBJECTIVE = ObjectiveSettings(positions=3, rollout_length=3, rollouts=2, min_prefix=4)
 
@@ -30,10 +31,22 @@ def test_counts_follow_from_the_lengths_alone():
     assert counts_of(collate([token_rows([{"tokens": [1, 2]}])[STAND_IN]]), OBJECTIVE) == Counts(0, 0, 0)
 
 
+def test_focus_and_marks_are_counted():
+    rows = [{"tokens": list(range(1, 31)), "marks": marks} for marks in ([4, 8, 29], [])]
+    marked = collate([token_rows(rows)[n] for n in range(2)])
+    at_marks = OBJECTIVE.model_copy(update={"selection": "marked", "focus_weight": 0.1})
+    assert counts_of(marked, at_marks) == Counts(60, 58, 2 * 2 * 3, focus_tokens=2 * 3)
+    assert counts_of(marked, at_marks.model_copy(update={"nsp_weight": 0.0})) == Counts(60, 58, 0, focus_tokens=6)
+    values = torch.arange(60.0).view(2, 30)
+    assert [found.tolist() for found in at_marks_of(values, marked)] == [
+        list(range(3, 11)), list(range(7, 15)), [28.0]
+    ]  # fmt: skip
+
+
 def test_texts_too_short_for_a_rollout_are_noticed():
-    assert counts_of(batch(6), OBJECTIVE).lacks_rollouts(OBJECTIVE)
-    assert not counts_of(batch(30), OBJECTIVE).lacks_rollouts(OBJECTIVE)
-    assert not counts_of(batch(6), OBJECTIVE).lacks_rollouts(OBJECTIVE.model_copy(update={"nsp_weight": 0.0}))
+    assert counts_of(batch(6), OBJECTIVE).lacks_positions(OBJECTIVE)
+    assert not counts_of(batch(30), OBJECTIVE).lacks_positions(OBJECTIVE)
+    assert not counts_of(batch(6), OBJECTIVE).lacks_positions(OBJECTIVE.model_copy(update={"nsp_weight": 0.0}))
 
 
 def test_answers_are_weighted_by_their_tokens_and_losses_add_up():

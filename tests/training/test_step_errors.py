@@ -26,7 +26,7 @@ LONG = ObjectiveSettings(min_prefix=10, rollout_length=5)
         (step_errors.non_finite_loss(AnswerResult(NAN, NAN, 3), ["row 1"]), "(answers) on row 1|learning_rate"),
         (step_errors.non_finite_gradient(float("inf"), ["lear"]), "norm is inf on lear|max_gradient_norm"),
         (step_errors.out_of_memory(torch.zeros(4, 512), 4), "4 sequences of 512 tokens|sequences_per_pass (now 4)"),
-        (step_errors.no_room_for_rollouts(LONG), "the 15 tokens|SFT"),
+        (step_errors.no_positions(LONG), "the 15 tokens|SFT"),
     ],
 )
 def test_every_message_is_one_line_with_what_was_seen_and_what_to_try(message, parts):

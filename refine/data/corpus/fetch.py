@@ -19,14 +19,15 @@ from refine.data.corpus import version
 from refine.data.corpus.sources import RawDocument, read_source
 from refine.errors import DataError
 from refine.paths import visible_files
-from refine.settings.data import DataSettings, ExercisesSource, PackageSource
+from refine.settings.data import DataSettings, ExercisesSource, PackageSource, Source
 from refine.system.files import folder_beside
 from refine.system.leftovers import sweep
 
 # Held-out splits come first, so that a text in both is left out of the training text, not of the held-out text.
-SPLITS = ("validation", "second_domain", "train")
+SPLITS = ("validation", "second_domain", "recall", "train")
 COLUMNS = ("id", "source", "work", "title", "text")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+MARKED = SCHEMA.append(pa.field("marks", pa.list_(pa.int64())))  # of splits whose sources have marks
 ROW_GROUP = 64  # documents written at a time; documents are long
 
 
@@ -132,9 +133,12 @@ def write_splits(
     texts: set[bytes] = set()  # fingerprints
     written = {}
     for split in SPLITS:
+        if not (sources := getattr(settings, split)):
+            continue
         counts = Split()
         chosen = _without_repeats(_documents(settings, split), split, works, texts, counts)
-        _write(_reporting(chosen, split, counts, report_progress), folder / f"{split}.parquet")
+        schema = MARKED if any(map(_has_marks, sources)) else SCHEMA
+        _write(_reporting(chosen, split, counts, report_progress), folder / f"{split}.parquet", schema)
         if not counts.documents:
             raise DataError(
                 f"data.{split}: no document is left: the text of all {counts.left_out} is in an earlier split"
@@ -197,11 +201,15 @@ def _without_repeats(
         yield document
 
 
-def _write(found: Iterator[RawDocument], path: Path) -> None:
+def _has_marks(source: Source) -> bool:
+    return isinstance(source, ExercisesSource) or getattr(source, "marks_column", None) is not None
+
+
+def _write(found: Iterator[RawDocument], path: Path, schema: pa.Schema) -> None:
     """Write a parquet file that holds only the rows: no index, no statistics, no times."""
     compressed = {"compression": "zstd", "compression_level": 9, "use_dictionary": False}
     bare = {"write_statistics": False, "store_schema": False, "version": "2.6"}
-    with pq.ParquetWriter(path, SCHEMA, **compressed, **bare) as writer:
+    with pq.ParquetWriter(path, schema, **compressed, **bare) as writer:
         while group := list(islice(found, ROW_GROUP)):
-            columns = [[getattr(document, name) for document in group] for name in COLUMNS]
-            writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema=SCHEMA))
+            columns = [pa.array([getattr(one, field.name) for one in group], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -18,13 +18,15 @@ from refine.system.quiet import quiet_datasets
 
 @dataclass(frozen=True)
 class RawDocument:
-    """A document as it was read. id: unique over all splits. source: its origin. work: its book; in one split only."""
+    """A document as it was read. id: unique over all splits. source: its origin. work: its book; in one split only.
+    marks: the characters before each place where the text asks for what it has told."""
 
     id: str
     source: str
     work: str
     title: str
     text: str
+    marks: tuple[int, ...] = ()
 
 
 def read_source(source: Source, held: Iterable[str] = ()) -> Iterator[RawDocument]:
@@ -60,15 +62,18 @@ def _exercises(source: ExercisesSource, held: frozenset[str]) -> Iterator[RawDoc
     from refine.data.prompts.recall_exercises import exercises
 
     texts = [work.text for work in packages.works(source.texts) if work.work not in held]
-    for name, text in exercises(texts, source.documents, source.seed, source.facts_share, source.recitals_share):
-        yield RawDocument(f"exercises/{name}", f"exercises in {source.texts}", "exercises", name, text)
+    shares = source.facts_share, source.recitals_share
+    for name, text, marks in exercises(texts, source.documents, source.seed, *shares, source.tasks, source.characters):
+        own = f"exercises of seed {source.seed}"
+        yield RawDocument(f"exercises/{source.seed}/{name}", f"exercises in {source.texts}", own, name, text, marks)
 
 
 def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
     from refine.data import parquet
 
     file_system, files = parquet.find_parquet_files(source.path)
-    wanted = [source.text_column, *([source.title_column] if source.title_column else [])]
+    named = (source.text_column, source.title_column, source.marks_column)
+    wanted = [column for column in named if column is not None]
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for name, file in files.items():
@@ -81,7 +86,8 @@ def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
 
 def _has_columns(place: str, columns: Iterable[str], source: HubSource | ParquetSource) -> None:
     columns = list(columns)
-    for setting, column in (("text_column", source.text_column), ("title_column", source.title_column)):
+    for setting in ("text_column", "title_column", "marks_column"):
+        column = getattr(source, setting)
         if column is not None and column not in columns:
             raise DataError(
                 f"{place}: no column {column!r}{nearest(column, columns)}; it has {', '.join(columns)}: "
@@ -107,7 +113,8 @@ def _selected(
             skipped += 1
             continue
         title = str(row[source.title_column] or name) if source.title_column else name
-        yield RawDocument(name, place, title, title, text)
+        marks = _marks(row[source.marks_column], text, name) if source.marks_column else ()
+        yield RawDocument(name, place, title, title, text, marks)
         taken += 1
         if taken == source.documents:
             return
@@ -115,6 +122,16 @@ def _selected(
         raise DataError(
             f"{place}: none of {seen} rows is taken: min_characters is {source.min_characters}, skip is {source.skip}"
         )
+
+
+def _marks(value: Any, text: str, name: str) -> tuple[int, ...]:
+    """The marks of a row, ascending. Raises DataError: no list of whole numbers, or one without text before or after it."""
+    marks = () if value is None else value
+    if not isinstance(marks, list | tuple) or any(isinstance(m, bool) or not isinstance(m, int) for m in marks):
+        raise DataError(f"{name}: marks are {str(value)[:40]!r}: expected a list of numbers of characters")
+    if outside := [mark for mark in marks if not 0 < mark < len(text)]:
+        raise DataError(f"{name}: mark {outside[0]} lies outside the text of {len(text)} characters")
+    return tuple(sorted(set(marks)))
 
 
 def _hub(source: HubSource) -> Iterator[RawDocument]:

@@ -17,15 +17,19 @@ TEXTS = [f"Sentence {n} of play {play} says a thing or two about the sea. " * 40
 NEEDLE = re.compile(r"special magic numbers? for ([\w.'-]+) is: (\d+)\.")
 
 
+def texts(found) -> dict[str, str]:
+    return {one.id: one.text for one in found}
+
+
 @pytest.fixture(scope="module")
 def made() -> dict[str, str]:
-    return dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2))
+    return texts(exercises(TEXTS, 400, seed=3, recitals_share=0.2))
 
 
 def test_all_kinds_come_and_the_same_arguments_give_the_same_texts(made):
     assert {name.split("/")[0] for name in made} == {"facts", "recital", *NEEDLES}
-    assert dict(exercises(TEXTS, 400, seed=3, recitals_share=0.2)) == made
-    assert dict(exercises(TEXTS, 50, seed=3, recitals_share=0.2)) == dict(list(made.items())[:50])
+    assert texts(exercises(TEXTS, 400, seed=3, recitals_share=0.2)) == made
+    assert texts(exercises(TEXTS, 50, seed=3, recitals_share=0.2)) == dict(list(made.items())[:50])
 
 
 def test_no_key_and_no_value_is_one_that_a_test_can_have(made):
@@ -81,3 +85,23 @@ class _Words:
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [0] * len(text.split())}
+
+
+def test_marks_stand_before_answers_and_repeated_values():
+    for name, text, marks in exercises(TEXTS, 300, seed=3):
+        assert list(marks) == sorted(set(marks)), name
+        told = {text[:mark].count(text[mark : mark + 7]) > 0 for mark in marks}
+        kind = name.split("/")[0]
+        if kind in NEEDLES:
+            assert told == {True} and all(text[mark : mark + 7].isdigit() for mark in marks)
+        elif kind == "facts":
+            answers = [text[mark:].split("\n")[0] for mark in marks]
+            assert all(text[:mark].count(answer) for mark, answer in zip(marks, answers, strict=True)) and answers
+        elif marks:
+            assert told == {True}
+
+
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_1"])
+def test_needle_exercises_have_the_length_that_is_asked_for(task):
+    for _, text, marks in exercises(TEXTS, 20, 1, 0, 0, tasks=(task,), characters=(2500, 3000)):
+        assert 2300 < marks[0] < 3000 < len(text) + 500
