@@ -105,3 +105,13 @@ def test_a_version_carries_its_origin(experiment):
     assert tasks.register.fn(experiment, scored).number == version.number
     best = tasks.champion.fn(experiment, [version], "val/loss")
     assert best.is_champion
+
+
+def test_progress_counts_the_steps_that_a_stage_takes(experiment):
+    post, stages = experiment.settings.training.post, experiment.stages
+    assert post is not None and post.prompt_steps > 0
+    assert tasks._steps(experiment, stages.start()) == experiment.settings.training.start.steps
+    assert tasks._steps(experiment, stages.mid("none", "model")) == 0
+    assert tasks._steps(experiment, stages.post("sft", "model")) == post.steps
+    for arm in ("nested_sft", "nested_refine"):
+        assert tasks._steps(experiment, stages.post(arm, "model")) == post.steps * (post.prompt_steps + 1)
