@@ -62,7 +62,17 @@ def test_after_the_supervisors_death_down_ends_the_runs_that_died_with_it(home):
     state_file().write_text('{"mlflow": "http://127.0.0.1:9"}')
     said: list[str] = []
     assert not up.down(said.append) and status_of(run_id) == "KILLED"
-    assert said == [f"MLflow run {run_id} ended: its process is gone"] and not state_file().exists()
+    assert said[0] == f"MLflow run {run_id} ended: its process is gone" and not state_file().exists()
+    assert said[1:] == ["the services had died; the next `refine up` ends Prefect's runs that died with them"]
+
+
+def test_after_the_supervisors_death_down_leaves_runs_in_a_database_of_their_own_to_the_next_up(home):
+    state_file().parent.mkdir(exist_ok=True)
+    state_file().write_text('{"mlflow": "http://127.0.0.1:9", "mlflow_database": "postgresql+pg8000"}')
+    said: list[str] = []
+    assert not up.down(said.append)
+    assert said == ["the services had died; the next `refine up` ends MLflow's and Prefect's runs that died with them"]
+    assert not (home / "mlflow.db").exists()
 
 
 def test_a_server_that_does_not_answer_is_a_line_and_down_goes_on(home):
@@ -71,6 +81,8 @@ def test_a_server_that_does_not_answer_is_a_line_and_down_goes_on(home):
     assert len(said) == 1 and said[0].startswith(
         "MLflow's runs stay as they are: MLflow server http://127.0.0.1:9 does"
     )
+    last_records.end_flow_runs({"prefect_api": "http://127.0.0.1:9/api"}, said.append)
+    assert len(said) == 2 and said[1].startswith("Prefect's runs stay as they are: ") and "\n" not in said[1]
 
 
 @pytest.mark.slow
