@@ -32,6 +32,7 @@ from refine.services import flow_runs, last_records, prefect_secret, server_data
 from refine.services.supervisord_conf import PROGRAMS, UpOptions
 from refine.system.addresses import basic, reach_directly, request
 from refine.system.files import private_folder, write_private
+from refine.system.leftovers import sweep
 from refine.system.local_services import (
     OWN_DATABASE,
     configuration_file,
@@ -80,6 +81,7 @@ def _up(options: UpOptions, say: Callable[[str], None]) -> dict[str, str]:
         say("the services run already")
         return services_state()
     reach_directly(options.host)
+    sweep(services_folder())
     _check(options)
     addresses = supervisord_conf.addresses(options)
     write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))

@@ -10,9 +10,10 @@ import sys
 import psutil
 import pytest
 
-from refine.errors import ServiceError
+from refine.errors import ServiceError, SettingError
 from refine.services import last_records, up
 from refine.services.prefect_api import answers, free_port
+from refine.system.leftovers import mark
 from refine.system.local_services import services_folder, state_file
 from refine.system.locks import try_hold
 from tests.conftest import wait_for
@@ -53,6 +54,19 @@ def test_while_one_starts_another_says_so_and_ends_nothing(home, monkeypatch):
         up.up(up.UpOptions(free_port(), free_port()))
     assert "\n" not in str(error.value)
     lock.release()
+
+
+def test_what_a_killed_one_left_is_swept_by_the_next(home):
+    services_folder().mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    mark_of_it = mark().replace(str(os.getpid()), str(process.pid))
+    left = services_folder() / f".state.json.{mark_of_it}.unfinished"
+    left.write_text("half")
+    port = free_port()
+    with pytest.raises(SettingError, match="are both"):
+        up.up(up.UpOptions(port, port))
+    assert not left.exists()
 
 
 def test_after_the_supervisors_death_down_ends_the_runs_that_died_with_it(home):
