@@ -79,6 +79,11 @@ def down(yes: bool) -> None:
     runs = up.flow_runs_in_progress()
     for run in runs:
         click.echo(f"{run.name} ({run.state}): {'ends' if run.ends else 'loses its server'}")
-    if runs and not yes and sys.stdin.isatty() and not click.confirm("stop the services?"):
+    if runs and not yes and at_terminal() and not click.confirm("stop the services?"):
         raise ServiceError("nothing was stopped")
     click.echo("stopped" if up.down(click.echo) else "nothing runs")
+
+
+def at_terminal() -> bool:
+    """Whether a person can answer a question."""
+    return sys.stdin.isatty()
