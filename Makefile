@@ -17,9 +17,8 @@ help:            ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
 
 run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 5 minutes on 2 cores)
-	@refine data fetch
-	@dvc repro
-	@refine summary
+	@trap 'echo "stopped; start again to go on from here: make run" >&2; exit 130' INT; \
+		refine data fetch && dvc repro && refine summary
 
 test: $(BIN)/.installed-dev  ## the default tests (less than 10 minutes on 2 cores)
 	@pytest -n 2 --dist loadfile -q
@@ -58,5 +57,11 @@ pins: $(BIN)/.installed-dev  ## write the installed versions to .ci/pins.txt
 	@{ grep '^#' .ci/pins.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .ci/pins.new
 	@mv .ci/pins.new .ci/pins.txt
 
-clean:           ## remove what the pipeline wrote (keeps .venv and data/)
-	@rm -rf prepared runs results mlflow.db mlartifacts
+clean:           ## remove what the pipeline wrote (keeps data/, recorded runs and models; REGISTRY=1: these go too)
+ifdef REGISTRY
+	@test ! -e services/state.json || { echo "error: the services use the registry: stop them first (refine down)"; exit 1; }
+	@rm -rf mlflow.db mlartifacts
+else
+	@test ! -e mlflow.db || echo "mlflow.db and mlartifacts stay, with every recorded run and model (REGISTRY=1 removes them)"
+endif
+	@rm -rf prepared runs results

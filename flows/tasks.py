@@ -124,8 +124,12 @@ def _open_run(experiment: Experiment, stage: Stage, tags: dict[str, str], params
 
 
 def _steps(experiment: Experiment, stage: Stage) -> int:
-    """Optimizer steps of a stage. Arm `none` takes none."""
-    return 0 if stage.arm == "none" else getattr(experiment.settings.training, stage.phase).steps
+    """Optimizer steps of a stage. Arm `none` takes none. A nested arm takes `prompt_steps` on prompts before each on
+    answers."""
+    if stage.arm == "none":
+        return 0
+    phase = getattr(experiment.settings.training, stage.phase)
+    return int(phase.steps * (phase.prompt_steps + 1 if stage.arm.startswith("nested_") else 1))
 
 
 def train_in_own_process(experiment: Experiment, stage: Stage, model: str | None) -> Trained:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from refine.cli import options
+from refine.errors import ServiceError
 
 PORT = click.IntRange(1, 65535)
 
@@ -64,8 +67,23 @@ def worker(pool: str) -> None:
 
 
 @click.command()
-def down() -> None:
-    """Stop exactly what `refine up` started."""
+@click.option("--yes", is_flag=True, help="Do not ask, even if runs are in progress.")
+def down(yes: bool) -> None:
+    """Stop exactly what `refine up` started.
+
+    Runs in progress end: at a terminal, the command names them and asks first. `prefect flow-run retry`, after the next
+    `refine up`, resumes them.
+    """
     from refine.services import up
 
+    runs = up.flow_runs_in_progress()
+    for run in runs:
+        click.echo(f"{run.name} ({run.state}): {'ends' if run.ends else 'loses its server'}")
+    if runs and not yes and at_terminal() and not click.confirm("stop the services?"):
+        raise ServiceError("nothing was stopped")
     click.echo("stopped" if up.down(click.echo) else "nothing runs")
+
+
+def at_terminal() -> bool:
+    """Whether a person can answer a question."""
+    return sys.stdin.isatty()

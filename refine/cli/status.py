@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import click
 
 from refine.errors import ServiceError
+
+DIED = "the services have died with their supervisor; `refine up` starts them and ends the runs that died too"
 
 
 @click.command()
@@ -18,6 +21,8 @@ def status(secret: bool) -> None:
         return
     for line in _services():
         click.echo(line)
+    if _unknown():
+        return
     runs = _running()
     click.echo("\nno run is in progress" if not runs else "\nruns in progress:")
     for line in runs:
@@ -27,7 +32,7 @@ def status(secret: bool) -> None:
 def _services() -> list[str]:
     """A line for each program of `refine up`: name, state, process id, how long it runs, address."""
     from refine.services import up
-    from refine.system.local_services import services_state
+    from refine.system.local_services import services_have_died, services_state
 
     state = services_state()
     lines = []
@@ -37,7 +42,15 @@ def _services() -> list[str]:
         lines.append(f"{program.name:<8} {program.state:<9} {program.pid or '':<8} {since:<12} {where}")
     if lines:
         lines.append("Prefect's page asks for a password: `refine status --secret` prints it")
-    return lines or ["the services do not run; `refine up` starts them"]
+    return lines or [DIED if services_have_died() else "the services do not run; `refine up` starts them"]
+
+
+def _unknown() -> bool:
+    """Whether the runs are in a database of MLflow's own, which only a server of `refine up` reads, and none runs."""
+    from refine.system.local_services import OWN_DATABASE, services_have_died, services_state
+
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return not named and services_have_died() and bool(services_state().get(OWN_DATABASE))
 
 
 def _secret() -> str:

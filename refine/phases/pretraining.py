@@ -23,7 +23,7 @@ from refine.phases import run_folder, start
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared
 from refine.settings import Drill, PretrainingSettings
-from refine.system.files import folder_beside
+from refine.system.files import folder_beside, write_text
 from refine.system.readers import parsed_json, read_json, read_text
 from refine.training.metrics_file import METRICS_FILE
 
@@ -94,7 +94,7 @@ def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], 
     made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     say(f"tokenizer: {len(made)} pieces")
     prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", say)
-    file.write_text(json.dumps(wanted, indent=1, allow_nan=False), encoding="utf-8")
+    write_text(file, json.dumps(wanted, indent=1, allow_nan=False))
     return prepared
 
 

@@ -19,7 +19,7 @@ from refine import paths
 from refine.errors import RefineError, SettingError, reason, without_secrets
 from refine.services.prefect_api import check_answers as check_prefect
 from refine.services.prefect_api import chosen
-from refine.tracking.connection import check_answers, tracking_uri, writable
+from refine.tracking.connection import check_answers, connect, tracking_uri, writable
 
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
@@ -171,6 +171,33 @@ def _mlflow() -> Iterator[Finding]:
         )
 
 
+def _models() -> Iterator[Finding]:
+    """Whether other machines can fetch the models: an experiment that was made without a server keeps its files in a
+    folder of the machine that made it, also after `refine up`."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    uri = tracking_uri()
+    try:
+        if not uri.startswith("http"):
+            return
+        check_answers(uri, patience=2.0)
+        found = connect(uri).search_experiments()
+    except RefineError:  # the check of MLflow tells it
+        return
+    ours = [one for one in found if one.name != "Default"]  # MLflow makes that one
+    bound = {one.name: one.artifact_location for one in ours if one.artifact_location.startswith("file:")}
+    if bound:
+        here = all(Path(url2pathname(urlsplit(place).path)).parent.is_dir() for place in bound.values())
+        yield Finding(
+            "models",
+            "note" if here else "broken",
+            f"experiments made without a server, whose models only the machine that made them can read: "
+            f"{', '.join(sorted(bound))}",
+            "run them under another name (--experiment) while `refine up` runs, so that workers can fetch the models",
+        )
+
+
 def _prefect() -> Iterator[Finding]:
     try:
         api = chosen()
@@ -231,5 +258,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _settings,
     _data,
     _mlflow,
+    _models,
     _prefect,
 )

@@ -27,6 +27,8 @@ TAG = "refine"  # of our deployments' runs; the janitor leaves other runs alone
 GRACE: dict[str, float] = {"RUNNING": 45.0, "CANCELLING": 45.0, "PENDING": 180.0}
 RUNNING = ("RUNNING", "CANCELLING")
 START = 5.0  # seconds within which a flow that starts labels its run
+UNFINISHED = ("PENDING", "RUNNING", "CANCELLING", "SCHEDULED")  # states of the tasks that end with their flow
+LATE = 30.0  # seconds after a flow's end in which Prefect may still record the states of its tasks
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     os.environ.update(api.variables())
     wait_until_ready(api.url, patience=600)
     while True:
-        for end_dead in (end_dead_mlflow_runs, end_dead_flow_runs):
+        for end_dead in (end_dead_mlflow_runs, end_dead_flow_runs, end_tasks_of_ended_flows):
             try:
                 for line in end_dead():
                     print(line, flush=True)
@@ -80,11 +82,36 @@ def end_dead_flow_runs() -> list[str]:
     return [f"Prefect run {one.id} crashed: its process is gone" for one in dead if crash(str(one.id), tuple(GRACE))]
 
 
+def end_tasks_of_ended_flows(now: float | None = None) -> list[str]:
+    """End the tasks of our flows that have ended without them. A worker that sees its flow die sets the flow's state,
+    and leaves its tasks Running."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+
+    unfinished = filters.TaskRunFilterStateType(any_=[StateType(name) for name in UNFINISHED])
+    ended = filters.FlowRunFilterStateType(any_=list(TERMINAL_STATES))
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(
+            flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=ended)),
+            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=unfinished)),
+            limit=200,
+        )
+        flows = [client.read_flow_run(one) for one in {task.flow_run_id for task in found} if one is not None]
+    left = [one for one in flows if is_ours(one) and _seconds_in_state(one, now) > LATE]
+    return [f"Prefect run {one.id} has ended: so have its tasks" for one in left if crash(str(one.id), ())]
+
+
+def is_ours(flow_run: Any) -> bool:
+    """Whether one of our flows has labelled the run, or one of our deployments has made it."""
+    return OWNER in (flow_run.labels or {}) or TAG in flow_run.tags
+
+
 def is_dead(flow_run: Any, pool_type: str | None, now: float | None = None) -> bool:
     """Whether a Prefect run of ours has been in its state for long without a process. pool_type: the type of its work
     pool. In a pool of containers a run may stay Pending for any time."""
     kind = flow_run.state.type.value
-    seconds = (now or time.time()) - flow_run.state.timestamp.timestamp()
+    seconds = _seconds_in_state(flow_run, now)
     labels = flow_run.labels or {}
     if kind not in GRACE or seconds < GRACE[kind]:
         return False
@@ -93,9 +120,10 @@ def is_dead(flow_run: Any, pool_type: str | None, now: float | None = None) -> b
     return not alive(labels, now) if OWNER in labels else TAG in flow_run.tags and pool_type == PROCESSES
 
 
-def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
-    """Set a flow run that is in one of `states`, and its running task runs, to Crashed, unless a living process owns
-    it. Returns whether anything was set. (A worker that sees its flow die reports the flow, but not its tasks.)"""
+def crash(flow_run: str, states: Sequence[str] = RUNNING, start: float = START) -> bool:
+    """Set a flow run that is in one of `states`, and its unfinished task runs, to Crashed, unless a living process owns
+    it or may have begun it in the last `start` seconds. Returns whether anything was set. (A worker that sees its flow
+    die reports the flow, but not its tasks.)"""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.exceptions import ObjectNotFound
@@ -106,11 +134,11 @@ def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
             found = client.read_flow_run(UUID(flow_run))
         except ObjectNotFound:  # recorded by another server
             return False
-        if _has_process(found):
+        if _has_process(found, start=start):
             return False
         state: Any = Crashed(message="its process is gone")
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[found.id]))
-        dead = [one for one in client.read_task_runs(flow_run_filter=chosen) if _is_in(RUNNING, one)]
+        dead = [one for one in client.read_task_runs(flow_run_filter=chosen) if _is_in(UNFINISHED, one)]
         for task_run in dead:
             client.set_task_run_state(task_run.id, state, force=True)
         if _is_in(states, found):
@@ -118,10 +146,14 @@ def crash(flow_run: str, states: Sequence[str] = RUNNING) -> bool:
     return bool(dead) or _is_in(states, found)
 
 
-def _has_process(flow_run: Any, now: float | None = None) -> bool:
+def _has_process(flow_run: Any, now: float | None = None, start: float = START) -> bool:
     """Whether a living process owns the run, or a process that has just started may be about to label it."""
-    just_now = (now or time.time()) - flow_run.state.timestamp.timestamp() < START
+    just_now = _seconds_in_state(flow_run, now) < start
     return (OWNER in flow_run.labels and alive(flow_run.labels, now)) or (just_now and _is_in(RUNNING, flow_run))
+
+
+def _seconds_in_state(flow_run: Any, now: float | None = None) -> float:
+    return float((now or time.time()) - flow_run.state.timestamp.timestamp())
 
 
 def _is_in(states: Sequence[str], run: Any) -> bool:

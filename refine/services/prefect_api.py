@@ -95,6 +95,14 @@ def prefect_api() -> Iterator[str]:
         _stop(server)
 
 
+@contextlib.contextmanager
+def using(api: Api) -> Iterator[None]:
+    """For the block, Prefect's clients of this process use `api`."""
+    environment.prepare(quiet=True)
+    with _set(api.variables()):
+        yield
+
+
 def wait_until_ready(url: str, patience: float = START) -> None:
     """Wait until the API at `url` answers. Raises ServiceError after `patience` seconds."""
     deadline = time.monotonic() + patience

@@ -28,11 +28,13 @@ import psutil
 
 from refine import paths
 from refine.errors import ServiceError, SettingError, reason
-from refine.services import last_records, prefect_secret, server_databases, supervisord_conf
+from refine.services import flow_runs, last_records, prefect_secret, server_databases, supervisord_conf
 from refine.services.supervisord_conf import PROGRAMS, UpOptions
 from refine.system.addresses import basic, reach_directly, request
 from refine.system.files import private_folder, write_private
+from refine.system.leftovers import sweep
 from refine.system.local_services import (
+    OWN_DATABASE,
     configuration_file,
     services_folder,
     services_state,
@@ -79,11 +81,14 @@ def _up(options: UpOptions, say: Callable[[str], None]) -> dict[str, str]:
         say("the services run already")
         return services_state()
     reach_directly(options.host)
+    sweep(services_folder())
     _check(options)
     addresses = supervisord_conf.addresses(options)
     write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))
     try:
-        write_private(state_file(), json.dumps({**addresses, "pool": options.pool}))
+        database = (options.mlflow_database or "").partition(":")[0]
+        state = {**addresses, "pool": options.pool, OWN_DATABASE: database}
+        write_private(state_file(), json.dumps(state))
         _start_supervisor()
         _wait(addresses, options.pool, say)
     except BaseException:
@@ -107,17 +112,31 @@ def _check(options: UpOptions) -> None:
 
 
 def down(say: Callable[[str], None] = lambda line: None) -> bool:
-    """Stop the worker, end its runs in MLflow, then stop the supervisor and everything it started. If the supervisor is
-    dead, end the runs that died with it. Returns whether the supervisor ran. `say` gets a line for each run.
+    """Stop the worker, end its runs in MLflow and Prefect, then stop the supervisor and everything it started. If the
+    supervisor is dead, end the runs that died with it, as far as that is possible without the servers. Returns whether
+    the supervisor ran. `say` gets a line for each run.
     """
-    left = state_file().exists()
+    left, services = state_file().exists(), services_state()
     if supervisor_runs():
         _stop_worker()
-        last_records.end_runs(services_state().get("mlflow"), say)
+        last_records.end_runs(services.get("mlflow"), say)
+        last_records.end_flow_runs(services, say)
     ran = _stop()
     if left and not ran:
-        last_records.end_runs(None, say)
+        last_records.end_runs_left(services, say)
     return ran
+
+
+def flow_runs_in_progress() -> list[flow_runs.FlowRun]:
+    """The Prefect runs that `down` ends or leaves without a server. Empty if the services do not run, or if Prefect's
+    server does not answer."""
+    worker = next((one.pid for one in programs() if one.name == "worker" and one.pid), None)
+    if worker is None:
+        return []
+    try:
+        return flow_runs.in_progress(services_state(), worker)
+    except Exception:  # Prefect's client raises its own; `down` goes on, and says it
+        return []
 
 
 def _stop_worker() -> None:

@@ -10,6 +10,8 @@ from refine import paths
 from refine.errors import DataError
 from refine.system.readers import read_json
 
+OWN_DATABASE = "mlflow_database"  # in the state: the kind of MLflow's database; empty if it is SQLite in $REFINE_HOME
+
 
 def services_folder() -> Path:
     """The folder of the services' configuration, state, logs and Prefect's database."""
@@ -22,8 +24,8 @@ def state_file() -> Path:
 
 
 def services_state() -> dict[str, str]:
-    """What `refine up` started: the addresses prefect, prefect_api and mlflow, and the worker's pool. Empty if it
-    started nothing."""
+    """What `refine up` started: the addresses prefect, prefect_api and mlflow, the worker's pool, and OWN_DATABASE.
+    Empty if it started nothing."""
     try:
         return {name: str(value) for name, value in read_json(state_file(), "the services' addresses").items()}
     except DataError:
@@ -38,6 +40,11 @@ def configuration_file() -> Path:
 def supervisor_runs() -> bool:
     """Whether the supervisor of this $REFINE_HOME runs."""
     return supervisor_pid() is not None
+
+
+def services_have_died() -> bool:
+    """Whether `refine up` started services here that ended without `refine down`."""
+    return state_file().exists() and not supervisor_runs()
 
 
 def supervisor_pid() -> int | None:

@@ -32,18 +32,19 @@ class Locked(Exception):
 def try_hold(path: Path, name: str) -> FileLock | None:
     """Take the lock at `path` under `name`, or return None if another process holds it. `release()` frees it.
 
-    Raises SettingError: the files cannot be opened, or one of them is a link.
+    Raises SettingError: the files cannot be opened, one of them is a link, or their file system has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from None
-    lock = FileLock(path, thread_local=False)
+    # Not the package's substitute for file systems without locks: what a killed process leaves there looks held.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise _unusable(path, error) from None
     try:
         with os.fdopen(open_without_following(_holder_file(path), WRITE), "w", encoding="utf-8") as file:
@@ -96,7 +97,9 @@ def stage_lock(folder: Path, name: str, say: Callable[[str], None]) -> contextli
     return hold(path, name, waiting=lambda _: say(f"{name}: another run is doing this stage; waiting for its result"))
 
 
-def _unusable(path: Path, error: OSError) -> SettingError:
+def _unusable(path: Path, error: OSError | NotImplementedError) -> SettingError:
+    if not isinstance(error, OSError) or error.errno == errno.ENOSYS:
+        return SettingError(f"{path}: this file system has no locks (flock); put the folder on another one")
     why = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
     return SettingError(f"{path}: cannot be used as a lock ({why}); remove it, or make its folder writable")
 

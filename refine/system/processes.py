@@ -9,6 +9,7 @@ SIGKILL leaves a process behind.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import os
 import signal
@@ -18,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -78,7 +80,9 @@ def run_in_own_process(
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
     tail: deque[str] = deque(maxlen=TAIL)
-    reader = threading.Thread(target=_relay, args=(guard, tail, echo), daemon=True)
+    # `echo` sees the context of this thread: Prefect's log of a run hangs on it.
+    relay = partial(contextvars.copy_context().run, _relay, guard, tail, echo)
+    reader = threading.Thread(target=relay, daemon=True)
     reader.start()
     try:
         code = guard.wait()

@@ -10,6 +10,7 @@ import contextlib
 import os
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from refine import paths
 from refine.errors import ServiceError, reason, without_secrets
 from refine.system.addresses import basic, host_of, http_address, reach_directly, request
-from refine.system.files import why_not_writable
+from refine.system.files import flush, why_not_writable
+from refine.system.leftovers import hidden, sweep
 from refine.system.local_services import services_state, supervisor_runs
 from refine.tracking import outbox
 
@@ -68,9 +70,9 @@ def connect(uri: str | None = None) -> MlflowClient:
     mlflow = _mlflow()
     _use(mlflow, uri)
     try:
-        with made_without_syncing(uri):
-            client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
+        _make_database(uri)
+        client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store, driver or server raise
         raise ServiceError(
             f"MLflow at {without_secrets(uri)} cannot be used: {_reason(error, uri)}{_advice()}"
@@ -136,6 +138,36 @@ def made_without_syncing(uri: str) -> Iterator[None]:
         for connection in opened:
             with contextlib.suppress(Exception):  # a connection may be closed
                 connection.execute("PRAGMA synchronous = FULL")
+
+
+def _make_database(uri: str) -> None:
+    """If `uri` is a SQLite file that does not exist: make it, with MLflow's tables, completely or not at all. MLflow
+    cannot go on with a half-made one, which a kill or a full disk leaves."""
+    if not uri.startswith(SQLITE_PREFIX) or (file := sqlite_file(uri)).exists():
+        return
+    beside = hidden(file, f"{uuid.uuid4().hex[:8]}.unfinished")  # MLflow keeps connections to each name it was given
+    journal = beside.with_name(f"{beside.name}-journal")
+    sweep(file.parent, f".{file.name}.*.unfinished-journal", only=file.name)
+    made = f"{SQLITE_PREFIX}{beside}"
+    try:
+        with made_without_syncing(made):
+            _mlflow().MlflowClient(tracking_uri=made, registry_uri=made).search_experiments(max_results=1)
+        flush(beside)
+        _put_in_place(beside, file)
+    finally:
+        for left in (beside, journal):
+            left.unlink(missing_ok=True)
+
+
+def _put_in_place(made: Path, file: Path) -> None:
+    """Give `made` the name `file`, unless another process was first: a rename would replace that one's records."""
+    try:
+        os.link(made, file)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not file.exists():
+            made.rename(file)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

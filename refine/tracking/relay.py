@@ -82,6 +82,10 @@ class Relay:
         patience = self.patience if kind is None else min(self.patience, AFTER_FAILURE)
         try:
             trouble = self.thread.drain(patience)
+        except Exception:  # of `seen`; it would hide the error of the block
+            if kind is None:
+                raise
+            return
         finally:
             self.reader.close()
         if trouble is not None and kind is None:

@@ -22,7 +22,7 @@ class SendingThread:
     """Every `every` seconds, takes the new rows from `source` and sends them to the run.
 
     source: returns the rows since its last call. Rows that MLflow does not take go to `waiting`, and are sent again at
-    the next turn. The thread raises nothing: `drain` returns the reason.
+    the next turn: `drain` returns the reason. An error of `source` ends the thread, and `drain` raises it.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, source: Callable[[], Rows], every: float) -> None:
@@ -30,6 +30,7 @@ class SendingThread:
         self.waiting: Rows = []
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def start(self) -> None:
         """Start the thread. After `drain` it can be started again."""
@@ -40,20 +41,27 @@ class SendingThread:
     def drain(self, patience: float) -> str | None:
         """Stop the thread and send the rest, trying for up to `patience` seconds.
 
-        Returns None if MLflow has every row; otherwise why it did not take those in `waiting`.
+        Returns None if MLflow has every row; otherwise why it did not take those in `waiting`. Raises what `source`
+        raised, here or in the thread.
         """
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         deadline = time.monotonic() + patience
         while (trouble := self._turn()) is not None and time.monotonic() < deadline:
             time.sleep(min(self.every, 1.0))
         return trouble
 
     def _follow(self) -> None:
-        while not self._stopped.wait(self.every):
-            self._turn()
+        try:
+            while not self._stopped.wait(self.every):
+                self._turn()
+        except Exception as error:  # nobody sees an exception of a thread
+            self._error = error
 
     def _turn(self) -> str | None:
         """Take the new rows and send all that wait. Returns why MLflow did not take them, or None."""

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from refine.cli.main import cli
 from refine.services import diagnosis
+from refine.tracking.connection import connect, experiment_id
 
 
 @pytest.fixture
@@ -76,6 +77,25 @@ def test_missing_packages_an_unwritable_home_and_impossible_kernels_are_broken(d
     code, found = doctor()
     assert code == 1 and "no-such-package" in found["packages"]
     assert found["home"].startswith("BROKEN") and found["kernels"].startswith("BROKEN REFINE_KERNELS is 'cuda'")
+
+
+def test_experiments_whose_models_stay_on_one_machine_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = connect()
+    assert list(diagnosis._models()) == [], "no server is in use"
+    for name in ("check_answers", "connect"):
+        monkeypatch.setattr(diagnosis, name, lambda *_, **__: client)
+    monkeypatch.setattr(diagnosis, "tracking_uri", lambda: "http://server:5000")
+    client.create_experiment("served", artifact_location="mlflow-artifacts:/1")
+    assert list(diagnosis._models()) == []
+    experiment_id(client, "sample")
+    (tmp_path / "mlartifacts").mkdir(exist_ok=True)
+    (found,) = diagnosis._models()
+    assert found.status == "note" and found.found.endswith("can read: sample") and "--experiment" in found.advice
+    client.create_experiment("elsewhere", artifact_location="file:///none/of/this/machine")
+    (found,) = diagnosis._models()
+    assert found.status == "broken" and found.found.endswith("can read: elsewhere, sample")
 
 
 def test_a_check_that_fails_is_a_finding_and_no_traceback(doctor, monkeypatch):

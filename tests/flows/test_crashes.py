@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from refine.services import prefect_secret
+from refine.services.prefect_api import free_port
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.slow
@@ -31,7 +33,6 @@ deployments:
 def deployed(plan, workplace, checkout, monkeypatch):
     """Services, and the experiment deployed with scripted training."""
     from refine.services import up
-    from refine.services.prefect_api import free_port
 
     (workplace / "deployed.py").write_text(
         "import sys\n"
@@ -121,6 +122,8 @@ def test_a_killed_flow_ends_is_marked_crashed_and_resumes(deployed, plan, calls,
     if len(killed) > 1:  # as `refine status` does, before the janitor comes
         end_dead_runs(client)
     assert wait_for(lambda: deployed.states(run_id)[0] == "CRASHED", TWO_MINUTES), deployed.states(run_id)
+    unfinished = {"RUNNING", "PENDING", "SCHEDULED"}
+    assert wait_for(lambda: not unfinished & set(deployed.states(run_id)[1]), TWO_MINUTES), deployed.states(run_id)
     experiments = [one.experiment_id for one in client.search_experiments()]
     assert wait_for(lambda: not client.search_runs(experiments, "attributes.status = 'RUNNING'"), TWO_MINUTES)
     deployed.prefect("flow-run", "retry", run_id)
@@ -129,3 +132,20 @@ def test_a_killed_flow_ends_is_marked_crashed_and_resumes(deployed, plan, calls,
     assert "RUNNING" not in deployed.states(run_id)[1]
     finished = client.search_runs(experiments, "attributes.status = 'FINISHED'")
     assert len(finished) == 8, "a run is missing or exists twice"
+
+
+def test_down_ends_the_runs_in_prefect_too(deployed, plan, calls, workplace):
+    from refine.services import up
+
+    plan({"mid none": ["sleep"]})
+    run_id = deployed.start()
+    assert wait_for(lambda: calls()[-1:] == ["mid none"], 180), calls()
+    (shown,) = up.flow_runs_in_progress()
+    assert shown.id == run_id and shown.ends and shown.state == "Running"
+    said: list[str] = []
+    assert up.down(said.append)
+    assert f"Prefect run {shown.name} ended: its process is gone" in said, said
+    address = urlsplit(deployed.environment["PREFECT_API_URL"])
+    up.up(up.UpOptions(prefect_port=address.port or 0, mlflow_port=free_port()))  # the server alone can tell
+    flow, tasks = deployed.states(run_id)
+    assert flow == "CRASHED" and sorted(tasks) == ["COMPLETED", "CRASHED"]

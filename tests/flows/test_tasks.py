@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows import tasks
 from flows.experiment import open_experiment
 from refine.errors import DataError
+from refine.phases.stages import Stage
+from refine.settings import load
 from refine.system.processes import ProcessFailed
 
 
@@ -105,3 +108,16 @@ def test_a_version_carries_its_origin(experiment):
     assert tasks.register.fn(experiment, scored).number == version.number
     best = tasks.champion.fn(experiment, [version], "val/loss")
     assert best.is_champion
+
+
+def test_progress_counts_the_steps_that_a_stage_takes(checkout):
+    settings = load(checkout / "params.yaml")
+    post = settings.training.post
+    assert post is not None and post.prompt_steps > 0
+
+    def steps(phase: str, arm: str) -> int:
+        return tasks._steps(SimpleNamespace(settings=settings), Stage(phase, arm, "key", "folder"))
+
+    assert steps("mid", "none") == 0 and steps("mid", "refine") == settings.training.mid.steps
+    assert steps("post", "sft") == post.steps
+    assert steps("post", "nested_sft") == steps("post", "nested_refine") == post.steps * (post.prompt_steps + 1)

@@ -10,9 +10,10 @@ import sys
 import psutil
 import pytest
 
-from refine.errors import ServiceError
+from refine.errors import ServiceError, SettingError
 from refine.services import last_records, up
 from refine.services.prefect_api import answers, free_port
+from refine.system.leftovers import mark
 from refine.system.local_services import services_folder, state_file
 from refine.system.locks import try_hold
 from tests.conftest import wait_for
@@ -55,6 +56,19 @@ def test_while_one_starts_another_says_so_and_ends_nothing(home, monkeypatch):
     lock.release()
 
 
+def test_what_a_killed_one_left_is_swept_by_the_next(home):
+    services_folder().mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    mark_of_it = mark().replace(str(os.getpid()), str(process.pid))
+    left = services_folder() / f".state.json.{mark_of_it}.unfinished"
+    left.write_text("half")
+    port = free_port()
+    with pytest.raises(SettingError, match="are both"):
+        up.up(up.UpOptions(port, port))
+    assert not left.exists()
+
+
 def test_after_the_supervisors_death_down_ends_the_runs_that_died_with_it(home):
     run_id = run_of_a_killed_process()
     assert status_of(run_id) == "RUNNING"
@@ -62,7 +76,17 @@ def test_after_the_supervisors_death_down_ends_the_runs_that_died_with_it(home):
     state_file().write_text('{"mlflow": "http://127.0.0.1:9"}')
     said: list[str] = []
     assert not up.down(said.append) and status_of(run_id) == "KILLED"
-    assert said == [f"MLflow run {run_id} ended: its process is gone"] and not state_file().exists()
+    assert said[0] == f"MLflow run {run_id} ended: its process is gone" and not state_file().exists()
+    assert said[1:] == ["the services had died; the next `refine up` ends Prefect's runs that died with them"]
+
+
+def test_after_the_supervisors_death_down_leaves_runs_in_a_database_of_their_own_to_the_next_up(home):
+    state_file().parent.mkdir(exist_ok=True)
+    state_file().write_text('{"mlflow": "http://127.0.0.1:9", "mlflow_database": "postgresql+pg8000"}')
+    said: list[str] = []
+    assert not up.down(said.append)
+    assert said == ["the services had died; the next `refine up` ends MLflow's and Prefect's runs that died with them"]
+    assert not (home / "mlflow.db").exists()
 
 
 def test_a_server_that_does_not_answer_is_a_line_and_down_goes_on(home):
@@ -71,6 +95,8 @@ def test_a_server_that_does_not_answer_is_a_line_and_down_goes_on(home):
     assert len(said) == 1 and said[0].startswith(
         "MLflow's runs stay as they are: MLflow server http://127.0.0.1:9 does"
     )
+    last_records.end_flow_runs({"prefect_api": "http://127.0.0.1:9/api"}, said.append)
+    assert len(said) == 2 and said[1].startswith("Prefect's runs stay as they are: ") and "\n" not in said[1]
 
 
 @pytest.mark.slow

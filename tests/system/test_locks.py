@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from refine.errors import SettingError
 from refine.system.locks import Locked, hold, holder, stage_lock, try_hold
 from tests.conftest import wait_for
 
@@ -70,3 +73,17 @@ def test_two_runs_that_need_one_stage_take_turns(tmp_path):
     assert order == ["another stage", "first", "second"] and said == [
         "start: another run is doing this stage; waiting for its result"
     ]
+
+
+def test_a_file_system_without_locks_is_refused_and_nothing_is_left_there(tmp_path, monkeypatch):
+    def without_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    for _ in range(2):
+        with pytest.raises(SettingError, match=r"deep/lock: this file system has no locks"):
+            try_hold(tmp_path / "deep" / "lock", "the first")
+    monkeypatch.undo()
+    lock = try_hold(tmp_path / "deep" / "lock", "the first")
+    assert lock is not None
+    lock.release()

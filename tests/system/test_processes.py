@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import subprocess
@@ -55,6 +56,14 @@ def start_parent(tmp_path: Path) -> tuple[subprocess.Popen, list[int]]:
 
 def guard_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_each_line_is_told_in_the_context_of_the_caller():
+    run = contextvars.ContextVar("run", default="none")
+    run.set("mid refine")
+    told: list[tuple[str, str]] = []
+    run_in_own_process([sys.executable, "-c", "print('step 1')"], echo=lambda line: told.append((run.get(), line)))
+    assert told == [("mid refine", "step 1")]
 
 
 def test_output_is_relayed_and_its_last_lines_are_returned():

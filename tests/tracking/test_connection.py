@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from sqlalchemy import create_engine, text
 from refine.errors import ServiceError
 from refine.system.local_services import configuration_file, state_file
 from refine.system.quiet import MLFLOW_BARS, no_download_bars
+from refine.tracking import connection
 from refine.tracking.connection import (
     artifact_root,
     connect,
@@ -26,6 +29,7 @@ from refine.tracking.connection import (
     sqlite_file,
     tracking_uri,
 )
+from tests.conftest import wait_for
 
 
 @pytest.fixture
@@ -183,6 +187,44 @@ def test_only_a_new_database_is_made_without_waiting_for_the_disk(tmp_path):
     assert synchronous(create_engine(engine.url)) == FULL, "later connections wait for the disk"
     with made_without_syncing(uri):
         assert synchronous(create_engine(engine.url)) == FULL, "the file exists"
+
+
+MAKES_IT = "from refine.tracking.connection import connect; connect()"
+
+
+def test_a_database_that_was_being_made_in_a_killed_process_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    process = subprocess.Popen([sys.executable, "-c", MAKES_IT])
+    assert wait_for(lambda: any(one.stat().st_size for one in tmp_path.glob(".mlflow.db.*.unfinished")), 60)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists() and list(tmp_path.iterdir())
+    assert experiment_id(connect(), "sample")
+    assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_full_disk_leaves_no_half_made_database(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))  # no file may be larger: MLflow's is
+        with pytest.raises(ServiceError, match=r"mlflow\.db cannot be used: .*check \$REFINE_HOME"):
+            connect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+    assert experiment_id(connect(), "sample")
+
+
+def test_the_database_of_another_process_is_not_replaced(tmp_path):
+    (tmp_path / "made").write_text("mine")
+    (tmp_path / "mlflow.db").write_text("another's")
+    connection._put_in_place(tmp_path / "made", tmp_path / "mlflow.db")
+    assert (tmp_path / "mlflow.db").read_text() == "another's"
 
 
 def test_other_databases_are_left_alone():

@@ -6,6 +6,7 @@ import pytest
 
 from refine.tracking.run import open_run
 from refine.tracking.sending_thread import SendingThread
+from tests.conftest import wait_for
 
 
 @pytest.fixture
@@ -58,3 +59,20 @@ def test_what_mlflow_does_not_take_waits_and_drain_says_why(client, run, rows, t
         assert thread.drain(patience=0.1) == "connection refused"
     assert thread.waiting == [(1, {"train/loss": 3.0})]
     assert thread.drain(patience=10.0) is None and steps(client, run) == [1]
+
+
+def test_an_error_of_the_source_is_raised_by_drain_once(client, run):
+    called: list[int] = []
+
+    def source() -> list:
+        called.append(1)
+        if len(called) == 1:
+            raise KeyError("a fault of the source")
+        return []
+
+    thread = SendingThread(client, run.run_id, source, every=0.05)
+    thread.start()
+    assert wait_for(lambda: called and not thread._thread.is_alive())
+    with pytest.raises(KeyError, match="a fault of the source"):
+        thread.drain(patience=1.0)
+    assert thread.drain(patience=1.0) is None
