@@ -151,6 +151,21 @@ def test_resuming_with_other_data_or_another_size_of_a_step_is_refused(tiny_mode
             other.train(resume_from_checkpoint=True)
 
 
+def test_a_named_checkpoint_that_is_damaged_is_refused(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=1, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    folder = trainer.output / "checkpoint-1"
+    state = folder / "trainer_state.json"
+    state.write_text(state.read_text().replace('"max_steps": 1', '"max_steps": 2'))
+    with pytest.raises(TrainingError, match=r"damaged \(.*trainer_state\.json has other bytes than"):
+        trainer.train(str(folder))
+    (folder / checkpoints.MANIFEST).unlink()
+    for text, said in (("{", "not valid JSON"), ("{}", "global_step is None"), ("[]", "mapping of names")):
+        state.write_text(text)
+        with pytest.raises(TrainingError, match=rf"trainer_state\.json: .*{said}"):
+            trainer.train(str(folder))
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("it was unpickled",))
@@ -160,6 +175,7 @@ def test_a_checkpoint_with_pickles_is_refused_and_never_unpickled(tiny_model, ar
     trainer = RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows)
     trainer.train()
     folder = trainer.output / "checkpoint-1"
+    (folder / checkpoints.MANIFEST).unlink()
     torch.save({"state": Bomb()}, folder / "optimizer.pt")
     with pytest.raises(TrainingError, match="checkpoint-1: holds pickled objects, which are never loaded"):
         trainer.train(str(folder))
