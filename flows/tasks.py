@@ -5,7 +5,6 @@ result. A task whose result exists does nothing. Prefect retries a failed task, 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from flows.experiment import Experiment
 from flows.progress import ProgressArtifact, relay, say
 from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
-from refine.evaluation.record import EVALUATION_FILE
+from refine.evaluation.record import EVALUATION_FILE, recorded_metrics
 from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.system.devices import device_slots
@@ -201,10 +200,10 @@ def _request(experiment: Experiment, targets: Sequence[Target]) -> Request:
 def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     """The scores in a stage's folder. Opens an MLflow run with them, if there is none yet."""
     client, stage, model = experiment.client, target.stage, target.model
-    found = json.loads((Path(stage.folder) / EVALUATION_FILE).read_text(encoding="utf-8"))
+    scores, seconds, scored_on = recorded_metrics(stage.folder)
     known = find_run(client, experiment.experiment_id, stage.key)
     run_id = known.info.run_id if known else ""
-    metrics = {**({} if target.adapted_by else _validation(model)), **found["metrics"]}
+    metrics = {**({} if target.adapted_by else _validation(model)), **scores}
     if known is None:
         of_target = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
         marks = {**of_target, tags.TRAINED_BY: model.run_id}
@@ -214,8 +213,7 @@ def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
                 if (Path(stage.folder) / file).exists():
                     client.log_artifact(run.run_id, str(Path(stage.folder) / file))
             run_id = run.run_id
-    scored_on = found.get("settings", {}).get("scored_on") or experiment.stages.scored_on()
-    return Scored(target, str(scored_on), run_id, not fresh, found["seconds"], metrics)
+    return Scored(target, scored_on or experiment.stages.scored_on(), run_id, not fresh, seconds, metrics)
 
 
 def _validation(model: Trained) -> dict[str, float]:

@@ -17,7 +17,11 @@ TOKEN, PART = 20, 4  # characters from which a name without password is a token,
 
 
 class RefineError(Exception):
-    """An error that the user can correct. The message names what is wrong, what was expected and what to do."""
+    """An error that the user can correct. The message names what is wrong, what was expected and what to do. It is one
+    line, also where a file's name or an address in it holds line breaks."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class SettingError(RefineError):

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from refine.errors import reason
 from refine.paths import visible_files
+from refine.system.digests import sha256_of
+from refine.system.readers import in_form, read_yaml
 
 UNKNOWN = "unknown"
 DIGITS = 16  # hexadecimal digits of a hash: 64 bits, short enough for a folder's name
@@ -80,8 +81,7 @@ def hash_of_files(*paths: str | Path) -> str:
     """
     total = hashlib.sha256()
     for name, file in _named_files(paths):
-        with file.open("rb") as opened:
-            total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{name}\0{sha256_of(file)}\n".encode())
     return total.hexdigest()[:DIGITS]
 
 
@@ -97,12 +97,17 @@ def code_hash(*rooms: str, package: str | Path = PACKAGE) -> str:
 
 
 def data_version(tracked: str | Path = "data.dvc") -> str:
-    """The raw data's version: the md5 in data.dvc, or "unknown" without that file."""
-    try:
-        (out,) = yaml.safe_load(Path(tracked).read_text(encoding="utf-8"))["outs"]
-        return str(out["md5"])
-    except Exception:  # YAML's reader raises what Python says of a date or a number; `refine data check` says what
+    """The raw data's version: the md5 in data.dvc, or "unknown" without that file. Raises DataError: it is not what
+    DVC writes."""
+    if not Path(tracked).exists():
         return UNKNOWN
+    what = "what `dvc add` writes"
+    content = read_yaml(tracked, what)
+    with in_form(tracked, what, advice="restore it with git, or remove it and fetch"):
+        (out,) = content["outs"]
+        if not isinstance(out["md5"], str):
+            raise TypeError(f"expected text as md5, found {reason(repr(out['md5']), 40)}")
+        return out["md5"]
 
 
 def git_state(checkout: str | Path = ".") -> tuple[str, bool]:

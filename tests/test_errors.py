@@ -27,3 +27,7 @@ def test_every_error_of_ours_is_one_that_a_command_prints_in_one_line():
 @pytest.mark.parametrize("text", ["no address here", "a@b", "12:30", "s3://bucket/folder", "http://127.0.0.1:5000"])
 def test_a_message_without_secrets_stays_as_it_is(text):
     assert without_secrets(text) == text
+
+
+def test_a_message_that_quotes_a_line_break_is_one_line():
+    assert str(RefineError("a\nb\r\n: no such file")) == "a b : no such file"

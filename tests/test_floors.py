@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import file_of, modules_imported
 
 FLOORS = [
-    {"errors", "paths", "identity", "metric_names"},
-    {"system", "settings", "ops"},
+    {"errors", "paths", "metric_names"},
+    {"system", "settings", "ops", "identity"},
     {"models"},
     {"objective", "data"},
     {"evaluation"},

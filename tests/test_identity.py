@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from refine import settings
+from refine.errors import DataError
 from refine.identity import UNKNOWN, code_hash, data_version, git_state, hash_of, hash_of_files, identify
 
 
@@ -88,6 +90,27 @@ def test_parts_that_cannot_be_determined_are_recorded_as_unknown(tmp_path, check
     assert data_version(tmp_path / "data.dvc") == UNKNOWN
     identity = identify(settings.load(checkout / "params.yaml"), tmp_path)
     assert not identity.known and identity.tags()["identity.commit"] == UNKNOWN
+
+
+DVC = "outs:\n- md5: 0123.dir\n  path: data\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DVC + "outs: []\n", "key 'outs' is given twice"),
+        (DVC.replace("0123.dir", "7"), "expected text as md5, found 7"),
+        ("<<<<<<< HEAD\n" + DVC, "not valid YAML"),
+        ("outs: []\n", "not what `dvc add` writes"),
+        (DVC.replace("md5", "etag"), "lacks 'md5'"),
+        ('"\\ud800": 1\n' + DVC, "half of a character"),
+    ],
+)
+def test_a_data_version_that_is_not_dvc_s_is_refused_with_the_file_s_name(tmp_path, text, said):
+    (tmp_path / "data.dvc").write_text(text)
+    with pytest.raises(DataError, match=re.escape(said)) as error:
+        data_version(tmp_path / "data.dvc")
+    assert str(error.value).startswith(str(tmp_path / "data.dvc")) and "\n" not in str(error.value)
 
 
 def test_hidden_files_change_no_hash(tmp_path):

@@ -12,7 +12,7 @@ from refine.cli import options
 @click.command()
 @options.settings(params=None)
 @options.output()
-def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
+def pretrain(params: Path | None, output: Path, overrides: tuple[str, ...]) -> None:
     """Make text, tokenizer and a new model by next-token training. Started again, it resumes. The model goes to
     OUTPUT/model, in bf16. The settings files of the shipped models are refine/settings/recipes/*.yaml."""
     from refine import settings
@@ -20,6 +20,8 @@ def pretrain(params: Path, output: Path, overrides: tuple[str, ...]) -> None:
     from refine.phases import pretraining, run_folder
     from refine.system.processes import die_with_parent
 
+    if params is None:
+        raise click.UsageError("Missing option '--params'.")
     die_with_parent()
     values = settings.load_recipe(params, overrides)
     plan = pretraining.plan(values, output, lambda line: click.echo(line, err=True))

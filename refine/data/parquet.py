@@ -201,7 +201,7 @@ def _one_line_error(address: str, error: Exception) -> DataError | ServiceError:
         )
     if isinstance(error, OSError):
         return DataError(f"{path}: cannot be read ({_with_class(error, address)})")
-    if name in ("ParamValidationError", "ValueError", "ImportError") and "://" in address:
+    if name == "ParamValidationError" or isinstance(error, ValueError) or (name == "ImportError" and "://" in address):
         return DataError(f"{path}: not an address that can be read ({_with_class(error, address)})")
     raise error
 

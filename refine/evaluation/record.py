@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from refine.data.prompts.tasks import TASKS
+from refine.errors import nearest
 from refine.evaluation.intervals import Estimate, Interval, mean_of_scores
 from refine.system.files import write_text
-from refine.system.readers import in_form, read_json
+from refine.system.readers import in_form, mapping, read_json
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -196,7 +198,30 @@ class Evaluation:
         path = path / EVALUATION_FILE if path.is_dir() else path
         values = read_json(path, "an evaluation", missing="no such evaluation; `refine evaluate` writes one")
         with in_form(path, "an evaluation"):
-            return TypeAdapter(Evaluation).validate_python(values)
+            found = TypeAdapter(Evaluation).validate_python(values)
+            for one in found.tasks:
+                if one.task not in TASKS:
+                    raise ValueError(f"no task {one.task!r}{nearest(one.task, TASKS)}")
+            return found
+
+
+def recorded_metrics(folder: str | Path) -> tuple[dict[str, float], float, str]:
+    """(metrics, seconds that it took, hash of what was scored or "") of the evaluation in `folder`. Raises DataError if
+    it is missing or has none."""
+    path = Path(folder) / EVALUATION_FILE
+    values = read_json(path, "an evaluation")
+    with in_form(path, "an evaluation"):
+        metrics = mapping(values["metrics"], f"{path}: metrics", "scores")
+        if odd := [name for name, value in metrics.items() if not _is_number(value)]:
+            raise TypeError(f"metric {odd[0]!r} is no number")
+        seconds, scored_on = values["seconds"], mapping(values.get("settings", {}), f"{path}: settings", "fields")
+        if not _is_number(seconds):
+            raise TypeError("seconds is no number")
+        return metrics, seconds, str(scored_on.get("scored_on") or "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

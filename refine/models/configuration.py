@@ -74,7 +74,10 @@ class FastWeightConfig(PreTrainedConfig):
 
     def __post_init__(self, **more: Any) -> None:
         unknown = {name: value for name, value in more.items() if not _belongs_to_transformers(name)}
-        super().__post_init__(**{name: value for name, value in more.items() if name not in unknown})
+        try:
+            super().__post_init__(**{name: value for name, value in more.items() if name not in unknown})
+        except AttributeError as error:  # transformers looks a dtype up by its name in torch
+            raise ModelError(f"config of {self.model_type}: {reason(error)}") from None
         self._unknown = {
             name: value for name, value in unknown.items() if name not in self.legacy or value != self.legacy[name]
         }

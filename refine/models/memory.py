@@ -17,7 +17,7 @@ from torch import Tensor
 from refine.errors import ModelError
 from refine.models.token_mixer import LayerMemory, at_least_float32
 from refine.system.files import file_beside
-from refine.system.readers import in_form
+from refine.system.readers import in_form, mapping, parsed_json
 
 FORMAT = "refine-memory"
 FORMAT_VERSION = 1
@@ -135,7 +135,7 @@ class Memory:
     def _of_file(path: Path, device: torch.device | str) -> Memory:
         header, tensors = _read_file(path, device)
         positions = tensors.pop("positions").cpu()
-        kinds = json.loads(header["kinds"])
+        kinds = parsed_json(header["kinds"], f"{path}: kinds in its header", ModelError)
         by_layer: list[dict[str, Tensor]] = [{} for _ in kinds]
         for name, tensor in tensors.items():
             _, number, rest = name.split(".", 2)
@@ -169,7 +169,10 @@ def _read_file(path: Path, device: torch.device | str) -> tuple[dict[str, str], 
                 raise ModelError(f"{path}: damaged memory file (its header lacks {', '.join(absent)})")
             # copied, to be aligned in memory as new tensors are: else products with them might round differently
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, json.loads(header["shapes"]), tensors)
+            where = f"{path}: shapes in its header"
+            _check_shapes(
+                path, mapping(parsed_json(header["shapes"], where, ModelError), where, "shapes", ModelError), tensors
+            )
             return header, tensors
     except FileNotFoundError:
         raise ModelError(f"{path}: no such memory file") from None

@@ -23,8 +23,8 @@ from refine.phases import run_folder, start
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared
 from refine.settings import Drill, PretrainingSettings
-from refine.system.files import folder_beside, write_text
-from refine.system.readers import parsed_json, read_json, read_text
+from refine.system.files import folder_beside, write_json
+from refine.system.readers import in_form, mapping, parsed_json, read_json, read_text
 from refine.training.metrics_file import METRICS_FILE
 
 RECORD = "training.json"
@@ -51,7 +51,11 @@ def pretrain(settings: PretrainingSettings, training: Plan, output: Path) -> dic
     """
     record = training.run(output / "training")
     exported = output / "model"
-    made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": record["identity_hash"]}
+    with in_form(
+        output / "training" / run_folder.RESULT, run_folder.RECORD, TrainingError, "remove it and start again"
+    ):
+        run = record["identity_hash"]
+    made_from = {"settings": hash_of(settings.model_dump(mode="json")), "run": run}
     known = record_of(exported)
     if known is not None and known.get("made_from") == made_from:
         return known
@@ -94,7 +98,7 @@ def _prepared(settings: PretrainingSettings, output: Path, say: Callable[[str], 
     made = prepare_tokenizer(settings.tokenizer, output / "data" / "train.parquet", prepared.tokenizer)
     say(f"tokenizer: {len(made)} pieces")
     prepare_token_sequences(settings.documents, output / "data", made, prepared.folder / "documents", say)
-    write_text(file, json.dumps(wanted, indent=1, allow_nan=False))
+    write_json(file, wanted)
     return prepared
 
 
@@ -107,16 +111,10 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     from refine.system.quiet import no_progress_bars
 
     runs = [run for run in (output / "drill" / "training", output / "training") if run.is_dir()]
-    records = [run_folder.finished(run) or {} for run in runs]
+    records = [_finished(run) for run in runs]
     rows = [row for run in runs for row in _rows(run / METRICS_FILE)]
-    written = {
-        "made_from": made_from,
-        **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},
-        **{name: record[name] for name in ("seed", "parameters", "settings", "data", "metrics")},
-        "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
-        "curve": _curve([row for row in rows if "train/ntp_loss" in row]),
-        "validation": [{"step": row["step"], "loss": round(row["val/loss"], 4)} for row in rows if "val/loss" in row],
-    }
+    with in_form(output / "training", "a finished training", TrainingError, "remove it and start again"):
+        written = _record(rows, records, record, made_from)
     run = output / "training"
     with folder_beside(output / "model") as beside, no_progress_bars():
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
@@ -125,9 +123,34 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
     return written
 
 
+def _finished(run: Path) -> dict[str, Any]:
+    record = run_folder.finished(run)
+    if record is None:
+        raise TrainingError(f"{run}: no finished training: remove {run.parent} and start again")
+    return record
+
+
+def _record(
+    rows: list[dict[str, Any]], records: list[dict[str, Any]], record: dict[str, Any], made_from: dict[str, str]
+) -> dict[str, Any]:
+    """The record of the whole training. rows: of all its metrics. records: of its runs. record: of the last one."""
+    import torch
+
+    return {
+        "made_from": made_from,
+        **{name: sum(one[name] for one in records) for name in ("steps", "tokens", "seconds")},
+        **{name: record[name] for name in ("seed", "parameters", "settings", "data", "metrics")},
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
+        "curve": _curve([row for row in rows if "train/ntp_loss" in row]),
+        "validation": [{"step": row["step"], "loss": round(row["val/loss"], 4)} for row in rows if "val/loss" in row],
+    }
+
+
 def _rows(file: Path) -> list[dict[str, Any]]:
     lines = read_text(file, "the metrics of a run", TrainingError).splitlines()
-    return [parsed_json(line, f"{file}: line {number}", TrainingError) for number, line in enumerate(lines, 1)]
+    places = [(f"{file}: line {number}", line) for number, line in enumerate(lines, 1)]
+    what = "a row of metrics"
+    return [mapping(parsed_json(line, at, TrainingError), at, what, TrainingError) for at, line in places]
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

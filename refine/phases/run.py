@@ -15,7 +15,6 @@ from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder
 from refine.system.exhausted import out_of_memory_in_one_line
-from refine.system.files import write_json
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
@@ -95,9 +94,8 @@ def run(
             **_outcome(trainer),
         }
         if trainer.args.should_save:
-            write_json(folder / run_folder.RESULT, record)
-        trainer.accelerator.wait_for_everyone()
-        return record
+            record = run_folder.write_result(folder, record)
+        return gathered(record)[0]  # of process 0, which wrote it
 
 
 def _patience(validations: int | None) -> list[TrainerCallback]:

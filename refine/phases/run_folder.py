@@ -2,7 +2,8 @@
 
 OUTPUT/identity.json  settings and hashes of the inputs; a run with another identity never resumes here
 OUTPUT/checkpoint-N/  state after step N        OUTPUT/metrics.jsonl  every logged row
-OUTPUT/model/         the final model           OUTPUT/result.json    the record, written last
+OUTPUT/model/         the final model           OUTPUT/result.json    the record, written last, with its own hash and
+                                                                      that of model/complete.json
 OUTPUT/reward_histograms.{csv,png}  distribution of the rewards of held-out rollouts, per validation
 """
 
@@ -10,30 +11,77 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from refine.errors import SettingError, TrainingError, reason
-from refine.identity import flat
+from refine.identity import flat, hash_of
+from refine.system.digests import sha256_of
 from refine.system.files import why_not_writable, write_json
 from refine.system.locks import Locked, hold
-from refine.system.readers import read_json
+from refine.system.readers import in_form, mapping, read_json
 from refine.training import checkpoints
 
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
+RECORD = "the record of a run"
 EXECUTION_SETTINGS = ("sequences_per_pass", "gradient_checkpointing")  # they change a result only by rounding
 
 
+log = logging.getLogger(__name__)
+
+
+def write_result(output: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write OUTPUT/result.json. Returns the record with the SHA-256 of the model's manifest, which holds those of the
+    model's files, and with its own hash."""
+    manifest = output / MODEL / checkpoints.MANIFEST
+    record = {**record, "files": {manifest.relative_to(output).as_posix(): sha256_of(manifest)}}
+    record["record_hash"] = hash_of(record)
+    write_json(output / RESULT, record)
+    return record
+
+
 def finished(output: Path) -> dict[str, Any] | None:
-    """The record of a finished run in `output`, or None."""
-    try:
-        record = read_json(output / RESULT, "the record of a run", TrainingError)
-    except TrainingError:
+    """The record of a finished run in `output`, or None. None, with a warning, if the record or the model is damaged:
+    the run then goes on from its last complete checkpoint."""
+    file = output / RESULT
+    if not file.exists():
         return None
-    complete = checkpoints.is_complete(output / MODEL) and all(name in record for name in ("steps", "metrics"))
-    return record if complete else None
+    try:
+        record = read_json(file, RECORD, TrainingError)
+        with in_form(file, RECORD, TrainingError):
+            _check_record(record, output)
+    except (TrainingError, OSError) as error:
+        log.warning("the run in %s does not count as finished: %s", output, reason(error, 400))
+        return None
+    return record
+
+
+def _check_record(record: dict[str, Any], output: Path) -> None:
+    """Raises ValueError or TypeError: `record` was not written by `write_result`, or is not of the model in `output`.
+    Older records have no hashes."""
+    numbers = {name: record[name] for name in ("steps", "tokens", "seconds")}
+    for name, value in {
+        **mapping(record["metrics"], f"{output / RESULT}: metrics", "scores", TrainingError),
+        **numbers,
+    }.items():
+        if not (value is None and name not in numbers) and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
+            raise TypeError(f"{reason(name, 40)} is {reason(repr(value), 40)}: expected a number")
+    written = {name: value for name, value in record.items() if name != "record_hash"}
+    if record.get("record_hash", hash_of(written)) != hash_of(written):
+        raise ValueError("its values are not those that its record_hash was made from")
+    manifest = output / MODEL / checkpoints.MANIFEST
+    known = mapping(record.get("files", {}), f"{output / RESULT}: files", "hashes", TrainingError).get(
+        manifest.relative_to(output).as_posix()
+    )
+    if known is not None and known != sha256_of(manifest):
+        raise ValueError(f"{manifest} has other bytes than when the run ended")
+    if found := checkpoints.damage(output / MODEL):
+        raise ValueError(found)
 
 
 def check(output: Path, identity: dict[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import psutil
 
 from refine import paths
-from refine.errors import DataError
-from refine.system.readers import read_json
+from refine.errors import DataError, reason
+from refine.system.readers import in_form, read_json
+
+log = logging.getLogger(__name__)
 
 OWN_DATABASE = "mlflow_database"  # in the state: the kind of MLflow's database; empty if it is SQLite in $REFINE_HOME
 
@@ -25,11 +28,20 @@ def state_file() -> Path:
 
 def services_state() -> dict[str, str]:
     """What `refine up` started: the addresses prefect, prefect_api and mlflow, the worker's pool, and OWN_DATABASE.
-    Empty if it started nothing."""
-    try:
-        return {name: str(value) for name, value in read_json(state_file(), "the services' addresses").items()}
-    except DataError:
+    Empty if it started nothing; with a warning, if the record is damaged."""
+    file, what = state_file(), "the services' addresses"
+    if not file.exists():
         return {}
+    try:
+        found = read_json(file, what)
+        with in_form(file, what):
+            for name, value in found.items():
+                if not isinstance(value, str):
+                    raise TypeError(f"{name} is {reason(repr(value), 40)}: expected text")
+    except DataError as error:
+        log.warning("%s: it is ignored; `refine down` and `refine up` write it again", error)
+        return {}
+    return found
 
 
 def configuration_file() -> Path:

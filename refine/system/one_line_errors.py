@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,9 @@ import click
 
 from refine.errors import RefineError, reason, without_secrets
 from refine.system.exhausted import is_full_disk, is_out_of_memory
+
+# A name is too long, has a file in the place of a folder, a folder in the place of a file, or links in a circle.
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 @contextlib.contextmanager
@@ -35,9 +39,12 @@ def one_line_errors(before: Callable[[bool], None] = lambda in_one_line: None) -
 
 
 def _exhausted(error: Exception) -> str | None:
-    """One line about a full disk or exhausted memory that no verb told of itself; None for any other error."""
+    """One line about a full disk, exhausted memory or a name that can be no file's, which no verb told of itself; None
+    for any other error."""
     if is_full_disk(error):
         return f"the disk is full ({reason(error)}): free space there and run the command again"
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename is not None:
+        return f"{reason(repr(error.filename), 120)}: {error.strerror}: name another file or folder"
     return f"out of memory ({reason(error)})" if is_out_of_memory(error) else None
 
 

@@ -71,6 +71,7 @@ def parsed_yaml(text: str, where: str, kind: Kind = DataError, loader: Any = Uni
     except Exception as error:  # beside YAMLError: what Python says of a date, a number or base64
         raise kind(f"{where}: not valid YAML: {_why(error)}") from None
     _refuse_endless(found, where, kind, VALUES)
+    _refuse_half_characters(found, where, kind)
     return found
 
 
@@ -110,6 +111,18 @@ def _refuse_endless(value: Any, where: str, kind: Kind, most: int | None) -> Non
             raise kind(f"{where}: holds more than {most:,} values; an alias counts as often as it repeats them")
         inside = (inner for one in below if isinstance(one, (dict, list, tuple)) for inner in _inside(one))
         below = list(islice(inside, None if most is None else most + 1))
+
+
+def _refuse_half_characters(value: Any, where: str, kind: Kind) -> None:
+    """Raises `kind` if a text in `value` has half of a pair of UTF-16 ("\\ud800"), which cannot be written as UTF-8."""
+    below = [value]
+    while below:
+        one = below.pop()
+        if isinstance(one, str):
+            if any("\ud800" <= character <= "\udfff" for character in one):
+                raise kind(f"{where}: holds half of a character: {reason(ascii(one), 40)}")
+        elif isinstance(one, (dict, list, tuple)):
+            below += [*one, *one.values()] if isinstance(one, dict) else one
 
 
 def _inside(value: Any) -> Any:

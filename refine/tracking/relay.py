@@ -6,26 +6,34 @@ file: a killed training loses no row, and a server that does not answer delays n
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from refine.errors import ServiceError
+from refine.errors import ServiceError, reason
+from refine.system.readers import in_form, parsed_json
 from refine.tracking.sending_thread import AFTER_FAILURE, Rows, SendingThread
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
+
 
 class MetricsReader:
-    """Reads the rows of a metrics.jsonl that grows. A resumed training replaces the file."""
+    """Reads the rows of a metrics.jsonl that grows. A resumed training replaces the file.
+
+    The start of a line waits for its end: a killed training leaves such a last line, which nobody reads. A complete
+    line that is no row is left out, with a warning.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: IO[bytes] | None = None  # stays open, so that no other file gets its inode
         self.unfinished = b""  # the start of a line whose end is not written yet
+        self.lines = 0  # complete lines read
 
     def new_rows(self) -> Rows:
         """(step, metrics) of the complete lines since the last call; of all lines after the file was replaced."""
@@ -37,21 +45,29 @@ class MetricsReader:
         except OSError:  # not there yet, or no file
             return []
         *complete, self.unfinished = (self.unfinished + content).split(b"\n")
-        return [row for line in complete if (row := _row(line)) is not None]
+        rows = []
+        for line in complete:
+            self.lines += 1
+            try:
+                rows.append(_row(line, f"{self.path}: line {self.lines}"))
+            except ServiceError as error:
+                log.warning("%s: it is left out", error)
+        return rows
 
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
             self.file.close()
-        self.file, self.unfinished = None, b""
+        self.file, self.unfinished, self.lines = None, b"", 0
 
 
-def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
-    try:
-        values = json.loads(line)
-        return int(values["step"]), {name: value for name, value in values.items() if name not in ("step", "epoch")}
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None  # a process died while it wrote the line
+def _row(line: bytes, where: str) -> tuple[int, dict[str, Any]]:
+    values = parsed_json(line, where, ServiceError)
+    with in_form(where, "a row of metrics", ServiceError):
+        step = values["step"]
+        if type(step) is not int or not 0 <= step < 2**63:
+            raise ValueError(f"step is {reason(repr(step), 40)}: expected a count")
+        return step, {name: value for name, value in values.items() if name not in ("step", "epoch")}
 
 
 class Relay:

@@ -8,7 +8,6 @@ nobody reads and the next start removes. A folder whose files do not match its l
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -17,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from refine.errors import TrainingError
+from refine.errors import TrainingError, reason
+from refine.system.digests import sha256_of
 from refine.system.exhausted import disk_error
 from refine.system.files import flush, remove_folder, replace_folder
 from refine.system.leftovers import sweep
+from refine.system.readers import in_form, read_json
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
@@ -70,7 +71,7 @@ def disk_errors_in_one_line(place: Path) -> Iterator[None]:
 def finish(staging: Path, folder: Path) -> None:
     """Write the manifest of `staging`, flush everything to the disk, and rename it to `folder`."""
     listed = {
-        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(_files(staging))
     }
     (staging / MANIFEST).write_text(json.dumps(listed, indent=1, allow_nan=False), encoding="utf-8")
@@ -83,30 +84,47 @@ def finish(staging: Path, folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether every file that the manifest of `folder` lists is there with its size and its SHA-256 (older manifests
     list sizes alone)."""
+    return damage(folder) is None
+
+
+def damage(folder: Path) -> str | None:
+    """What makes `folder` incomplete or damaged: the first file that is not as the manifest lists it, or what is wrong
+    with the manifest. None for a complete folder."""
+    what = "a list of files with size and SHA-256"
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(_is_as_listed(folder / name, wanted) for name, wanted in listed.items())
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return False
+        listed = read_json(folder / MANIFEST, what, TrainingError, "is missing, so the folder is unfinished")
+        with in_form(folder / MANIFEST, what, TrainingError):
+            if not listed:
+                raise ValueError("it lists no file")
+            return next((found for name, wanted in listed.items() if (found := _differs(folder, name, wanted))), None)
+    except TrainingError as error:
+        return str(error)
+    except OSError as error:
+        return reason(error)
 
 
-def _is_as_listed(path: Path, wanted: int | dict[str, Any]) -> bool:
-    if isinstance(wanted, int):
-        return path.stat().st_size == wanted
-    return path.stat().st_size == wanted["size"] and _sha256(path) == wanted["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _differs(folder: Path, name: str, wanted: int | dict[str, Any]) -> str | None:
+    """How the file `name` differs from what the manifest lists: a size, or size and SHA-256. None if it does not."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{reason(repr(name), 80)} is no file of the folder")
+    if not path.is_file():
+        return f"{path} is missing"
+    size = wanted if type(wanted) is int else wanted["size"]  # type: ignore[index]
+    if path.stat().st_size != size:
+        return f"{path} has {path.stat().st_size} bytes instead of {reason(repr(size), 40)}"
+    if type(wanted) is not int and sha256_of(path) != wanted["sha256"]:  # type: ignore[index]
+        return f"{path} has other bytes than when it was written"
+    return None
 
 
 def last_complete(output: Path) -> Path | None:
     """The latest complete checkpoint in `output`, or None. Logs a warning for each later, incomplete one."""
     for step, folder in sorted(_checkpoints(output), reverse=True):
-        if is_complete(folder):
+        found = damage(folder)
+        if found is None:
             return folder
-        log.warning("%s is incomplete or damaged and is ignored: step %d is trained again", folder, step)
+        log.warning("%s is incomplete or damaged and is ignored: step %d is trained again (%s)", folder, step, found)
     return None
 
 

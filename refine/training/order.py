@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from refine.errors import TrainingError
+
 STAND_IN = -1  # the row of a process that has none left in a pass: the model reads it, no metric counts it
 
 
@@ -113,6 +115,19 @@ class NestedStream:
         """Passes through the data after `steps` steps."""
         batches = self.samples.steps if steps >= self.steps else steps // (self.prompt_steps + 1)
         return self.samples.epochs(batches)
+
+
+def refuse_other_rows(stream: Stream | NestedStream, step: int, epochs: float) -> None:
+    """Raise TrainingError unless `stream` has made `epochs` passes through the data after `step` steps, as the run of a
+    checkpoint had: else the steps that follow would skip rows or take them twice."""
+    rows = (stream.samples if isinstance(stream, NestedStream) else stream).rows
+    if abs(stream.epochs(step) - epochs) * rows >= 0.5:
+        raise TrainingError(
+            f"the checkpoint ended step {step} after {epochs:.6g} epochs, but this run ends it after "
+            f"{stream.epochs(step):.6g}, so rows would be skipped or taken twice (the last step of num_train_epochs "
+            "may be smaller than the others): keep the data, the sequences of a step and num_train_epochs, resume "
+            "from an earlier checkpoint, or use another output_dir"
+        )
 
 
 @functools.lru_cache(maxsize=4)  # two epochs of two streams

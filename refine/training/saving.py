@@ -18,8 +18,10 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from refine.errors import TrainingError, reason
 from refine.models.weights import weight_files
 from refine.system.quiet import no_progress_bars
+from refine.system.readers import in_form, read_json
 from refine.training import checkpoints
 
+STATE: dict[str, Any] = {"global_step": int, "max_steps": int, "epoch": float | int | None, "log_history": list}
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
 
 
@@ -37,9 +39,20 @@ def refuse_non_finite(model: nn.Module, step: int) -> None:
 
 
 def _last_step_of(checkpoint: str | bool | None) -> int | None:
-    """The number of steps after which the run of `checkpoint` was to end."""
-    file = Path(str(checkpoint)) / TRAINER_STATE_NAME
-    return TrainerState.load_from_json(str(file)).max_steps if file.is_file() else None
+    """The number of steps after which the run of `checkpoint` was to end. Raises TrainingError: the folder or Trainer's
+    state in it is damaged."""
+    folder = Path(str(checkpoint))
+    if (folder / checkpoints.MANIFEST).is_file() and (found := checkpoints.damage(folder)):
+        raise TrainingError(f"{folder} is incomplete or damaged ({found}): resume from another checkpoint")
+    file, what = folder / TRAINER_STATE_NAME, "Trainer's state"
+    if not file.is_file():
+        return None
+    values = read_json(file, what, TrainingError)
+    with in_form(file, what, TrainingError, "resume from another checkpoint"):
+        for name, kind in STATE.items():
+            if not isinstance(values.get(name), kind) or isinstance(values.get(name), bool):
+                raise TypeError(f"{name} is {reason(repr(values.get(name)), 40)}")
+        return TrainerState.load_from_json(str(file)).max_steps
 
 
 class CompleteCheckpoints(Trainer):

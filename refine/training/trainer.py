@@ -32,7 +32,7 @@ from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
 from refine.training.losses import AnswerResult, pass_loss
-from refine.training.order import Passes, sequence_seed
+from refine.training.order import Passes, refuse_other_rows, sequence_seed
 from refine.training.progress import ProgressBar
 from refine.training.saving import CompleteCheckpoints
 from refine.training.statistics import Counts, StepStatistics, counts_of
@@ -121,9 +121,12 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Trainer's, at the beginning of each `train()`."""
+        """Trainer's, at the beginning of each `train()`. Raises TrainingError: a checkpoint of other steps."""
         self._start_counting()
-        return super()._init_training_state(*args, **kwargs)
+        progress = super()._init_training_state(*args, **kwargs)
+        if self.stream is not None and self.state.global_step:
+            refuse_other_rows(self.stream, self.state.global_step, self.state.epoch or 0.0)
+        return progress
 
     def _replace_progress_callbacks(self) -> None:
         """Use ProgressBar instead of Trainer's bar, and print no rows: one has 40 metrics."""

@@ -24,7 +24,7 @@ class Client:
 
     def get_run(self, run_id: str) -> Any:
         """A run with the tags."""
-        return SimpleNamespace(data=SimpleNamespace(tags=self.tags), info=SimpleNamespace(run_id=run_id))
+        return SimpleNamespace(data=SimpleNamespace(tags=self.tags, metrics={}), info=SimpleNamespace(run_id=run_id))
 
     def search_model_versions(self, *args: Any, **more: Any) -> Any:
         """One page with one version."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import tempfile
 import time
@@ -10,21 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.hostile.contract import HALF, HANG, ONE_LINE, OUTCOMES, TRACEBACK, WORKED, outcome
-from tests.hostile.readers import READERS, Reader, empty
+from tests.hostile.contract import HALF, HANG, ONE_LINE, OUTCOMES, TRACEBACK, WORKED
+from tests.hostile.readers import chosen, tried
 
 COUNT, SEED = 40, 16
 FAILURES = (TRACEBACK, HANG, HALF)
-
-
-def tried(reader: Reader, folder: Path, count: int, seed: int) -> list[tuple[int, str, str]]:
-    """(mutation, outcome, what to show) of `count` mutations of the reader's sample."""
-    found = []
-    for number in range(count):
-        path = reader.damage(empty(folder), random.Random(f"{seed}/{reader.name}/{number}"))
-        kind, shown = outcome(lambda path=path: reader.read(path), (path.name, *reader.names), folder)
-        found.append((number, kind, shown))
-    return found
 
 
 def table(rows: Iterable[tuple[str, list[tuple[int, str, str]]]]) -> str:
@@ -48,9 +37,7 @@ def main(count: int = COUNT, seed: int = SEED, only: str = "") -> None:
     """Print every failure, then the table."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for reader in READERS:
-            if only not in reader.name:
-                continue
+        for reader in chosen(only):
             started = time.perf_counter()
             found = tried(reader, Path(folder) / "bad", count, seed)
             rows.append((reader.name, found))

