@@ -10,7 +10,7 @@ from refine.errors import DataError, SettingError, nearest
 from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
 from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import ObjectiveSettings, Settings
-from refine.settings.training import TrainingSettings
+from refine.settings.training import BEST, TrainingSettings
 
 REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
 
@@ -35,6 +35,20 @@ def check(settings: Settings) -> None:
     if settings.model.checkpoint is not None:
         check_model(settings.model.checkpoint, data)
     check_metrics(settings, data)
+    check_best_by(settings, data)
+
+
+def check_best_by(settings: Settings, data: Prepared) -> None:
+    """Raises SettingError: a phase goes on with its best arm, by a metric that its trainings will not have."""
+    known = validated(settings.training, bool(data.questions("validation")))
+    if data.documents("recall").is_file():
+        known |= {"recall/loss", "recall/accuracy", "recall/marked_loss"}
+    for phase in (settings.training.mid, settings.training.post):
+        if phase is not None and phase.continue_with == BEST and phase.best_by not in known:
+            raise SettingError(
+                f"training.{phase.phase()}.best_by: no training will have a metric {phase.best_by!r}"
+                f"{nearest(phase.best_by, known)}; recall/… needs sources in data.recall"
+            )
 
 
 def check_metrics(settings: Settings, data: Prepared) -> None:

@@ -25,7 +25,7 @@ from refine.system.files import folder_beside
 MODEL = "sample/delta_net"
 EXPERIMENT = (
     "needles.tasks=[niah_single_1,niah_single_2,niah_multikey_1]",
-    "needles.samples=30",
+    "needles.samples=25",
     "training.mid.checkpoint_every=1000",
     "training.mid.evaluate_every=1000",
     "training.mid.continue_with=refine",

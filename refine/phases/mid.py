@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def plan(settings: Settings, arm: str, model: str, data: Prepared, revision: str | None = None) -> Plan:
     """Mid-training of `model` (a folder or hub name) in one arm.
 
-    Raises SettingError: no such arm. DataError: prepared data is missing. ModelError: the folder holds no model, or one of another vocabulary.
+    Raises SettingError: no such arm. DataError: prepared data is missing. ModelError: the folder holds no model, or one
+    of another vocabulary.
     """
     settings.training.mid.check_arm(arm)
     data.check("train", "validation")

@@ -183,3 +183,40 @@ def test_the_trainer_reads_packed_rows_as_separate_documents(raw, small_tokenize
     size = len(small_tokenizer(TEXT)["input_ids"])
     assert sum(len(rows[n].lengths) for n in range(len(rows))) == 9
     assert {length for n in range(len(rows)) for length in rows[n].lengths} == {size}
+
+
+MARKED_TEXT = TEXT * 20  # "heaven" is marked in each sentence
+
+
+def marks_of(text: str) -> list[int]:
+    return [place for place in range(len(text)) if text.startswith("heaven", place)]
+
+
+def test_marks_become_numbers_of_tokens_in_their_piece(small_tokenizer):
+    marks = marks_of(MARKED_TEXT)
+    document = Document("a", MARKED_TEXT, tuple(marks))
+    found = list(cut_into_sequences([document], small_tokenizer, 17, short=True))
+    told = [small_tokenizer.decode(one.tokens[mark:]) for one in found for mark in one.marks]
+    assert len(told) == len(marks) and all("heaven".startswith(text.strip()[:1]) for text in told)
+    assert all(0 < mark < len(one.tokens) for one in found for mark in one.marks)
+
+
+def test_prepared_sequences_have_marks_where_the_text_has_and_packed_rows_keep_them(raw, tmp_path, small_tokenizer):
+    data = raw(validation={"v": TEXT * 20}, second_domain={"s": TEXT * 20})
+    rows = {"id": ["a", "b"], "text": [MARKED_TEXT, TEXT], "marks": [marks_of(MARKED_TEXT), marks_of(TEXT)]}
+    for split in ("train", "recall"):
+        pq.write_table(pa.table(rows), data / f"{split}.parquet")
+    settings = DocumentsSettings(sequence_length=40, packing=True, validation_sequences=3)
+    prepare_token_sequences(settings, data, small_tokenizer, tmp_path / "documents")
+    assert "marks" not in load_token_sequences(tmp_path / "documents" / "validation.parquet").column_names
+    assert len(load_token_sequences(tmp_path / "documents" / "recall.parquet")) == 3
+    train = load_token_sequences(tmp_path / "documents" / "train.parquet")
+    told = [small_tokenizer.decode(row["tokens"][mark:]).strip()[:1] for row in train for mark in row["marks"]]
+    assert told and set(told) == {"h"} and len(told) == 21
+
+
+def test_marks_outside_a_text_are_refused(raw, tmp_path, small_tokenizer):
+    data = raw(train={"t": TEXT}, validation={"v": TEXT * 9}, second_domain={"s": TEXT * 9})
+    pq.write_table(pa.table({"id": ["a"], "text": [TEXT], "marks": [[len(TEXT)]]}), data / "train.parquet")
+    with pytest.raises(DataError, match=r"train.parquet: row 0 \(a\) has a mark outside its text"):
+        prepare_token_sequences(DocumentsSettings(sequence_length=16), data, small_tokenizer, tmp_path / "documents")

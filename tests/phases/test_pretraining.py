@@ -92,6 +92,6 @@ def test_the_recipes_of_the_shipped_models_are_complete(checkout: Path, name):
     recipe = settings.load_recipe(checkout / "refine" / "settings" / "recipes" / f"{name}.yaml")
     assert recipe.drill is not None and recipe.model.config is not None
     sample = settings.load(checkout / "params.yaml").data
-    assert sample.second_domain == recipe.data.validation, "plays that the model has not read"
+    assert sample.validation == recipe.data.validation, "plays that the model has not read"
     read = {source.texts for source in (*recipe.data.train, *recipe.drill.train)}
     assert not read & {source.texts for source in (*sample.train, *sample.validation)}, "the model has read this text"

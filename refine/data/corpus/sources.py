@@ -125,7 +125,7 @@ def _selected(
 
 
 def _marks(value: Any, text: str, name: str) -> tuple[int, ...]:
-    """The marks of a row, ascending. Raises DataError: no list of whole numbers, or one without text before or after it."""
+    """The marks of a row, ascending. Raises DataError: no list of numbers, or one without text on both sides."""
     marks = () if value is None else value
     if not isinstance(marks, list | tuple) or any(isinstance(m, bool) or not isinstance(m, int) for m in marks):
         raise DataError(f"{name}: marks are {str(value)[:40]!r}: expected a list of numbers of characters")

@@ -11,7 +11,7 @@ import pytest
 
 from refine.data.corpus.sources import read_source
 from refine.errors import DataError, SettingError
-from refine.settings.data import HubSource, PackageSource, ParquetSource
+from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource
 
 LONG = "long enough " * 10
 
@@ -154,3 +154,26 @@ def test_a_folder_of_text_files_is_a_document_a_file(tmp_path):
     found = list(read_source(HubSource(name=str(tmp_path), documents=9)))
     assert [one.text.splitlines()[0] for one in found] == ["emma, chapter 1", "persuasion, chapter 1"]
     assert found[0].text.count("\n") >= 3
+
+
+def test_marks_come_from_their_column_and_from_exercises(parquet):
+    path = parquet("marked", text=["what was told", "no marks"], marks=[[9, 5, 9], None])
+    found = list(read_source(ParquetSource(path=path, marks_column="marks")))
+    assert [one.marks for one in found] == [(5, 9), ()]
+    (exercise,) = read_source(ExercisesSource(texts="plays", documents=1, facts_share=1, recitals_share=0))
+    assert exercise.marks and exercise.work == "exercises of seed 1"
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [([0], "mark 0 lies outside the text of 13 characters"), ([13], "mark 13 lies outside"), ([1.5], "marks are ")],
+)
+def test_marks_outside_of_their_text_are_refused(parquet, marks, message):
+    path = parquet("marked", text=["what was told"], marks=[marks])
+    with pytest.raises(DataError, match=message):
+        list(read_source(ParquetSource(path=path, marks_column="marks")))
+
+
+def test_a_missing_column_of_marks_is_named(parquet):
+    with pytest.raises(DataError, match=r"no column 'mark' .did you mean 'marks'.*name the right one in marks_column"):
+        list(read_source(ParquetSource(path=parquet("m", text=["told"], marks=[[1]]), marks_column="mark")))
