@@ -63,8 +63,6 @@ def _prepare(
         max_length=mid.length,
         packing=mid.packing,
     )
-    if data.documents("recall").is_file():
-        arguments.metric_for_best_model = "val_loss"  # of two validation sets
     if arm == "none":
         arguments.max_steps = 0
     return arguments, training_data(data, partial(starting_model, model, revision, data))

@@ -109,6 +109,7 @@ def _made_up(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
             "tokens": pa.array(rows, pa.list_(pa.int32())),
             "document": [f"{split}-{number}" for number in range(len(rows))],
             "offset": pa.array([0] * len(rows), pa.int64()),
+            "marks": pa.array([[LENGTH // 2, 3 * LENGTH // 4]] * len(rows), pa.list_(pa.int32())),
         }
         pq.write_table(pa.table(table), folder / "documents" / f"{split}.parquet")
     asked = [

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TrainingData:
     """What a run trains with. model: builds the starting model. train, validation: rows of tokens, or of prompts with
-    answers. tokenizer: saved with the model."""
+    answers; the first of several named validation sets chooses the best checkpoint. tokenizer: saved with the model."""
 
     model: Callable[[], PreTrainedModel]
     train: Any
@@ -57,6 +57,8 @@ def run(
     """
     if (record := run_folder.finished(folder)) is not None:
         return record
+    if isinstance(data.validation, dict):  # Trainer's names have the set's in front; the first decides
+        arguments.metric_for_best_model = f"{next(iter(data.validation))}_{arguments.metric_for_best_model}"
     model = _built(data, folder)
     with (
         checkpoints.disk_errors_in_one_line(folder),
