@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
 from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
 from refine.phases.prepared_data import Prepared, check_model
-from refine.settings import ObjectiveSettings, Settings
+from refine.settings import Settings
+from refine.settings.objective import REWARDS, is_external_reward, reward_kind
 from refine.settings.training import TrainingSettings
 
-REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
+WIDTH = 64  # hidden size of the states with which a reward is tried
 
 
 def check(settings: Settings) -> None:
@@ -35,6 +35,24 @@ def check(settings: Settings) -> None:
     if settings.model.checkpoint is not None:
         check_model(settings.model.checkpoint, data)
     check_metrics(settings, data)
+    check_rewards(settings.training, data)
+
+
+def check_rewards(training: TrainingSettings, data: Prepared) -> None:
+    """Load the rewards from outside that phases name, and call each once.
+
+    Raises SettingError: one cannot be imported, or returns something else than finite numbers of the right shape.
+    """
+    phases = (training.mid, training.post, training.test_time)
+    objectives = [phase.objective for phase in phases if phase is not None]
+    if not any(is_external_reward(objective.reward) for objective in objectives):
+        return
+    from refine.data.tokenizer import load_tokenizer
+    from refine.objective.external_rewards import check_reward, external_reward
+
+    tokenizer = load_tokenizer(data.tokenizer)
+    for objective in objectives:
+        check_reward(external_reward(objective, tokenizer), objective, len(tokenizer), WIDTH)
 
 
 def check_metrics(settings: Settings, data: Prepared) -> None:
@@ -58,8 +76,9 @@ def validated(training: TrainingSettings, answers: bool) -> set[str]:
     """
     phases = [phase for phase in (training.mid, training.post) if phase is not None]
     names = {"loss", "accuracy", "entropy", "rollouts"}
-    names |= {f"reward/{kind}/{shape}" for kind in REWARDS for shape in ("mean", "std")}
-    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for phase in phases for share in QUANTILES}
+    optimised = {reward_kind(phase.objective.reward) for phase in phases}
+    names |= {f"reward/{kind}/{shape}" for kind in {*REWARDS, *optimised} for shape in ("mean", "std")}
+    names |= {f"reward/{kind}/{quantile(share)}" for kind in optimised for share in QUANTILES}
     if training.post is not None and answers:
         names |= {"answer_loss", "answer_accuracy"}
     return {f"val/{name}" for name in names}

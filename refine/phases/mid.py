@@ -11,7 +11,7 @@ from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, check_vocabulary, model_identity
 from refine.phases.start import training_data
 from refine.settings import Settings
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.objective import ObjectiveSettings, is_external_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +37,18 @@ def objective_of(arm: str, settings: ObjectiveSettings) -> ObjectiveSettings:
     return settings if arm == "refine" else settings.model_copy(update={"nsp_weight": 0.0})
 
 
+def reward_code(settings: ObjectiveSettings) -> dict[str, str]:
+    """The hash of the code of a reward from outside; {} for a reward of this package.
+
+    Raises SettingError: the reward cannot be loaded.
+    """
+    if not is_external_reward(settings.reward):
+        return {}
+    from refine.objective.external_rewards import code_of
+
+    return code_of(settings)
+
+
 def _identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
     mid = settings.training.mid
     values = mid.model_dump(mode="json", exclude={"arms", "objective"})
@@ -44,7 +56,8 @@ def _identity(settings: Settings, arm: str, model: str, revision: str | None, da
         "phase": "mid",
         "arm": arm,
         "seed": settings.seed,
-        "settings": {**values, "objective": objective_of(arm, mid.objective).model_dump(mode="json")},
+        "settings": {**values, "objective": objective_of(arm, mid.objective).model_dump(mode="json")}
+        | reward_code(mid.objective),
         "start": model_identity(model, revision),
         "data": data.identity(),
     }

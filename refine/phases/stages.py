@@ -132,6 +132,7 @@ class Stages:
             raise SettingError("training.test_time is null: test-time training needs its settings")
         values = settings.model_dump(mode="json", exclude={"arms"})
         made_from += [adapted_by, values, self.settings.seed, code_hash(*TRAINING_CODE)]
+        made_from += mid.reward_code(settings.objective).values()
         return Target(_stage("test_time", adapted_by, hash_of(made_from)), model, adapted_by)
 
     def scored_on(self) -> str:
