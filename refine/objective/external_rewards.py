@@ -3,8 +3,8 @@
 Shape legend: R rollout starts · n rollouts of a start · k tokens of a rollout · D hidden size.
 
 The function is called as ``f(hidden, actual, rollouts, text, tokenizer)``, with what a reward of this package gets
-(`refine.objective.rewards`: hidden [R, n, k, D], actual [R, k, D], rollouts [R, n, k], text [R, k]), and the tokenizer of
-the training. It returns finite numbers [R, n]: a tensor, or what torch.as_tensor takes. They need no gradient.
+(`refine.objective.rewards`: hidden [R, n, k, D], actual [R, k, D], rollouts [R, n, k], text [R, k]), and the training's
+tokenizer. It returns finite numbers [R, n]: a tensor, or what torch.as_tensor takes. They need no gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Raw documents from the sources in params.yaml, in one schema: packages, exercises, Hugging Face data sets, parquet.
+"""Raw documents from the sources in params.yaml, in one schema: packages, exercises, Hugging Face data sets, parquet,
+text files.
 
 Every source is streamed: it yields its documents one by one, and only as many as the settings ask for.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from refine.data import hub
 from refine.errors import DataError, SettingError, nearest
-from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source
+from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source, TextSource
 from refine.system.quiet import quiet_datasets
 
 
@@ -37,7 +38,15 @@ def read_source(source: Source, held: Iterable[str] = ()) -> Iterator[RawDocumen
         return _package(source, frozenset(held))
     if isinstance(source, ExercisesSource):
         return _exercises(source, frozenset(held))
+    if isinstance(source, TextSource):
+        return _text(source)
     return _hub(source) if isinstance(source, HubSource) else _parquet(source)
+
+
+def _text(source: TextSource) -> Iterator[RawDocument]:
+    from refine.data.corpus.text_files import read_text_files
+
+    return _selected(((name, name, text) for name, text in read_text_files(source.path)), source, source.path, "files")
 
 
 def _package(source: PackageSource, held: frozenset[str]) -> Iterator[RawDocument]:
@@ -76,7 +85,7 @@ def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
             for number, row in enumerate(parquet.read_rows(file_system, file, wanted)):
                 yield f"{name}#{number}", row
 
-    return _selected(rows(), source, source.path)
+    return _selected(_texts(rows(), source), source, source.path)
 
 
 def _has_columns(place: str, columns: Iterable[str], source: HubSource | ParquetSource) -> None:
@@ -89,31 +98,41 @@ def _has_columns(place: str, columns: Iterable[str], source: HubSource | Parquet
             )
 
 
-def _selected(
-    rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource, place: str
-) -> Iterator[RawDocument]:
-    """The documents of rows that are long enough, without the first `skip` of them, at most `documents`."""
-    skipped, taken, seen = 0, 0, 0
+def _texts(
+    rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource
+) -> Iterator[tuple[str, str, str | None]]:
+    """(name, title, text) of each row. Raises DataError: the text column holds something else."""
     for name, row in rows:
-        seen += 1
         text = row[source.text_column]
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"{name}: column {source.text_column!r} holds {type(text).__name__}, not text: name another text_column"
             )
+        yield name, str(row[source.title_column] or name) if source.title_column else name, text
+
+
+def _selected(
+    found: Iterator[tuple[str, str, str | None]], source: HubSource | ParquetSource | TextSource, place: str,
+    what: str = "rows",
+) -> Iterator[RawDocument]:  # fmt: skip
+    """The documents of (name, title, text) that are long enough, without the first `skip` of them, at most `documents`.
+
+    what: what each of `found` is, for messages."""
+    skipped, taken, seen = 0, 0, 0
+    for name, title, text in found:
+        seen += 1
         if not text or not text.strip() or len(text) < source.min_characters:
             continue
         if skipped < source.skip:
             skipped += 1
             continue
-        title = str(row[source.title_column] or name) if source.title_column else name
         yield RawDocument(name, place, title, title, text)
         taken += 1
         if taken == source.documents:
             return
     if not taken:
         raise DataError(
-            f"{place}: none of {seen} rows is taken: min_characters is {source.min_characters}, skip is {source.skip}"
+            f"{place}: none of {seen} {what} is taken: min_characters is {source.min_characters}, skip is {source.skip}"
         )
 
 
@@ -134,22 +153,42 @@ def _hub(source: HubSource) -> Iterator[RawDocument]:
                 _has_columns(place, item[1], source)
             yield f"{place}#{item[0]}", item[1]
 
-    return _selected(rows(), source, place)
+    return _selected(_texts(rows(), source), source, place)
 
 
 def _stream(source: HubSource) -> Any:
-    """The rows of the data set. In a local folder of .txt files a row is a file, not a line."""
+    """The rows of the data set. In a local folder of .txt files a row is a file, not a line; a folder that
+    `save_to_disk` wrote is read as such."""
     import datasets
 
+    if (Path(source.name) / "dataset_dict.json").is_file() or (Path(source.name) / "state.json").is_file():
+        return _saved_to_disk(source, datasets.load_from_disk(source.name))
     builder = datasets.load_dataset_builder(source.name, source.config, revision=source.revision)
     if Path(source.name).is_dir() and hasattr(builder.config, "sample_by"):
         builder.config.sample_by = "document"
     return builder.as_streaming_dataset(split=source.split)
 
 
+def _saved_to_disk(source: HubSource, saved: Any) -> Any:
+    """The split of a data set that `save_to_disk` wrote. Raises DataError: it has no such split."""
+    if hasattr(saved, "column_names") and isinstance(saved.column_names, dict):
+        splits = {str(name): part for name, part in saved.items()}
+    else:  # one split, which may have lost its name
+        splits = {str(saved.split or source.split): saved}
+        if "split" not in source.model_fields_set:
+            return saved.to_iterable_dataset()
+    if source.split not in splits:
+        raise DataError(
+            f"{source.name}: has no split {source.split!r}{nearest(source.split, splits)}; it has {', '.join(splits)}"
+        )
+    return splits[source.split].to_iterable_dataset()
+
+
 def _in_one_line(source: HubSource, action: Callable[[], Any]) -> Any:
     """The result of `action`. Errors of `datasets` or the hub's client become one line."""
     try:
         return action()
+    except DataError:
+        raise
     except Exception as error:
         raise hub.one_line_error(error, "data set", source.name, source.revision) from None
