@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from refine.settings.objective import ObjectiveSettings, reward_kind
 from refine.system.exhausted import is_out_of_memory, out_of_memory_in_one_line
 from refine.system.files import json_values
 from refine.training import step_errors
+from refine.training.adapters import with_adapters
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
@@ -51,7 +52,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
     steps on the prompts come first); see `refine.training.dataset`. `processing_class`: the tokenizer, required for
     text and prompts, and saved with the model. `reward`: optimised in the place of
     `args.objective.reward`: a name, or a function (`refine.objective.external_rewards`). The other
-    arguments are those of transformers.Trainer.
+    arguments are those of transformers.Trainer. `peft_config`: trains adapters alone (`refine.training.adapters`).
 
     Each optimizer step takes the next `sequences_per_step` rows of the stream. The loss of each pass is its share of
     the step's loss, so results do not depend on micro-batches, accumulation or the number of processes.
@@ -71,6 +72,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         reward: Function | str | None = None,
+        peft_config: Any = None,
         **more: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else RefineArguments(output_dir="refine-training")
@@ -89,6 +91,8 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             )
         if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
+        if peft_config is not None:
+            model = cast(PreTrainedModel, with_adapters(model, peft_config, args.seed))
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
         self.rows = (
             None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
