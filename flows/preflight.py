@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
 from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
 from refine.phases.prepared_data import Prepared, check_model
-from refine.settings import ObjectiveSettings, Settings
+from refine.settings import Settings
+from refine.settings.objective import REWARDS, is_external_reward, reward_kind
 from refine.settings.training import BEST, TrainingSettings
 
-REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
+WIDTH = 64  # hidden size of the states with which a reward is tried
 
 
 def check(settings: Settings) -> None:
@@ -36,6 +36,7 @@ def check(settings: Settings) -> None:
         check_model(settings.model.checkpoint, data)
     check_metrics(settings, data)
     check_best_by(settings, data)
+    check_rewards(settings.training, data)
 
 
 def check_best_by(settings: Settings, data: Prepared) -> None:
@@ -49,6 +50,24 @@ def check_best_by(settings: Settings, data: Prepared) -> None:
                 f"training.{phase.phase()}.best_by: no training will have a metric {phase.best_by!r}"
                 f"{nearest(phase.best_by, known)}; recall/… needs sources in data.recall"
             )
+
+
+def check_rewards(training: TrainingSettings, data: Prepared) -> None:
+    """Load the rewards from outside that arms name, and call each once.
+
+    Raises SettingError: one cannot be imported, or returns something else than finite numbers of the right shape.
+    """
+    phases = (training.mid, training.post, training.test_time)
+    objectives = [phase.objective_of(arm) for phase in phases if phase is not None for arm in phase.arms]
+    outside = {one.reward: one for one in objectives if is_external_reward(one.reward)}
+    if not outside:
+        return
+    from refine.data.tokenizer import load_tokenizer
+    from refine.objective.external_rewards import check_reward, external_reward
+
+    tokenizer = load_tokenizer(data.tokenizer)
+    for objective in outside.values():
+        check_reward(external_reward(objective, tokenizer), objective, len(tokenizer), WIDTH)
 
 
 def check_metrics(settings: Settings, data: Prepared) -> None:
@@ -72,8 +91,9 @@ def validated(training: TrainingSettings, answers: bool) -> set[str]:
     """
     phases = [phase for phase in (training.mid, training.post) if phase is not None]
     names = {"loss", "accuracy", "entropy", "rollouts"}
-    names |= {f"reward/{kind}/{shape}" for kind in REWARDS for shape in ("mean", "std")}
-    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for phase in phases for share in QUANTILES}
+    optimised = {reward_kind(phase.objective.reward) for phase in phases}
+    names |= {f"reward/{kind}/{shape}" for kind in {*REWARDS, *optimised} for shape in ("mean", "std")}
+    names |= {f"reward/{kind}/{quantile(share)}" for kind in optimised for share in QUANTILES}
     if training.post is not None and answers:
         names |= {"answer_loss", "answer_accuracy"}
     return {f"val/{name}" for name in names}

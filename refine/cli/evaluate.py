@@ -98,7 +98,7 @@ def evaluate(
     quiet_libraries()
     options.check_device(others["device"])
     output = others["output"] or paths.results() / "evaluation" / _folder_name(model, others["test_time"])
-    adapter = _adapter(others)
+    make_adapter = _adapter(others)
     with fetched(model) as folder:
         tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
@@ -110,6 +110,7 @@ def evaluate(
             harness=others["harness"] or (), progress=lambda line: click.echo(line, err=True),
             harness_options={"samples": samples, "lengths": lengths, "include": others["harness_tasks"]},
         )  # fmt: skip
+        adapter = make_adapter(tokenizer=tokenizer) if make_adapter else None
         before = score() if adapter else None
         found = score(adapter=adapter, answers_file=output / "answers.jsonl")
     _write(found, output, before)
@@ -131,7 +132,8 @@ def _inputs(
 
 
 def _adapter(others: dict[str, Any]) -> Any:
-    """The test-time trainer of --test-time, or None. Raises SettingError if training.test_time is null."""
+    """Makes the test-time trainer of --test-time from a tokenizer; or None. Raises SettingError: training.test_time is
+    null."""
     if others["test_time"] is None:
         return None
     if others["harness"]:
@@ -142,7 +144,7 @@ def _adapter(others: dict[str, Any]) -> Any:
     values = settings.load(others["params"], others["overrides"])
     if values.training.test_time is None:
         raise SettingError(f"{others['params']}: training.test_time is null: set it to adapt at test time")
-    return TestTimeTrainer(values.training.test_time, others["test_time"], values.seed)
+    return partial(TestTimeTrainer, values.training.test_time, others["test_time"], values.seed)
 
 
 def _check_output(folder: Path) -> None:

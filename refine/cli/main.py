@@ -17,6 +17,7 @@ VERBS = {
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
     "pretrain": ("refine.cli.pretrain:pretrain", "Train a small model from a settings file alone."),
+    "generate": ("refine.cli.generate:generate", "Write on from a text of any length, out of the memory."),
     "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
     "summary": ("refine.cli.summary:summary", "Print the last experiment's results and where they are."),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),

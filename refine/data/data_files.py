@@ -25,7 +25,7 @@ def split_pattern(file_system: Any, path: str) -> tuple[str, str]:
     return path.rstrip("/"), ""
 
 
-def data_files(file_system: Any, start: str, pattern: str, ending: str) -> list[str]:
+def data_files(file_system: Any, start: str, pattern: str, ending: str | tuple[str, ...]) -> list[str]:
     """The files with this ending below `start` that are data and match `pattern` (all of them if it is ""), sorted. If
     `start` is a file, only this file. Raises DataError for an empty file."""
     found = _listed(file_system, start, pattern)
@@ -48,7 +48,7 @@ def _listed(file_system: Any, start: str, pattern: str) -> dict[str, dict[str, A
     return listed
 
 
-def _is_data(name: str, start: str, pattern: str, ending: str) -> bool:
+def _is_data(name: str, start: str, pattern: str, ending: str | tuple[str, ...]) -> bool:
     """Whether a listed name is data. A pattern that names `.` or `_` at the start of a part means such names."""
     meant = {part[0] for part in pattern.split("/") if part}
     parts = name.removeprefix(start).strip("/").split("/")

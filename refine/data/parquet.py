@@ -31,15 +31,19 @@ def find_parquet_files(path: str) -> tuple[Any, dict[str, str]]:
     put beside the data are left out (`refine.data.data_files`).
     Raises DataError if there are none or one is empty, ServiceError if S3 does not answer or refuses.
     """
+    return find_files(
+        path, ".parquet", "no parquet file there; name a file, a folder or a pattern such as folder/*.parquet"
+    )
+
+
+def find_files(path: str, ending: str | tuple[str, ...], missing: str) -> tuple[Any, dict[str, str]]:
+    """As `find_parquet_files`, for files of any `ending`. missing: what to say if there are none."""
     file_system, inside = _file_system(path)
     with one_line_errors_of(path):
         start, pattern = split_pattern(file_system, inside)
-        found = data_files(file_system, start, pattern, ".parquet")
+        found = data_files(file_system, start, pattern, ending)
     if not found:
-        raise DataError(
-            f"{path}: no parquet file there; name a file, a folder or a pattern such as folder/*.parquet "
-            "(names that begin with . or _ do not count)"
-        )
+        raise DataError(f"{path}: {missing} (names that begin with . or _ do not count)")
     before = path[: len(path) - len(pattern)] if pattern else path.rstrip("/")
     return file_system, {before + file.removeprefix(start + "/" * bool(pattern)): file for file in found}
 
@@ -125,6 +129,17 @@ def read_rows(file_system: Any, file: str, columns: list[str]) -> Iterator[dict[
                 waiting.pause(error)
         if _state(file_system, file) != state:
             raise DataError(f"{file}: was replaced while it was read; run the command again")
+
+
+def read_bytes(file_system: Any, file: str) -> bytes:
+    """The content of a file. Raises as `one_line_errors_of`, after PATIENCE."""
+
+    def read() -> bytes:
+        with file_system.open(file, "rb") as opened:
+            return opened.read()
+
+    with one_line_errors_of(file):
+        return patiently(read, _may_pass, file)
 
 
 def _rows_from(file_system: Any, file: str, columns: list[str], start: int) -> Iterator[dict[str, Any]]:

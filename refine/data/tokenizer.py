@@ -69,6 +69,8 @@ def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
         bos_token=BOS,
         eos_token=EOS,
         unk_token=unknown,
+        pad_token=EOS,
+        padding_side="left",
         clean_up_tokenization_spaces=False,
     )
 
@@ -129,7 +131,19 @@ def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
             tokenizer("a")  # a setting of another type shows only here
     except Exception as error:
         raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
-    return by_our_rule(tokenizer, f"tokenizer {str(place)!r}")
+    return with_padding(by_our_rule(tokenizer, f"tokenizer {str(place)!r}"))
+
+
+def with_padding(tokenizer: Any) -> Any:
+    """`tokenizer`, which gets a padding token if it has none, and pads on the left, where a prompt's end stays last.
+
+    transformers' pipeline and `tokenizer(..., padding=True)` need one for prompts of different lengths. It is the end
+    token, or without one the bos: the vocabulary stays, and the attention mask says what is padding.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token if tokenizer.eos_token is not None else tokenizer.bos_token
+        tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def by_our_rule(tokenizer: Any, name: str) -> Any:

@@ -6,6 +6,15 @@
 from refine.models.generation import Continuation
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.loading import from_config, from_pretrained
+from refine.models.long_text import read_in_pieces
 from refine.models.memory import Memory, Reading
 
-__all__ = ["Continuation", "FastWeightLanguageModel", "Memory", "Reading", "from_config", "from_pretrained"]
+__all__ = [
+    "Continuation",
+    "FastWeightLanguageModel",
+    "Memory",
+    "Reading",
+    "from_config",
+    "from_pretrained",
+    "read_in_pieces",
+]

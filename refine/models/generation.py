@@ -16,6 +16,13 @@ from refine.errors import ModelError
 from refine.models.memory import Memory, Reading
 from refine.ops.seeded_draws import uniform
 
+Each = Callable[[Tensor], None]
+"""Called with the tokens [R] of each step as soon as they are chosen: to show a text while it is written."""
+
+
+def _nothing(tokens: Tensor) -> None:
+    """The `Each` of a caller that waits for the whole continuation."""
+
 
 class LanguageModel(Protocol):
     """What a continuation needs of a model: reading after a memory, and the head."""
@@ -48,14 +55,19 @@ class Continuation:
 
 @torch.no_grad()
 def continue_greedily(
-    model: LanguageModel, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()
+    model: LanguageModel,
+    memory: Memory,
+    hidden: Tensor,
+    tokens: int,
+    stop: Sequence[int] = (),
+    each: Each = _nothing,
 ) -> Continuation:
     """Write `tokens` tokens after `memory` (R rows), each the likeliest; the smallest of equally likely ones.
 
     `hidden` [R, D]: the state after the memory's last token. Stops early when every row has written one of `stop`.
-    Raises ModelError: `hidden` of another shape, or fewer than 1 token.
+    `each`: called with every step's tokens [R] at once. Raises ModelError: `hidden` of another shape, or no token.
     """
-    return _continue(model, memory, hidden, tokens, stop, 1.0, lambda log_probs, step: log_probs.argmax(-1))
+    return _continue(model, memory, hidden, tokens, stop, 1.0, lambda log_probs, step: log_probs.argmax(-1), each)
 
 
 @torch.no_grad()
@@ -67,6 +79,7 @@ def continue_sampled(
     seeds: Tensor,
     temperature: float = 1.0,
     stop: Sequence[int] = (),
+    each: Each = _nothing,
 ) -> Continuation:
     """Write tokens drawn from softmax(logits / temperature); other arguments as in `continue_greedily`.
 
@@ -86,7 +99,7 @@ def continue_sampled(
         threshold = uniform(seeds, step)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
 
-    return _continue(model, memory, hidden, tokens, stop, temperature, draw)
+    return _continue(model, memory, hidden, tokens, stop, temperature, draw, each)
 
 
 def _continue(
@@ -97,6 +110,7 @@ def _continue(
     stop: Sequence[int],
     temperature: float,
     choose: Callable[[Tensor, int], Tensor],
+    each: Each,
 ) -> Continuation:
     if hidden.ndim != 2 or hidden.shape[0] != memory.rows or tokens < 1:
         raise ModelError(
@@ -117,6 +131,7 @@ def _continue(
         token = choose(scores, step)
         if written:
             token = torch.where(ended, written[-1], token)
+        each(token)
         written.append(token)
         log_probs.append(scores.gather(-1, token[:, None])[:, 0])
         states.append(hidden)

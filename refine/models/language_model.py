@@ -223,9 +223,11 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         layers = [block.attn.fresh(rows, self.device, self.dtype) for block in self.model.layers]
         return Memory(layers, torch.zeros(rows, dtype=torch.int64), self.signature(), self.dtype)
 
-    def continue_greedily(self, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = ()) -> Continuation:
+    def continue_greedily(
+        self, memory: Memory, hidden: Tensor, tokens: int, stop: Sequence[int] = (), **options: Any
+    ) -> Continuation:
         """See `refine.models.generation.continue_greedily`."""
-        return continue_greedily(self, memory, hidden, tokens, stop)
+        return continue_greedily(self, memory, hidden, tokens, stop, **options)
 
     def continue_sampled(
         self,
@@ -235,9 +237,10 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         seeds: Tensor,
         temperature: float = 1.0,
         stop: Sequence[int] = (),
+        **options: Any,
     ) -> Continuation:
         """See `refine.models.generation.continue_sampled`."""
-        return continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop)
+        return continue_sampled(self, memory, hidden, tokens, seeds, temperature, stop, **options)
 
     def _document_memories(self, batch: Batch, memory: Memory | None) -> list[LayerMemory] | None:
         """The memory that each document starts from, G rows for each layer; None if all start fresh."""

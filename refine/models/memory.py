@@ -107,8 +107,11 @@ class Memory:
         layers = [type(parts[0]).cat(parts) for parts in zip(*(memory.layers for memory in memories), strict=True)]
         return Memory(layers, torch.cat([memory.positions for memory in memories]), first.signature, first.dtype)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file. An interrupted write leaves no partial file at `path`."""
+    def save(self, path: str | Path, weights: str = "") -> None:
+        """Write one safetensors file. An interrupted write leaves no partial file at `path`.
+
+        `weights`: names the weights that read the text, as a hash of their files; `load` can ask for the same ones.
+        """
         tensors = {"positions": self.positions}
         for number, layer in enumerate(self.layers):
             for name, tensor in layer.tensors().items():
@@ -121,19 +124,26 @@ class Memory:
             "kinds": json.dumps([type(layer).__name__ for layer in self.layers]),
             "shapes": json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}),
         }
+        if weights:
+            header["weights"] = weights
         with file_beside(path) as beside:
             save_file(tensors, beside, metadata=header)
 
     @staticmethod
-    def load(path: str | Path, device: torch.device | str = "cpu") -> Memory:
-        """Read a saved memory. Raises ModelError: a file that is missing, damaged, newer or not a memory, or a
-        tensor that is missing, not expected, or of another shape than was saved."""
+    def load(path: str | Path, device: torch.device | str = "cpu", weights: str = "") -> Memory:
+        """Read a saved memory. Raises ModelError: a file that is missing, damaged, newer or not a memory, a tensor that
+        is missing, not expected, or of another shape than was saved, or a memory of other weights than `weights`."""
         with in_form(path, "a saved memory", ModelError):
-            return Memory._of_file(Path(path), device)
+            return Memory._of_file(Path(path), device, weights)
 
     @staticmethod
-    def _of_file(path: Path, device: torch.device | str) -> Memory:
+    def _of_file(path: Path, device: torch.device | str, weights: str) -> Memory:
         header, tensors = _read_file(path, device)
+        if weights and (saved := header.get("weights", weights)) != weights:
+            raise ModelError(
+                f"{path}: is what a model with other weights read (their hash is {saved}, this model's {weights}): "
+                "name that model, or read the text again with this one"
+            )
         positions = tensors.pop("positions").cpu()
         kinds = parsed_json(header["kinds"], f"{path}: kinds in its header", ModelError)
         by_layer: list[dict[str, Tensor]] = [{} for _ in kinds]

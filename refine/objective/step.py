@@ -6,7 +6,7 @@ Shape legend: B rows · T tokens of a row · C columns of positions · R rollout
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ from refine.errors import SettingError
 from refine.objective.advantages import advantages
 from refine.objective.candidates import Candidates, candidates
 from refine.objective.documents import Documents, RolloutStarts
+from refine.objective.external_rewards import ExternalReward
 from refine.objective.loss import focus_loss, policy_loss
 from refine.objective.positions import rollout_seeds, select
 from refine.objective.result import StepResult
 from refine.objective.rewards import REWARDS, rewards
 from refine.objective.rollouts import OneRead, Reader, ReadingStrategy
 from refine.ops.token_statistics import TokenStatistics, token_statistics
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.objective import ObjectiveSettings, is_external_reward
 
 
 def next_sequence_step(
@@ -41,6 +42,7 @@ def next_sequence_step(
     rollout_tokens: int | None = None,
     focus_tokens: int | None = None,
     read: ReadingStrategy = OneRead(),  # noqa: B008  (it holds no state)
+    reward: ExternalReward | None = None,
 ) -> StepResult:
     """The loss of tokens [B, T] int64, and everything that led to it.
 
@@ -50,10 +52,13 @@ def next_sequence_step(
     `reuse`: an earlier result on the same tokens, for a further update on its rollouts against its log-probabilities.
     `ntp_tokens`, `rollout_tokens`, `focus_tokens`: denominators of the whole optimizer step (default: those of this
     pass). `read`: how the model reads; the twin of this step is the step with `Rereading()`. With nsp_weight 0 no
-    rollouts are sampled; with focus_weight 0 too no positions are selected.
+    rollouts are sampled; with focus_weight 0 too no positions are selected. `reward`: one from outside, optimised in
+    the place of `settings.reward` (`external_reward` makes it of a function, or of its name there).
     Raises SettingError: seeds, marks, positions, rollouts or denominators that do not fit; ModelError: as `model.read`.
     """
     _check_seeds(seeds, tokens)
+    if reward is None and is_external_reward(settings.reward):
+        raise SettingError(f"reward {settings.reward} is not loaded: pass reward=external_reward(settings, tokenizer)")
     documents = Documents(tokens.shape, lengths, marks)
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
@@ -62,7 +67,7 @@ def next_sequence_step(
     next_token, predicts = _next_token(reader.hidden, model.lm_head.weight, tokens, documents, ntp_tokens)
     entropy = next_token.entropy * documents.real(tokens.device)
     starts = _starts(entropy, documents, admitted, seeds, settings, positions, rollouts)
-    sampled = _roll_out(reader, starts, tokens, settings, seeds, rollouts, reuse)
+    sampled = _roll_out(reader, starts, tokens, settings, seeds, rollouts, reuse, reward)
     count = _denominator("rollout_tokens", rollout_tokens, sampled.tokens.numel())
     nsp_loss, ratio, clip_fraction = policy_loss(
         sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings
@@ -159,14 +164,16 @@ def _roll_out(
     seeds: Tensor,
     rollouts: Tensor | None,
     reuse: StepResult | None,
+    reward: ExternalReward | None,
 ) -> Sampled:
     """Sample rollouts (or take `rollouts`), score them, reward them, and compare the rewards (or take those of
     `reuse`)."""
     n, k = settings.rollouts if rollouts is None else rollouts.shape[2], settings.rollout_length
+    more = {} if reward is None else {reward.kind: reward}
     if settings.nsp_weight == 0:
-        return _nothing(len(starts), 0, k, reader.hidden)
+        return _nothing(len(starts), 0, k, reader.hidden, more)
     if not len(starts):
-        return _nothing(0, n, k, reader.hidden)
+        return _nothing(0, n, k, reader.hidden, more)
     at_sampling = None
     if rollouts is None:
         drawn, at_sampling = reader.sample(starts, n, k, rollout_seeds(seeds, starts, n), settings.temperature)
@@ -179,17 +186,17 @@ def _roll_out(
         return Sampled(drawn, log_probs, starts.gather(reuse.old_log_probs), kept, starts.gather(reuse.advantages), gap)
     row, after = starts.row.to(tokens.device)[:, None], starts.position[:, None] + torch.arange(k)
     after = after.to(tokens.device)
-    kinds = rewards(hidden, reader.hidden.detach()[row, after], drawn, tokens[row, after])
-    compared = advantages(kinds[settings.reward], starts.document, settings.group)
+    kinds = rewards(hidden, reader.hidden.detach()[row, after], drawn, tokens[row, after], more)
+    compared = advantages(kinds[settings.reward if reward is None else reward.kind], starts.document, settings.group)
     return Sampled(drawn, log_probs, log_probs.detach(), kinds, compared, gap)
 
 
-def _nothing(starts: int, n: int, k: int, like: Tensor) -> Sampled:
+def _nothing(starts: int, n: int, k: int, like: Tensor, more: Iterable[str]) -> Sampled:
     """No rollouts at all: no starts, or 0 rollouts of each."""
     zeros = like.new_zeros((starts, n, k), dtype=torch.promote_types(like.dtype, torch.float32))
     none = zeros[..., 0]
     tokens = torch.zeros((starts, n, k), dtype=torch.int64, device=like.device)
-    return Sampled(tokens, zeros, zeros, dict.fromkeys(REWARDS, none), none, zeros.sum())
+    return Sampled(tokens, zeros, zeros, dict.fromkeys([*REWARDS, *more], none), none, zeros.sum())
 
 
 def _denominator(name: str, given: int | None, in_pass: int) -> int:

@@ -80,7 +80,7 @@ def _evaluate(one: ModelRequest, inputs: Any, tokenizer: Any, request: Request) 
         inputs,
         tokenizer,
         batch_size=request.batch_size,
-        adapter=_adapter(one.adapted_by, request),
+        adapter=_adapter(one.adapted_by, request, tokenizer),
         name=one.name,
         answers_file=one.output / "answers.jsonl",
     )
@@ -89,13 +89,13 @@ def _evaluate(one: ModelRequest, inputs: Any, tokenizer: Any, request: Request) 
     print(f"evaluation of {one.name}: {_summary(found.metrics())} ({found.seconds:.0f} s)", flush=True)
 
 
-def _adapter(arm: str, request: Request) -> Any:
+def _adapter(arm: str, request: Request, tokenizer: Any) -> Any:
     if not arm:
         return None
     from refine.training.test_time import TestTimeTrainer
 
     assert request.test_time is not None
-    return TestTimeTrainer(request.test_time, arm, request.seed)
+    return TestTimeTrainer(request.test_time, arm, request.seed, tokenizer)
 
 
 def _summary(metrics: dict[str, float]) -> str:

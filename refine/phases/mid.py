@@ -13,6 +13,7 @@ from refine.phases.prepared_data import Prepared, check_model, check_vocabulary,
 from refine.phases.start import training_data
 from refine.settings import Settings
 from refine.settings.arms import NOT_OF_AN_ARM
+from refine.settings.objective import ObjectiveSettings, is_external_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +36,18 @@ def plan(settings: Settings, arm: str, model: str, data: Prepared, revision: str
     return Plan(f"mid {arm}", identity, prepare, settings.training.mid.early_stop_after)
 
 
+def reward_code(settings: ObjectiveSettings) -> dict[str, str]:
+    """The hash of the code of a reward from outside; {} for a reward of this package.
+
+    Raises SettingError: the reward cannot be loaded.
+    """
+    if not is_external_reward(settings.reward):
+        return {}
+    from refine.objective.external_rewards import code_of
+
+    return code_of(settings)
+
+
 def _identity(settings: Settings, arm: str, model: str, revision: str | None, data: Prepared) -> dict[str, Any]:
     mid = settings.training.mid
     values = mid.model_dump(mode="json", exclude=NOT_OF_AN_ARM)
@@ -42,7 +55,8 @@ def _identity(settings: Settings, arm: str, model: str, revision: str | None, da
         "phase": "mid",
         "arm": arm,
         "seed": settings.seed,
-        "settings": {**values, "objective": mid.objective_of(arm).model_dump(mode="json")},
+        "settings": {**values, "objective": mid.objective_of(arm).model_dump(mode="json")}
+        | reward_code(mid.objective_of(arm)),
         "start": model_identity(model, revision),
         "data": data.identity(),
     }

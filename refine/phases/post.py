@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from refine.errors import DataError, SettingError
 from refine.identity import hash_of_files
-from refine.phases.mid import starting_model
+from refine.phases.mid import reward_code, starting_model
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared, check_model, model_identity
 from refine.settings import Settings
@@ -83,7 +83,8 @@ def _identity(
         "phase": "post",
         "arm": arm,
         "seed": settings.seed,
-        "settings": {**values, "objective": post.objective_of(arm).model_dump(mode="json")},
+        "settings": {**values, "objective": post.objective_of(arm).model_dump(mode="json")}
+        | reward_code(post.objective_of(arm)),
         "start": model_identity(model, revision),
         "data": hashes,
     }

@@ -133,6 +133,7 @@ class Stages:
         values = settings.model_dump(mode="json", exclude={"arms", "variants"})
         values["objective"] = settings.objective_of(adapted_by).model_dump(mode="json")
         made_from += [adapted_by, values, self.settings.seed, code_hash(*TRAINING_CODE)]
+        made_from += mid.reward_code(settings.objective).values()
         return Target(_stage("test_time", adapted_by, hash_of(made_from)), model, adapted_by)
 
     def scored_on(self) -> str:

@@ -33,9 +33,14 @@ def validated(section: type[S], values: Any, where: str = "params.yaml") -> S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        errors = error.errors()
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise SettingError(f"{where}: {_one_line(errors[0], section)}{more}") from None
+        first, *others = error.errors()
+        named = _one_line(first, section)
+        if first["type"] == "missing":
+            absent = [one for one in others if one["type"] == "missing"]
+            others = [one for one in others if one not in absent]
+            named = _missing([first, *absent])
+        more = f" (and {len(others)} more)" if others else ""
+        raise SettingError(f"{where}: {named}{more}") from None
 
 
 def shown(value: Any) -> str:
@@ -52,12 +57,18 @@ def _one_line(error: ErrorDetails, section: type[Section]) -> str:
     if error["type"] == "extra_forbidden":
         known = _known_names(section, path[:-1])
         return f"unknown setting {shown(name)}{nearest(path[-1], known)}; known here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"setting {name!r} is missing"
     if error["type"] == "value_error":
         said = reason(str(error["ctx"]["error"]), 1000)
         return f"setting {name!r}: {said}" if path else said
     return f"setting {name!r} is {shown(error['input'])}: {reason(error['msg'][0].lower() + error['msg'][1:])}"
+
+
+def _missing(errors: list[ErrorDetails]) -> str:
+    """All settings that are missing."""
+    names = [repr(".".join(map(str, error["loc"]))) for error in errors]
+    if len(names) == 1:
+        return f"setting {names[0]} is missing"
+    return f"settings {', '.join(names[:-1])} and {names[-1]} are missing"
 
 
 def _known_names(section: type[Section], path: list[str]) -> list[str]:

@@ -60,19 +60,9 @@ class ExercisesSource(Section):
         return self
 
 
-class _TextColumn(Section):
-    """Shared by the sources that are tables of documents."""
+class _Selection(Section):
+    """Which documents of a source are taken."""
 
-    marks_column: str | None = Field(
-        None,
-        description="column of the characters of the text before each place that asks for what the text has told; "
-        "null: no marks",
-    )
-
-    text_column: str = Field("text", description="column of the text")
-    title_column: str | None = Field(
-        None, description="column that names a document's work; null: each document is a work"
-    )
     min_characters: int = Field(
         0,
         ge=0,
@@ -80,17 +70,38 @@ class _TextColumn(Section):
         description="skip shorter documents [characters]; 1.5 × sequence_length is a good bound",
     )
     skip: int = Field(0, ge=0, le=MOST_STEPS, description="number of long enough documents to skip first")
+    documents: int | None = Field(None, ge=1, le=MOST_STEPS, description="number of documents to take; null takes all")
+
+
+class _TextColumn(_Selection):
+    """Which rows of a table are documents."""
+
+    marks_column: str | None = Field(
+        None,
+        description="column of the characters of the text before each place that asks for what the text has told; "
+        "null: no marks",
+    )
+    text_column: str = Field("text", description="column of the text")
+    title_column: str | None = Field(
+        None, description="column that names a document's work; null: each document is a work"
+    )
 
 
 class HubSource(_TextColumn):
-    """A Hugging Face data set (or a local data-set folder), streamed; long documents only."""
+    """A Hugging Face data set, or a local data-set folder (also of `save_to_disk`), streamed."""
 
     kind: Literal["hub"] = "hub"
     name: str = Field(min_length=1, description="name of the data set, or local folder")
     config: str | None = Field(None, description="configuration of the data set")
-    split: str = Field("train", description="split of the data set")
+    split: str = Field("train", min_length=1, description="split of the data set")
     revision: str | None = Field(None, description="branch, tag or commit")
-    documents: int = Field(ge=1, le=MOST_STEPS, description="number of documents to take")
+
+
+class TextSource(_Selection):
+    """Text files on disk or at s3://, each of them a document."""
+
+    kind: Literal["text"] = "text"
+    path: str = Field(min_length=1, description="file, folder of .txt and .md files, or pattern; local or s3://")
 
 
 class ParquetSource(_TextColumn):
@@ -98,10 +109,11 @@ class ParquetSource(_TextColumn):
 
     kind: Literal["parquet"] = "parquet"
     path: str = Field(min_length=1, description="file, folder or pattern; local or s3://")
-    documents: int | None = Field(None, ge=1, le=MOST_STEPS, description="number of documents to take; null takes all")
 
 
-Source = Annotated[PackageSource | ExercisesSource | HubSource | ParquetSource, Field(discriminator="kind")]
+Source = Annotated[
+    PackageSource | ExercisesSource | HubSource | ParquetSource | TextSource, Field(discriminator="kind")
+]
 
 
 class DataSettings(Section):

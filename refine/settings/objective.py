@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from refine.errors import nearest, reason
 from refine.settings.base import MOST_ROLLOUTS, MOST_TOKENS, Section
+
+REWARDS = ("cosine", "binary", "hybrid")
+_EXTERNAL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")  # package.module:function
+
+
+def is_external_reward(reward: str) -> bool:
+    """Whether the setting names a function from outside (refine/objective/external_rewards.py)."""
+    return reward not in REWARDS
+
+
+def reward_kind(reward: str) -> str:
+    """The name of a reward in metrics and results: for ``package.module:function``, the function's."""
+    return re.split("[:.]", reward)[-1]
 
 
 class ObjectiveSettings(Section):
@@ -15,7 +30,9 @@ class ObjectiveSettings(Section):
     positions: int = Field(8, ge=1, le=MOST_ROLLOUTS, description="c: positions selected in each document")
     rollout_length: int = Field(5, ge=1, le=MOST_ROLLOUTS, description="k: length of a rollout [tokens]")
     rollouts: int = Field(1, ge=1, le=MOST_ROLLOUTS, description="n: rollouts at each position")
-    reward: Literal["cosine", "binary", "hybrid"] = Field("cosine", description="reward to optimise")
+    reward: str = Field(
+        "cosine", description="reward to optimise: cosine, binary, hybrid, or a function as package.module:function"
+    )
     selection: Literal["entropy", "uniform", "argmax", "argmin", "marked", "recall"] = Field(
         "entropy", description="how positions are selected; marked: at the document's marks; recall: before repeats"
     )
@@ -41,6 +58,16 @@ class ObjectiveSettings(Section):
     )
     ratio_clip: float = Field(0.2, gt=0, description="policy ratios are clipped to 1 ± this")
     dual_clip: float = Field(3.0, gt=1, description="bound on the ratio's loss for a negative advantage")
+
+    @field_validator("reward")
+    @classmethod
+    def _known_reward(cls, reward: str) -> str:
+        if reward not in REWARDS and not _EXTERNAL.fullmatch(reward):
+            raise ValueError(
+                f"{reason(repr(reward), 100)} is no reward{nearest(reward, REWARDS)}; "
+                "expected 'cosine', 'binary' or 'hybrid', or a function as package.module:function"
+            )
+        return reward
 
     @model_validator(mode="after")
     def _consistent(self) -> ObjectiveSettings:

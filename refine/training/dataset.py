@@ -1,5 +1,5 @@
-"""Data sets as rows of tokens (columns `tokens` and maybe `marks`, or `text`, or `prompt` and `answers`), and rows as
-batches.
+"""Data sets as rows of tokens (columns `tokens` and maybe `marks`, or `text`, or `messages`, or `prompt` and `answers`
+or `completion`), and rows as batches.
 
 Shapes: B rows of a batch · T tokens of its longest row.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from refine.data.prompts.encoding import encode_with_answer
+from refine.data.prompts.trl_rows import encode_completion, encode_messages
 from refine.data.token_sequences import token_array
 from refine.data.tokenizer import by_our_rule
 from refine.errors import DataError, SettingError
@@ -69,9 +70,10 @@ def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, 
     """The rows of `data`: a datasets.Dataset, or anything with `len` whose rows, by index, are dicts.
 
     Columns: `tokens` (lists of ints; `lengths` names the documents packed in each row), or `text`, which `tokenizer`
-    turns into tokens; `document` and `offset` name a row in messages; `marks` are places where the text asks for what
-    it has told, as numbers of the row's tokens before them. `max_length` [tokens] cuts longer documents into pieces;
-    `packing` fills rows of that length with the pieces of all documents.
+    turns into tokens, or `messages` (a conversation, by its chat template); `document` and `offset` name a row in
+    errors; `marks` are places where the text asks for what it has told, as numbers of the row's tokens before them.
+    `max_length` [tokens] cuts longer documents into pieces; `packing` fills rows of that length with the pieces of all
+    documents.
     Raises DataError: no rows, neither column, text without a tokenizer, marks of a text, a streamed data set.
     """
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -82,10 +84,14 @@ def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, 
     if len(data) == 0:
         raise DataError("the data set has no rows")
     columns = list(getattr(data, "column_names", None) or data[0])
-    if "tokens" not in columns and "text" not in columns:
-        raise DataError(f"the data set has the columns {', '.join(columns)}: expected `tokens` or `text`")
-    if "tokens" not in columns and tokenizer is None:
-        raise DataError("the data set has a `text` column: give processing_class, its tokenizer")
+    column = next((name for name in ("tokens", "text", "messages") if name in columns), None)
+    if column is None:
+        raise DataError(
+            f"the data set has the columns {', '.join(columns)}: expected `tokens` or `text` or `messages`, or "
+            "`prompt` beside `answers` or `completion`"
+        )
+    if column != "tokens" and tokenizer is None:
+        raise DataError(f"the data set has a `{column}` column: give processing_class, its tokenizer")
     if packing and max_length is None:
         raise DataError("packing fills rows of max_length tokens: set max_length")
 
@@ -94,7 +100,7 @@ def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, 
 
     def read(index: int) -> RawRow:
         row = data[index]
-        tokens = row["tokens"] if "tokens" in columns else tokenizer(row["text"])["input_ids"]
+        tokens = _tokens(row[column], column, tokenizer, index)
         return tokens, row.get("lengths"), (_name(row, index),), row.get("marks")
 
     if max_length is None:
@@ -105,6 +111,18 @@ def token_rows(data: Any, tokenizer: Any = None, max_length: int | None = None, 
         rows = Rows(len(found), found.__getitem__)
     rows.marked = "marks" in columns
     return rows
+
+
+def _tokens(value: Any, column: str, tokenizer: Any, index: int) -> Any:
+    """The tokens of a row from the `value` of its `column`."""
+    if column == "tokens":
+        return value
+    if column == "text":
+        return tokenizer(value)["input_ids"]
+    try:
+        return encode_messages(tokenizer, value)
+    except DataError as error:
+        raise DataError(f"row {index}: {error}") from None
 
 
 def _name(row: dict[str, Any], index: int) -> str:
@@ -169,16 +187,23 @@ class PromptRows(Rows):
 
     def __getitem__(self, index: int) -> Row:
         real = 0 if index == STAND_IN else index
-        row = self.data[real]
         try:
-            prompt, answer = encode_with_answer(
-                self.tokenizer, row["prompt"], row["answers"], row.get("task"), self.max_length
-            )
+            prompt, answer = self._encode(self.data[real])
         except DataError as error:
             raise DataError(f"row {real}: {error}") from None
         tokens = np.asarray([*prompt, *answer], dtype=np.int64)
         counted, marks = index != STAND_IN, (len(prompt),) if prompt and answer else ()
         return Row(tokens, (len(tokens),), real, (f"prompt {real}",), len(prompt), marks, counted)
+
+    def _encode(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        return encode_with_answer(self.tokenizer, row["prompt"], row["answers"], row.get("task"), self.max_length)
+
+
+class CompletionRows(PromptRows):
+    """Rows of `data` with columns `prompt` and `completion`, as TRL has them (`refine.data.prompts.trl_rows`)."""
+
+    def _encode(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        return encode_completion(self.tokenizer, row["prompt"], row["completion"], self.max_length)
 
 
 def rows_of(data: Any, tokenizer: Any, args: RefineArguments, vocabulary: int | None = None) -> Rows:
@@ -195,6 +220,8 @@ def _rows(data: Any, tokenizer: Any, args: RefineArguments) -> Rows:
     columns = getattr(data, "column_names", None) or (data[0] if hasattr(data, "__getitem__") and len(data) else ())
     if "prompt" in columns and "answers" in columns:
         return PromptRows(data, _ruled(tokenizer), args.max_length)
+    if "prompt" in columns and "completion" in columns:
+        return CompletionRows(data, _ruled(tokenizer), args.max_length)
     if "tokens" not in columns:
         tokenizer = _ruled(tokenizer)
     return token_rows(data, tokenizer, args.max_length, args.packing)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from refine.objective import next_sequence_step
+from refine.objective.external_rewards import ExternalReward
 from refine.objective.result import StepResult
 from refine.ops.token_statistics import token_statistics
 from refine.settings.objective import ObjectiveSettings
@@ -29,9 +30,16 @@ class AnswerResult:
 
 
 def pass_loss(
-    model: Any, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Tensor, counts: Counts
+    model: Any,
+    batch: dict[str, Any],
+    objective: ObjectiveSettings,
+    seeds: Tensor,
+    counts: Counts,
+    reward: ExternalReward | None = None,
 ) -> StepResult | AnswerResult:
-    """The loss of `batch` (`refine.training.dataset.collate`). `counts`: the denominators of its step."""
+    """The loss of `batch` (`refine.training.dataset.collate`). `counts`: the denominators of its step.
+
+    `reward`: one from outside, which is optimised."""
     if batch["kind"] == "answers":
         return answer_loss(model, batch["tokens"], batch["lengths"], batch["prompts"], counts.answer_tokens)
     return next_sequence_step(
@@ -44,6 +52,7 @@ def pass_loss(
         ntp_tokens=max(counts.ntp_tokens, 1),
         rollout_tokens=max(counts.rollout_tokens, 1),
         focus_tokens=max(counts.focus_tokens, 1),
+        reward=reward,
     )
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from refine.errors import DataError
+from refine.objective.rewards import RANGES
 from refine.system.files import file_beside, write_picture
 from refine.training.metrics_file import METRICS_FILE
 
 HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 WIDTH = 0.05  # of a bin
-RANGES = {"cosine": (-1.0, 1.0), "binary": (0.0, 1.0), "hybrid": (-1.0, 2.0)}  # of each reward's values
 SUFFIX = "/histogram"
 INTERVAL = 60.0  # seconds between two pictures during training
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from refine.models.weights import weight_files
 from refine.system.quiet import no_progress_bars
 from refine.system.readers import in_form, read_json
 from refine.training import checkpoints
+from refine.training.adapters import ADAPTER, has_adapters
 
 STATE: dict[str, Any] = {"global_step": int, "max_steps": int, "epoch": float | int | None, "log_history": list}
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
@@ -78,7 +79,10 @@ class CompleteCheckpoints(Trainer):
             resume_from_checkpoint = None if found is None else str(found)
         self._ended_at = _last_step_of(resume_from_checkpoint)
         if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled:
-            weight_files(Path(resume_from_checkpoint))
+            if not has_adapters(self.model):
+                weight_files(Path(resume_from_checkpoint))
+            elif not (Path(resume_from_checkpoint) / ADAPTER).is_file():
+                raise TrainingError(f"{resume_from_checkpoint}: has no {ADAPTER}: it is no checkpoint of adapters")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:

@@ -181,13 +181,14 @@ class StepStatistics:
         return found
 
     def histograms(self) -> dict[str, list[int]]:
-        """The rewards of each kind, counted in the bins of `refine.training.reward_histograms`."""
+        """The rewards of each kind, counted in the bins of `refine.training.reward_histograms`. A reward from outside
+        has no known range, and so no histogram: it has quantiles."""
         return {
             f"{name}{reward_histograms.SUFFIX}": reward_histograms.counts(
                 torch.cat(values), name.removeprefix("reward/")
             )
             for name, values in sorted(self.values.items())
-            if name.startswith("reward/")
+            if name.startswith("reward/") and name.removeprefix("reward/") in reward_histograms.RANGES
         }
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from refine.errors import TrainingError
 from refine.objective import next_sequence_step
+from refine.objective.external_rewards import external_reward
+from refine.settings.objective import reward_kind
 from refine.settings.training import TestTimeSettings
 from refine.training.order import derived_seed
 
@@ -41,14 +43,16 @@ class TestTimeTrainer:
 
     `arm`: of `settings`; "sft" is "refine" without the next-sequence loss. `seed`: of the run. A prompt's draws depend
     only on it and on the prompt's tokens, so the order of prompts changes nothing. With `settings.carry_over`, weights
-    and optimizer carry over from prompt to prompt and are never restored. `adaptations`: one for each prompt.
+    and optimizer carry over from prompt to prompt and are never restored. `tokenizer`: for a reward from outside.
+    `adaptations`: one for each prompt.
     """
 
     __test__ = False
 
-    def __init__(self, settings: TestTimeSettings, arm: str = "refine", seed: int = 0) -> None:
+    def __init__(self, settings: TestTimeSettings, arm: str = "refine", seed: int = 0, tokenizer: Any = None) -> None:
         self.settings, self.seed = settings, seed
         self.objective = settings.objective_of(settings.check_arm(arm))
+        self.reward = external_reward(self.objective, tokenizer)
         self.adaptations: list[Adaptation] = []
         self._model: FastWeightLanguageModel | None = None
         self._kept: list[Tensor] = []
@@ -121,7 +125,7 @@ class TestTimeTrainer:
     ) -> None:
         mixed = self.settings.precision == "bfloat16"
         with torch.autocast(prompt.device.type, dtype=torch.bfloat16, enabled=mixed):
-            result = next_sequence_step(model, prompt, self.objective, seeds)
+            result = next_sequence_step(model, prompt, self.objective, seeds, reward=self.reward)
         done.losses.append(float(result.ntp_loss))
         if not torch.isfinite(result.loss.detach()):
             loss = float(result.loss.detach())
@@ -130,7 +134,7 @@ class TestTimeTrainer:
                 "lower training.test_time.learning_rate or steps"
             )
         if result.rollout_tokens:
-            done.rewards.append(float(result.rewards[self.objective.reward][result.valid].mean()))
+            done.rewards.append(float(result.rewards[reward_kind(self.objective.reward)][result.valid].mean()))
         result.loss.backward()
         for master, weight in zip(self._masters, weights, strict=True):
             if master is not weight:
@@ -144,11 +148,16 @@ class TestTimeTrainer:
 
 
 def adapted(
-    model: FastWeightLanguageModel, prompt: Tensor, settings: TestTimeSettings, arm: str = "refine", seed: int = 0
+    model: FastWeightLanguageModel,
+    prompt: Tensor,
+    settings: TestTimeSettings,
+    arm: str = "refine",
+    seed: int = 0,
+    tokenizer: Any = None,
 ) -> Any:
     """``with adapted(model, prompt, settings):`` adapts the model to one prompt [1, T] or [T] int64 and restores it bit
     for bit at the end. For many prompts use one TestTimeTrainer, which keeps its buffers."""
-    return TestTimeTrainer(settings, arm, seed)(model, prompt)
+    return TestTimeTrainer(settings, arm, seed, tokenizer)(model, prompt)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 
 from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError, TrainingError
+from refine.objective.external_rewards import ExternalReward, Function, check_reward, external_reward
 from refine.objective.result import StepResult
 from refine.settings.base import validated
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.objective import ObjectiveSettings, reward_kind
 from refine.system.exhausted import is_out_of_memory, out_of_memory_in_one_line
 from refine.system.files import json_values
 from refine.training import step_errors
+from refine.training.adapters import with_adapters
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
@@ -49,7 +51,9 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
     `train_dataset`, `eval_dataset` (also a dict of names and data sets): rows by index with a `tokens` or a `text`
     column, or with `prompt` and `answers` (trained by cross-entropy of the answers; with `args.prompt_steps`, REFINE
     steps on the prompts come first); see `refine.training.dataset`. `processing_class`: the tokenizer, required for
-    text and prompts, and saved with the model. The other arguments are those of transformers.Trainer.
+    text and prompts, and saved with the model. `reward`: optimised in the place of
+    `args.objective.reward`: a name, or a function (`refine.objective.external_rewards`). The other
+    arguments are those of transformers.Trainer. `peft_config`: trains adapters alone (`refine.training.adapters`).
 
     Each optimizer step takes the next `sequences_per_step` rows of the stream. The loss of each pass is its share of
     the step's loss, so results do not depend on micro-batches, accumulation or the number of processes.
@@ -68,6 +72,8 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        reward: Function | str | None = None,
+        peft_config: Any = None,
         **more: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else RefineArguments(output_dir="refine-training")
@@ -86,6 +92,8 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             )
         if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
+        if peft_config is not None:
+            model = cast(PreTrainedModel, with_adapters(model, peft_config, args.seed))
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
         self.rows = (
             None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
@@ -110,9 +118,22 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             self.model.config.use_cache = use_cache  # Trainer turns it off; checkpoints keep the user's value
         self._replace_progress_callbacks()
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers before 5.20
-        self.objective = validated(ObjectiveSettings, args.objective, OBJECTIVE)
+        self.objective, self.reward = self._objective(reward)
         self._warned = False
         self._start_counting()
+
+    def _objective(self, reward: Function | str | None) -> tuple[ObjectiveSettings, ExternalReward | None]:
+        """The objective with `reward`, and the reward if it is one from outside, which was called once to try it."""
+        objective = validated(ObjectiveSettings, self.args.objective, "RefineArguments.objective")
+        if isinstance(reward, str):
+            values = {**objective.model_dump(), "reward": reward}
+            objective, reward = validated(ObjectiveSettings, values, "RefineTrainer"), None
+        found = external_reward(objective, self.processing_class, reward)
+        pieces = _vocabulary(self.model) or 2
+        if isinstance(self.processing_class, Sized):
+            pieces = min(pieces, len(self.processing_class))
+        check_reward(found, objective, pieces, self.model.config.hidden_size)
+        return objective if found is None else objective.model_copy(update={"reward": found.name}), found
 
     def _start_counting(self) -> None:
         self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
@@ -190,7 +211,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             return call_through(
                 self.model_wrapped,
                 self.accelerator.unwrap_model(self.model_wrapped),
-                lambda module: pass_loss(module, batch, objective, on_device, counts),
+                lambda module: pass_loss(module, batch, objective, on_device, counts, self.reward),
             )
 
     def compute_loss(
@@ -265,7 +286,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         if "loss" in logs:
             logs = {f"train/{name}": value for name, value in logs.items()}
             merged = StepStatistics.merged(gathered(self._statistics))
-            found = merged.metrics(self._steps_since_log, self.objective.reward)
+            found = merged.metrics(self._steps_since_log, reward_kind(self.objective.reward))
             logs |= {f"train/{name}": value for name, value in found.items()}
             logs["train/tokens"] = merged.sums.get("tokens", 0.0)
             logs["train/seconds"] = self._seconds

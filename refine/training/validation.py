@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from refine.objective.result import StepResult
-from refine.settings.objective import ObjectiveSettings
+from refine.settings.objective import ObjectiveSettings, reward_kind
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Rows, collate
 from refine.training.distributed import gathered
@@ -42,7 +42,7 @@ def validate(
     kinds = ("prompts", "answers") if rows.with_answers else ("tokens",)
     merged = StepStatistics.merged([_statistics(run_pass, rows, name, kind, sampling, args) for kind in kinds])
     model.train(training)
-    found: dict[str, Any] = merged.metrics(quantiles_of=objective.reward) | merged.histograms()
+    found: dict[str, Any] = merged.metrics(quantiles_of=reward_kind(objective.reward)) | merged.histograms()
     return {NAMES.get(name, name): value for name, value in found.items() if name not in OF_TRAINING}
 
 

@@ -17,7 +17,7 @@ from refine.data import parquet as reading
 from refine.data.corpus.fetch import fetch_data
 from refine.data.corpus.sources import read_source
 from refine.errors import DataError, ServiceError
-from refine.settings.data import DataSettings, ParquetSource
+from refine.settings.data import DataSettings, ParquetSource, TextSource
 from refine.system import retries
 
 ROWS = 40
@@ -129,6 +129,18 @@ def _mishaps(*what, of=lambda request: request.command == "GET" and "Range" in r
 @pytest.mark.parametrize("path", ["s3://texts/folder", "s3://texts/folder/*.parquet", "s3://texts/*/?.parquet"])
 def test_all_rows_come_in_order(s3, path):
     assert _texts(path) == TEXTS
+
+
+def test_text_files_in_a_bucket_are_documents(s3):
+    for name, text in (("b.md", "second é"), ("a.txt", "first"), ("c.log", "no text")):
+        s3.client.put_object(Bucket="texts", Key=f"books/{name}", Body=text.encode())
+    found = list(read_source(TextSource(path="s3://texts/books")))
+    assert [(d.id, d.text) for d in found] == [
+        ("s3://texts/books/a.txt", "first"),
+        ("s3://texts/books/b.md", "second é"),
+    ]
+    with pytest.raises(DataError, match="s3://texts/nowhere: no text file there"):
+        list(read_source(TextSource(path="s3://texts/nowhere")))
 
 
 def test_a_single_object_and_a_title_free_id(s3):

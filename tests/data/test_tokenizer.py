@@ -203,3 +203,25 @@ def test_the_user_s_own_tokenizer_stays_as_it_was(small_tokenizer):
     ruled = by_our_rule(bent, "mine")
     assert ruled is not bent and bent.backend_tokenizer.truncation["max_length"] == 4
     assert by_our_rule(ruled, "mine") is ruled
+
+
+@pytest.mark.parametrize("kept", [None, "<pad>"])
+def test_a_loaded_tokenizer_has_a_padding_token_and_keeps_its_own(small_tokenizer, tmp_path, kept):
+    from transformers import AutoTokenizer
+
+    saved = AutoTokenizer.from_pretrained(_saved_without_padding(small_tokenizer, tmp_path, kept))
+    assert saved.pad_token == kept
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token == (kept or "</s>")
+    assert loaded.padding_side == ("left" if kept is None else saved.padding_side)
+    assert len(loaded) == len(saved)
+    assert loaded("a text")["input_ids"] == small_tokenizer("a text")["input_ids"]
+
+
+def _saved_without_padding(tokenizer, folder, pad):
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text())
+    values.pop("pad_token"), values.pop("padding_side", None)
+    file.write_text(json.dumps(values | ({"pad_token": pad} if pad else {})))
+    return folder

@@ -114,3 +114,14 @@ def test_generate_continues_from_a_cache(model, tokens):
     first = model(prompt[:, :15], use_cache=True)
     generated = model.generate(prompt, past_key_values=first.past_key_values, max_new_tokens=3, do_sample=False)
     assert torch.equal(generated[:, 20:], _by_rereading(model, prompt, 3))
+
+
+def test_each_step_is_told_as_soon_as_its_tokens_are_chosen(model, tokens):
+    reading = model.read(tokens(3, 20))
+    told = []
+    written = model.continue_greedily(reading.memory, reading.hidden[:, -1], 5, each=told.append)
+    assert torch.equal(torch.stack(told, 1), written.tokens)
+    told.clear()
+    seeds = torch.tensor([5, 6, 7])
+    written = model.continue_sampled(reading.memory, reading.hidden[:, -1], 5, seeds, each=told.append)
+    assert torch.equal(torch.stack(told, 1), written.tokens)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 
-from refine.objective.rewards import REWARDS, rewards
-from refine.settings.objective import ObjectiveSettings
+from refine.objective.rewards import RANGES, REWARDS, rewards
+from refine.settings import objective
 
 
 def test_rewards_are_the_plain_formulas():
@@ -43,4 +42,4 @@ def test_states_and_tokens_equal_to_the_text_score_one_one_and_two(dtype):
 
 
 def test_every_reward_can_be_optimised():
-    assert set(get_args(ObjectiveSettings.model_fields["reward"].annotation)) == set(REWARDS)
+    assert tuple(REWARDS) == tuple(RANGES) == objective.REWARDS

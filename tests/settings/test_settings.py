@@ -110,7 +110,13 @@ def test_an_override_changes_just_that_setting(params):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("{}", "is missing")]
+    ("text", "said"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "expected sections"),
+        ("{}", "settings 'seed', 'data', .* and 'registry' are missing"),
+        ("seed: 1\nx: 1", "are missing .and 1 more"),
+    ],
 )
 def test_a_broken_settings_file_is_one_error(tmp_path, text, said):
     (tmp_path / "params.yaml").write_text(text)

@@ -103,3 +103,23 @@ def test_tokens_that_are_no_ids_of_the_vocabulary_are_refused_with_their_row_and
     if tokens != [1, 99]:  # cut into pieces, they are read at once
         with pytest.raises(DataError, match=said.replace(r"row 1 \(row 1\)", "row 1")):
             rows_of([{"tokens": [1]}, {"tokens": tokens}], None, arguments(max_length=8), 64)
+
+
+def test_rows_as_trl_has_them_are_prompts_with_answers_and_conversations():
+    from refine.data.tokenizer import load_tokenizer
+    from refine.training.arguments import RefineArguments
+
+    tokenizer = load_tokenizer("sample/delta_net")
+    args = RefineArguments(output_dir="out", use_cpu=True)
+    (row,) = rows_of([{"prompt": "Who is there?", "completion": " The king."}], tokenizer, args)
+    assert rows_of([{"prompt": "a", "completion": "b"}], tokenizer, args).with_answers
+    assert tokenizer.decode(row.tokens[row.prompt :]) == " The king.</s>"
+    chat = [{"messages": [{"role": "user", "content": "Who is there?"}]}]
+    with pytest.raises(DataError, match=r"row 0: .*no chat template"):
+        rows_of(chat, tokenizer, args)[0]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    conversations = rows_of(datasets.Dataset.from_list(chat), tokenizer, args)
+    assert not conversations.with_answers
+    assert tokenizer.decode(conversations[0].tokens) == "user: Who is there?"
+    with pytest.raises(DataError, match="row 1: expected a prompt and a completion, neither empty"):
+        rows_of([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}], tokenizer, args)[1]

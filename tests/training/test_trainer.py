@@ -259,3 +259,37 @@ def test_a_validation_that_is_not_finite_is_an_error_and_other_values_become_nul
         model.get_output_embeddings().weight[3].fill_(float("nan"))
     with pytest.raises(TrainingError, match="val/loss is nan in the validation after step 0"):
         trainer.evaluate()
+
+
+def ends_in_w1(hidden, actual, rollouts, text, tokenizer):
+    """A reward of the tests: whether the last token is in the first half of the vocabulary."""
+    return (rollouts[..., -1] < 32).float()
+
+
+@pytest.mark.parametrize("reward", [ends_in_w1, "by name"])
+def test_a_reward_from_outside_is_optimised_logged_and_validated(tiny_model, arguments, rows, reward, monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("rewards_of_a_user")
+    module.ends_in_w1 = ends_in_w1
+    monkeypatch.setitem(sys.modules, "rewards_of_a_user", module)
+    if reward == "by name":
+        reward = "rewards_of_a_user:ends_in_w1"
+    args = arguments(max_steps=2, eval_strategy="steps", eval_steps=2)
+    plain = trained(tiny_model(), arguments(max_steps=2), rows)
+    trainer = trained(tiny_model(), args, rows, eval_dataset=rows[:3], reward=reward)
+    assert logged(trainer, "train/reward/ends_in_w1/q50") and logged(trainer, "val/reward/ends_in_w1/mean")
+    assert not logged(trainer, "val/reward/ends_in_w1/histogram") and logged(trainer, "val/reward/cosine/histogram")
+    assert 0 < logged(trainer, "train/reward/ends_in_w1/mean")[0] < 1
+    assert not torch.equal(flat(trainer.model), flat(plain.model))
+
+
+def test_a_reward_that_does_not_fit_is_refused_before_training(tiny_model, arguments, rows):
+    def flat_one(hidden, actual, rollouts, text, tokenizer):
+        return rollouts.float().mean()
+
+    with pytest.raises(SettingError, match=r"flat_one: returned numbers of shape \[\]; expected \[R, n\]"):
+        RefineTrainer(tiny_model(), arguments(), train_dataset=rows, reward=flat_one)
+    with pytest.raises(SettingError, match=r"RefineTrainer: setting 'reward'.*'cosin' is no reward"):
+        RefineTrainer(tiny_model(), arguments(), train_dataset=rows, reward="cosin")

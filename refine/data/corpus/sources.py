@@ -1,4 +1,5 @@
-"""Raw documents from the sources in params.yaml, in one schema: packages, exercises, Hugging Face data sets, parquet.
+"""Raw documents from the sources in params.yaml, in one schema: packages, exercises, Hugging Face data sets, parquet,
+text files.
 
 Every source is streamed: it yields its documents one by one, and only as many as the settings ask for.
 """
@@ -8,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refine.data import hub
 from refine.errors import DataError, SettingError, nearest
-from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source
+from refine.settings.data import ExercisesSource, HubSource, PackageSource, ParquetSource, Source, TextSource
 from refine.system.quiet import quiet_datasets
 
 
@@ -39,7 +40,16 @@ def read_source(source: Source, held: Iterable[str] = ()) -> Iterator[RawDocumen
         return _package(source, frozenset(held))
     if isinstance(source, ExercisesSource):
         return _exercises(source, frozenset(held))
+    if isinstance(source, TextSource):
+        return _text(source)
     return _hub(source) if isinstance(source, HubSource) else _parquet(source)
+
+
+def _text(source: TextSource) -> Iterator[RawDocument]:
+    from refine.data.corpus.text_files import read_text_files
+
+    found = (_Found(name, name, text) for name, text in read_text_files(source.path))
+    return _selected(found, source, source.path, "files")
 
 
 def _package(source: PackageSource, held: frozenset[str]) -> Iterator[RawDocument]:
@@ -81,7 +91,7 @@ def _parquet(source: ParquetSource) -> Iterator[RawDocument]:
             for number, row in enumerate(parquet.read_rows(file_system, file, wanted)):
                 yield f"{name}#{number}", row
 
-    return _selected(rows(), source, source.path)
+    return _selected(_texts(rows(), source), source, source.path)
 
 
 def _has_columns(place: str, columns: Iterable[str], source: HubSource | ParquetSource) -> None:
@@ -95,32 +105,48 @@ def _has_columns(place: str, columns: Iterable[str], source: HubSource | Parquet
             )
 
 
-def _selected(
-    rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource, place: str
-) -> Iterator[RawDocument]:
-    """The documents of rows that are long enough, without the first `skip` of them, at most `documents`."""
-    skipped, taken, seen = 0, 0, 0
+class _Found(NamedTuple):
+    """A text before it is chosen. marks: as they stand in the column."""
+
+    name: str
+    title: str
+    text: str | None
+    marks: Any = None
+
+
+def _texts(rows: Iterator[tuple[str, dict[str, Any]]], source: HubSource | ParquetSource) -> Iterator[_Found]:
+    """The text of each row. Raises DataError: the text column holds something else."""
     for name, row in rows:
-        seen += 1
         text = row[source.text_column]
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"{name}: column {source.text_column!r} holds {type(text).__name__}, not text: name another text_column"
             )
+        title = str(row[source.title_column] or name) if source.title_column else name
+        yield _Found(name, title, text, row[source.marks_column] if source.marks_column else None)
+
+
+def _selected(
+    found: Iterator[_Found], source: HubSource | ParquetSource | TextSource, place: str, what: str = "rows"
+) -> Iterator[RawDocument]:
+    """The documents of `found` that are long enough, without the first `skip` of them, at most `documents`.
+
+    what: what each of `found` is, for messages."""
+    skipped, taken, seen = 0, 0, 0
+    for name, title, text, marks in found:
+        seen += 1
         if not text or not text.strip() or len(text) < source.min_characters:
             continue
         if skipped < source.skip:
             skipped += 1
             continue
-        title = str(row[source.title_column] or name) if source.title_column else name
-        marks = _marks(row[source.marks_column], text, name) if source.marks_column else ()
-        yield RawDocument(name, place, title, title, text, marks)
+        yield RawDocument(name, place, title, title, text, _marks(marks, text, name))
         taken += 1
         if taken == source.documents:
             return
     if not taken:
         raise DataError(
-            f"{place}: none of {seen} rows is taken: min_characters is {source.min_characters}, skip is {source.skip}"
+            f"{place}: none of {seen} {what} is taken: min_characters is {source.min_characters}, skip is {source.skip}"
         )
 
 
@@ -151,22 +177,42 @@ def _hub(source: HubSource) -> Iterator[RawDocument]:
                 _has_columns(place, item[1], source)
             yield f"{place}#{item[0]}", item[1]
 
-    return _selected(rows(), source, place)
+    return _selected(_texts(rows(), source), source, place)
 
 
 def _stream(source: HubSource) -> Any:
-    """The rows of the data set. In a local folder of .txt files a row is a file, not a line."""
+    """The rows of the data set. In a local folder of .txt files a row is a file, not a line; a folder that
+    `save_to_disk` wrote is read as such."""
     import datasets
 
+    if (Path(source.name) / "dataset_dict.json").is_file() or (Path(source.name) / "state.json").is_file():
+        return _saved_to_disk(source, datasets.load_from_disk(source.name))
     builder = datasets.load_dataset_builder(source.name, source.config, revision=source.revision)
     if Path(source.name).is_dir() and hasattr(builder.config, "sample_by"):
         builder.config.sample_by = "document"
     return builder.as_streaming_dataset(split=source.split)
 
 
+def _saved_to_disk(source: HubSource, saved: Any) -> Any:
+    """The split of a data set that `save_to_disk` wrote. Raises DataError: it has no such split."""
+    if hasattr(saved, "column_names") and isinstance(saved.column_names, dict):
+        splits = {str(name): part for name, part in saved.items()}
+    else:  # one split, which may have lost its name
+        splits = {str(saved.split or source.split): saved}
+        if "split" not in source.model_fields_set:
+            return saved.to_iterable_dataset()
+    if source.split not in splits:
+        raise DataError(
+            f"{source.name}: has no split {source.split!r}{nearest(source.split, splits)}; it has {', '.join(splits)}"
+        )
+    return splits[source.split].to_iterable_dataset()
+
+
 def _in_one_line(source: HubSource, action: Callable[[], Any]) -> Any:
     """The result of `action`. Errors of `datasets` or the hub's client become one line."""
     try:
         return action()
+    except DataError:
+        raise
     except Exception as error:
         raise hub.one_line_error(error, "data set", source.name, source.revision) from None

@@ -177,3 +177,22 @@ def test_marks_outside_of_their_text_are_refused(parquet, marks, message):
 def test_a_missing_column_of_marks_is_named(parquet):
     with pytest.raises(DataError, match=r"no column 'mark' .did you mean 'marks'.*name the right one in marks_column"):
         list(read_source(ParquetSource(path=parquet("m", text=["told"], marks=[[1]]), marks_column="mark")))
+
+
+def test_what_save_to_disk_wrote_is_read_by_split(tmp_path):
+    import datasets
+
+    parts = {
+        name: datasets.Dataset.from_dict({"text": [f"{name} {n}" for n in range(3)]}) for name in ("train", "test")
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    found = read_source(HubSource(name=str(tmp_path / "both"), split="test"))
+    assert [d.text for d in found] == ["test 0", "test 1", "test 2"]
+    with pytest.raises(DataError, match=r"both: has no split 'tests' \(did you mean 'test'\?\); it has train, test"):
+        list(read_source(HubSource(name=str(tmp_path / "both"), split="tests")))
+    parts["test"].save_to_disk(tmp_path / "one")
+    assert len(list(read_source(HubSource(name=str(tmp_path / "one"), documents=2)))) == 2
+
+
+def test_a_data_set_is_taken_whole_without_a_number_of_documents(hub_folder):
+    assert len(list(read_source(HubSource(name=hub_folder)))) == 5

@@ -1,0 +1,50 @@
+"""Rewards from outside are loaded and called before an experiment starts; one that cannot be used stops it."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from flows.preflight import check_rewards, validated
+from refine import settings
+from refine.errors import SettingError
+from refine.phases import mid
+from refine.phases.prepared_data import Prepared
+
+
+@pytest.fixture
+def training(checkout, monkeypatch):
+    """The settings' training with a reward of a module in memory: name -> settings."""
+    module = types.ModuleType("rewards_of_a_user")
+    module.good = lambda hidden, actual, rollouts, text, tokenizer: rollouts.float().mean(-1) + 0 * len(tokenizer)
+    module.good.__module__ = "rewards_of_a_user"
+    module.bad = lambda hidden, actual, rollouts, text, tokenizer: rollouts
+    monkeypatch.setitem(sys.modules, "rewards_of_a_user", module)
+
+    def load(name: str):
+        override = f"training.test_time.objective.reward=rewards_of_a_user:{name}"
+        also = f"training.mid.objective.reward=rewards_of_a_user:{name}"
+        return settings.load(checkout / "params.yaml", (override, also)).training
+
+    return load
+
+
+def test_a_good_reward_passes_and_its_metrics_are_known(training, prepared_folder):
+    check_rewards(training("good"), Prepared(prepared_folder))
+    assert {"val/reward/good/mean", "val/reward/good/q50", "val/reward/cosine/mean"} <= validated(
+        training("good"), False
+    )
+
+
+def test_a_bad_one_is_named_before_anything_runs(training, prepared_folder):
+    with pytest.raises(SettingError, match="rewards_of_a_user:bad: returned numbers of shape"):
+        check_rewards(training("bad"), Prepared(prepared_folder))
+    with pytest.raises(SettingError, match="has no 'absent'"):
+        check_rewards(training("absent"), Prepared(prepared_folder))
+
+
+def test_the_code_of_a_reward_is_part_of_a_stage_s_identity(training):
+    assert set(mid.reward_code(training("good").mid.objective)) == {"reward_code"}
+    assert mid.reward_code(training("good").mid.objective.model_copy(update={"reward": "cosine"})) == {}
