@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
 LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
@@ -31,3 +33,11 @@ def smaller_is_better(metric: str) -> bool:
 def quantile(share: float) -> str:
     """`q05` for 0.05."""
     return f"q{round(100 * share):02d}"
+
+
+def count_of(metrics: Mapping[str, float], metric: str) -> int:
+    """The number of samples that `metric` is a mean over, as `metrics` has it; 0 if they do not."""
+    if "/reward/" in metric:
+        return int(metrics.get(f"{metric.partition('/reward/')[0]}/rollouts", 0))
+    prefix, _, which = metric.rpartition("/")
+    return int(metrics.get(f"{prefix}/{COUNTED_BY[which]}", 0)) if which in COUNTED_BY else 0

@@ -23,7 +23,12 @@ ALL = "all"
 
 
 @click.command()
-@click.option("--model", "name", help="Registered model (default: registry.model_name in the settings).")
+@click.option(
+    "--model",
+    "name",
+    callback=options.model_name,
+    help="Registered model (default: registry.model_name in the settings).",
+)
 @options.experiment(shown="every experiment")
 @click.option(
     "--versions",

@@ -37,7 +37,10 @@ def arm_and_model(phase: str) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         command = click.option("--revision", help="Branch, tag or commit of a hub model.")(command)
         command = click.option(
-            "--model", required=True, metavar="FOLDER|NAME", help="Starting model: a checkpoint folder or a hub name."
+            "--model",
+            required=True,
+            metavar="FOLDER|NAME",
+            help="Starting model: a checkpoint folder, a hub name, a shipped model or models:/NAME@ALIAS.",
         )(command)
         return click.option("--arm", required=True, type=click.Choice(ARMS[phase]), help="Arm to train.")(command)
 
@@ -73,9 +76,10 @@ def mid(
     from refine import settings
     from refine.phases import mid
     from refine.phases.prepared_data import Prepared
+    from refine.tracking.registered_folders import local
 
     values = settings.load(params, overrides)
-    plan = mid.plan(values, arm, model, Prepared(data), revision)
+    plan = mid.plan(values, arm, local(model), Prepared(data), revision)
     _run(plan, values, output, f"refine evaluate {output / 'model'}")
 
 
@@ -106,11 +110,12 @@ def post(
     from refine import settings
     from refine.phases import post
     from refine.phases.prepared_data import Prepared
+    from refine.tracking.registered_folders import local
 
     values, prepared = settings.load(params, overrides), Prepared(data)
     if not prompts:
         prompts, validation = tuple(prepared.questions("train")), validation or tuple(prepared.questions("validation"))
-    plan = post.plan(values, arm, model, prepared, prompts, validation, revision)
+    plan = post.plan(values, arm, local(model), prepared, prompts, validation, revision)
     _run(plan, values, output, f"refine evaluate {output / 'model'}")
 
 

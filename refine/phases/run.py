@@ -14,8 +14,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder
+from refine.phases.card import CARD, card_of
 from refine.system.exhausted import out_of_memory_in_one_line
-from refine.system.files import write_json
+from refine.system.files import write_json, write_text
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
@@ -95,6 +96,8 @@ def run(
             **_outcome(trainer),
         }
         if trainer.args.should_save:
+            of_model = {**record, "model_type": trainer.model.config.model_type}
+            write_text(folder / run_folder.MODEL / CARD, card_of(of_model, trainer.model.name_or_path or ""))
             write_json(folder / run_folder.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record

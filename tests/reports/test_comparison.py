@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 from refine.reports.comparison import compare
 from refine.tracking.registry import Version
@@ -91,3 +92,19 @@ def test_many_versions_are_shown_in_a_table_for_each_phase():
     first, second = compare(mid + post).markdown().split("\n\n")
     assert "1 (mid arm1)" in first and "6 (post arm6)" in second and "mid" not in second
     assert "4.0000 *" in first and "*" not in second, "the best of a part was taken for the best of all"
+
+
+def test_an_extra_evaluation_of_one_version_adds_no_row_to_others():
+    def with_extra(number: int, **extra: float) -> Version:
+        named = {name.replace("__", "/"): value for name, value in extra.items()}
+        return replace(version(number, "a"), extra=named)
+
+    few = {"eval__n__64__score": 1.0, "eval__n__64__samples": 5.0}
+    labels = lambda versions: [row.label for row in compare(versions).rows]  # noqa: E731
+    assert labels([with_extra(1, **few), version(2, "b")]) == ["val/loss"]
+    assert labels([with_extra(1, **few)]) == ["val/loss", "eval/n/64/score"], "alone it is shown with them"
+    assert labels([with_extra(1, **few), with_extra(2, **few)]) == ["val/loss", "eval/n/64/score"]
+    more = {**few, "eval__n__64__samples": 50.0}
+    assert labels([with_extra(1, **few), with_extra(2, **more)]) == ["val/loss"], "of other samples"
+    assert labels([with_extra(1, val__loss=1.0), version(2, "b")]) == ["val/loss"]
+    assert not any(cell.best for cell in compare([with_extra(1, val__loss=1.0), version(2, "b")]).rows[0].cells)
