@@ -7,10 +7,10 @@ from typing import get_args
 
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
-from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
+from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile, validation_name
 from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import ObjectiveSettings, Settings
-from refine.settings.training import TrainingSettings
+from refine.settings.training import MidSettings, PostSettings, TrainingSettings
 
 REWARDS: tuple[str, ...] = get_args(ObjectiveSettings.model_fields["reward"].annotation)
 
@@ -52,17 +52,22 @@ def check_metrics(settings: Settings, data: Prepared) -> None:
 
 
 def validated(training: TrainingSettings, answers: bool) -> set[str]:
-    """Names of the metrics that mid- and post-training log in validation, such as `val/reward/cosine/mean`.
+    """Names of the metrics that mid- and post-training log in validation, such as `val/reward/cosine/mean` (of
+    documents) and `val/prompts/reward/cosine/mean`.
 
     answers: whether post-training has held-out prompts with answers.
     """
-    phases = [phase for phase in (training.mid, training.post) if phase is not None]
+    found = _validated(training.mid, of_prompts=False)
+    if training.post is not None and answers:
+        found |= _validated(training.post, of_prompts=True) | {"val/answer_loss", "val/answer_accuracy"}
+    return found
+
+
+def _validated(phase: MidSettings | PostSettings, of_prompts: bool) -> set[str]:
     names = {"loss", "accuracy", "entropy", "rollouts"}
     names |= {f"reward/{kind}/{shape}" for kind in REWARDS for shape in ("mean", "std")}
-    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for phase in phases for share in QUANTILES}
-    if training.post is not None and answers:
-        names |= {"answer_loss", "answer_accuracy"}
-    return {f"val/{name}" for name in names}
+    names |= {f"reward/{phase.objective.reward}/{quantile(share)}" for share in QUANTILES}
+    return {validation_name("val", name, of_prompts) for name in names}
 
 
 def evaluated(folder: str | Path) -> set[str]:

@@ -31,6 +31,7 @@ def card_of(record: Mapping[str, Any], start: str = "") -> str:
         data=record.get("data") or {},
         settings=record.get("settings") or {},
         origin={
+            **(record.get("origin") or {}),
             "steps": record.get("steps"),
             "tokens": record.get("tokens"),
             "seed": record.get("seed"),

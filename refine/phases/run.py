@@ -12,7 +12,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from refine.errors import TrainingError
-from refine.identity import hash_of
+from refine.identity import code_hash, data_version, git_state, hash_of
 from refine.phases import run_folder
 from refine.phases.card import CARD, card_of
 from refine.system.exhausted import out_of_memory_in_one_line
@@ -94,6 +94,7 @@ def run(
             **identity,
             "identity_hash": hash_of(run_folder.without_execution_settings(identity)),
             **_outcome(trainer),
+            "origin": _origin(),
         }
         if trainer.args.should_save:
             of_model = {**record, "model_type": trainer.model.config.model_type}
@@ -101,6 +102,12 @@ def run(
             write_json(folder / run_folder.RESULT, record)
         trainer.accelerator.wait_for_everyone()
         return record
+
+
+def _origin() -> dict[str, Any]:
+    """The code and the raw data of this run, for those who register its model."""
+    commit, dirty = git_state()
+    return {"commit": commit, "dirty": dirty, "data": data_version(), "code": code_hash()}
 
 
 def _patience(validations: int | None) -> list[TrainerCallback]:

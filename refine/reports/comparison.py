@@ -21,11 +21,13 @@ SHOWN = (
     r"val/accuracy",
     r"[^/]+/loss",
     r"[^/]+/accuracy",
-    r"[^/]+/reward/[^/]+/mean",
+    r"[^/]+(/prompts)?/reward/[^/]+/mean",
     r"eval/.+/score",
     r"eval/.+/log_prob",
     r"eval/.+/adapt_seconds",
 )
+Marks = tuple[str, str]
+BOLD: Marks = ("**", "**")  # in Markdown
 WIDE = 4  # versions that fit beside each other
 DIGITS = 4
 TAGS = {EXPERIMENT: "experiment", EVALUATION: "scored on", DATA: "data", COMMIT: "commit", CODE: "code"}
@@ -43,10 +45,10 @@ class Comparison:
         """For each version its number, phase and arm, and the champion's mark."""
         return [f"{one.label}{' champion' if one.is_champion else ''}" for one in self.versions]
 
-    def table(self, intervals: bool = True) -> list[list[str]]:
-        """Header and lines of text, the same number in each."""
+    def table(self, intervals: bool = True, best: Marks = BOLD) -> list[list[str]]:
+        """Header and lines of text, the same number in each. best: what stands around the best of a row."""
         differing = [[name, "", *values] for name, values in self.differing]
-        return [*_lines(self.headers(), self.rows, intervals), *differing]
+        return [*_lines(self.headers(), self.rows, intervals, best), *differing]
 
     def markdown(self) -> str:
         """Markdown tables whose columns line up: one, or one for each phase if one would be too wide."""
@@ -104,14 +106,14 @@ def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
     return markdown_table(_lines(columns, _rows(list(columns.values())), intervals=True), aligned=True)
 
 
-def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool) -> list[list[str]]:
-    """Header and lines of text. A star follows the best of a row."""
+def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool, best: Marks = BOLD) -> list[list[str]]:
+    """Header and lines of text."""
 
     def text(cell: Cell) -> str:
         if cell.estimate is None:
             return NOTHING
         value = cell.estimate.text(digits=DIGITS) if intervals else cell.estimate.value_text(digits=DIGITS)
-        return f"{value} *" if cell.best else value
+        return value.join(best) if cell.best else value
 
     lines = [[row.label, _samples_text(row), *map(text, row.cells)] for row in rows]
     return [["metric", "samples", *titles], *lines]

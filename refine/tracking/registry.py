@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
-from refine.metric_names import COUNTS, HEADLINES
+from refine.metric_names import COUNTS, HEADLINES, told_apart
 from refine.system.files import folder_beside
 from refine.system.leftovers import temporary_folder
 from refine.system.names import check_name
@@ -158,8 +158,7 @@ def versions(client: MlflowClient, name: str) -> list[Version]:
 
 
 def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
-    """The version with number or alias `wanted`, or the newest (`latest`). Raises ServiceError, which lists the models,
-    versions or aliases."""
+    """The version with number or alias `wanted`, or the `latest`. Raises ServiceError, which lists those there are."""
     found = versions(client, name)
     if not found:
         known = [model.name for model in client.search_registered_models()]
@@ -226,7 +225,7 @@ def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, fl
 
 
 def show_scores(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> None:
-    """Show the headlines of `metrics` as tags of the version and in its description, as MLflow's page lists them."""
+    """Show the headlines of `metrics` as tags and in the description, which MLflow's page lists."""
     shown = {_short(one): f"{metrics[one]:.4f}" for one in metrics if one.endswith(HEADLINES)}
     for name, value in shown.items():
         client.set_model_version_tag(version.name, str(version.number), name, value)
@@ -243,12 +242,13 @@ def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> di
 def _version(found: ModelVersion) -> Version:
     tags = dict(found.tags or {})
     where = f"version {found.version} of {found.name}: tag"
+    metrics = _numbers(_fields(tags, METRICS, where), f"{where} {METRICS}")
     return Version(
         found.name,
         int(found.version),
         tags,
         tuple(found.aliases or ()),
-        _numbers(_fields(tags, METRICS, where), f"{where} {METRICS}"),
+        told_apart(metrics) if tags.get(PHASE) == "post" else metrics,
         _fields(tags, SETTINGS, where),
         found.run_id or "",
         _numbers(_fields(tags, EXTRA, where), f"{where} {EXTRA}"),
