@@ -39,7 +39,7 @@ def publish(this: Experiment, comparison: Comparison, best: Version, picture: Pa
     curves = comparison_page(this.client, comparison.versions)
     text = (
         f"# {this.name}\n\n{comparison.markdown()}\n\n"
-        f"\\* best of the row; in brackets: 95 % intervals\n\n"
+        f"Bold: the best of the row; in brackets: 95 % intervals\n\n"
         f"Champion: **{best.name} version {best.label}**, {best.tags.get(CHAMPION_WHY, '')}\n\n"
         f"Runs and models: {where}, run `{this.parent}`\n"
         + (f"\nThe arms' curves: [side by side]({curves})\n" if curves else "")
@@ -56,6 +56,6 @@ def publish_sweep(name: str, client: MlflowClient, comparison: Comparison) -> No
     from prefect.artifacts import create_markdown_artifact
 
     curves = comparison_page(client, comparison.versions)
-    text = f"# {name}\n\n{comparison.markdown()}\n\n\\* best of the row; in brackets: 95 % intervals\n"
+    text = f"# {name}\n\n{comparison.markdown()}\n\nBold: the best of the row; in brackets: 95 % intervals\n"
     text += f"\nThe curves: [side by side]({curves})\n" if curves else ""
     create_markdown_artifact(text, key="sweep", description=f"{name}: every combination side by side")

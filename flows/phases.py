@@ -11,13 +11,14 @@ from prefect.runtime import flow_run
 from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
-from refine import paths
 from refine.errors import SettingError
 from refine.phases.stages import Stage, Trained
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import Settings, load
-from refine.tracking import registry
+from refine.system.names import check_name
+from refine.tracking import references, registered_folders, registry
 from refine.tracking.connection import connect
+from refine.tracking.evaluation_record import is_own, replace_scores
 from refine.tracking.run import open_run
 
 
@@ -48,6 +49,7 @@ def refine_phase(
         experiment: MLflow experiment; default: registry.model_name
     """
     start_heartbeat()
+    check_name(experiment, "an experiment")
     settings = load(params, overrides or ())
     arm = check_arm(settings, phase, arm, model)
     preflight.check(settings)
@@ -57,7 +59,7 @@ def refine_phase(
     with open_run(client, this.experiment_id, f"{this.name}: {title}", tags=this.tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
-        start = None if model is None else local_model(this, model)
+        start = None if model is None else registered_folders.local(model)
         stage = _stage(this, phase, arm, start)
         trained = tasks.train(this, stage, start)
         (scored,) = tasks.evaluate(this, [this.stages.evaluation(trained)], title)
@@ -78,20 +80,25 @@ def refine_evaluation(
         experiment: MLflow experiment; default: registry.model_name
     """
     start_heartbeat()
+    check_name(experiment, "an experiment")
     settings = load(params, overrides or ())
     preflight.check(settings)
     client = connect()
+    model = registered_folders.pinned(model)  # an alias may move while the model is scored
     this = opened.open_experiment(settings, experiment, client)
     with open_run(client, this.experiment_id, f"evaluation {model}", tags=this.tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
-        folder = local_model(this, model)
-        stage = Stage("model", model.removeprefix("models:/").replace("/", " ").replace("@", " "), "", folder)
+        folder = registered_folders.local(model)
+        stage = Stage(tasks.NAMED, model.removeprefix("models:/").replace("/", " ").replace("@", " "), "", folder)
         given = Trained(stage, folder, this.stages.model_hash(folder), run_id=run.run_id)
         (scored,) = tasks.evaluate(this, [this.stages.evaluation(given)], model)
-        if model.startswith("models:/"):
-            version = registry.version_of(client, *registry.parse_reference(model))
-            registry.add_metrics(client, version, scored.metrics)
+        if references.is_reference(model):
+            version = registry.version_of(client, *references.parse_reference(model))
+            if is_own(version, scored.scored_on, complete=True):
+                replace_scores(client, version, scored.metrics, scored.scored_on, scored.run_id)
+            else:
+                registry.add_metrics(client, version, scored.metrics)
     return {"model": model, "mlflow_run": scored.run_id, "metrics": dict(scored.metrics)}
 
 
@@ -111,17 +118,6 @@ def check_arm(settings: Settings, phase: str, arm: str | None, model: str | None
     if not model:
         raise SettingError(f"phase {phase} starts from a model: name a folder, a hub name or models:/NAME@ALIAS")
     return str(arm)
-
-
-def local_model(this: Experiment, model: str) -> str:
-    """The folder with a copy of `model`, if it is a registered version; else `model` itself."""
-    if not model.startswith("models:/"):
-        return model
-    version = registry.version_of(this.client, *registry.parse_reference(model))
-    folder = paths.runs() / "registered" / f"{version.name}-{version.number}"
-    if not (folder / "config.json").exists():
-        registry.fetch(this.client, version, folder)
-    return str(folder)
 
 
 def _stage(this: Experiment, phase: str, arm: str, model: str | None) -> Stage:

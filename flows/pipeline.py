@@ -28,9 +28,11 @@ from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
 from refine.settings.training import BEST, MidSettings, PostSettings
 from refine.system.leftovers import sweep
+from refine.system.names import check_name
 from refine.system.one_line_errors import one_line_errors
 from refine.system.processes import die_with_dvc
 from refine.tracking.connection import connect
+from refine.tracking.registered_folders import local
 from refine.tracking.registry import Version, version_of
 from refine.tracking.run import end_dead_runs, open_run
 from refine.tracking.tags import CHAMPION
@@ -58,6 +60,7 @@ def refine_experiment(
         prepare: run the data stages first (dvc repro)
     """
     start_heartbeat()
+    check_name(experiment, "an experiment")
     settings = load(params, overrides or ())
     if prepare:
         dvc_stages.prepare(params, settings, say)
@@ -87,8 +90,8 @@ def _trained(this: Experiment) -> list[Trained]:
     """Train every arm of mid-training, then every arm of post-training if the settings have it."""
     training = this.settings.training
     start = this.settings.model.checkpoint
-    if start is None:
-        start = tasks.train(this, this.stages.start()).model
+    # An alias is looked up once, so that all arms start from the same version.
+    start = tasks.train(this, this.stages.start()).model if start is None else local(start)
     models = [tasks.train(this, this.stages.mid(arm, start), start) for arm in training.mid.arms]
     if training.post is not None:
         middle = chosen(models, training.mid).model
@@ -173,6 +176,7 @@ def _flow_run_key() -> str | None:
 @click.option("--experiment", default=None, help="MLflow experiment (default: registry.model_name).")
 def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> None:
     """Run the experiment here. Uses Prefect's server if one runs, else a temporary one."""
+    check_name(experiment, "an experiment")
     preflight.check(load(params, overrides))
     with prefect_api.prefect_api() as url:
         connect()  # MLflow's database opens while the server starts

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
-from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile
+from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile, validation_name
 from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import Settings
 from refine.settings.objective import REWARDS, is_external_reward, reward_kind
-from refine.settings.training import BEST, TrainingSettings
+from refine.settings.training import BEST, MidSettings, PostSettings, TrainingSettings
 
 WIDTH = 64  # hidden size of the states with which a reward is tried
 
@@ -85,18 +85,23 @@ def check_metrics(settings: Settings, data: Prepared) -> None:
 
 
 def validated(training: TrainingSettings, answers: bool) -> set[str]:
-    """Names of the metrics that mid- and post-training log in validation, such as `val/reward/cosine/mean`.
+    """Names of the metrics that mid- and post-training log in validation, such as `val/reward/cosine/mean` (of
+    documents) and `val/prompts/reward/cosine/mean`.
 
     answers: whether post-training has held-out prompts with answers.
     """
-    phases = [phase for phase in (training.mid, training.post) if phase is not None]
+    found = _validated(training.mid, of_prompts=False)
+    if training.post is not None and answers:
+        found |= _validated(training.post, of_prompts=True) | {"val/answer_loss", "val/answer_accuracy"}
+    return found
+
+
+def _validated(phase: MidSettings | PostSettings, of_prompts: bool) -> set[str]:
     names = {"loss", "accuracy", "entropy", "rollouts"}
-    optimised = {reward_kind(phase.objective.reward) for phase in phases}
+    optimised = {reward_kind(phase.objective_of(arm).reward) for arm in phase.arms}
     names |= {f"reward/{kind}/{shape}" for kind in {*REWARDS, *optimised} for shape in ("mean", "std")}
     names |= {f"reward/{kind}/{quantile(share)}" for kind in optimised for share in QUANTILES}
-    if training.post is not None and answers:
-        names |= {"answer_loss", "answer_accuracy"}
-    return {f"val/{name}" for name in names}
+    return {validation_name("val", name, of_prompts) for name in names}
 
 
 def evaluated(folder: str | Path) -> set[str]:

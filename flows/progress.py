@@ -80,6 +80,7 @@ class ProgressArtifact:
             ("train/reward/cosine/mean", "cosine reward"),
             ("train/reward/binary/mean", "binary reward"),
             ("val/loss", "validation loss"),
+            ("val/answer_loss", "validation loss of the answers"),
         ):
             if name in self.values:
                 parts.append(f"{title} {self.values[name]:.4f}")

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from flows.progress import say
 from refine.errors import ServiceError, SettingError
 from refine.settings import Settings, load
+from refine.system.names import check_name
 
 DEPLOYMENT = "refine-experiment/experiment"
 EVERY = 5.0  # seconds between requests for the states of the experiments
@@ -59,6 +60,7 @@ def refine_sweep(
         seeds: seeds that every combination runs with; default: the seed in the settings file
         params: settings file, relative to the checkout
     """
+    check_name(name, "an experiment")
     seeds = [load(params).seed] if seeds is None else seeds
     wanted = combinations(settings, seeds)
     for overrides in wanted:

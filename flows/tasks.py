@@ -37,6 +37,7 @@ from refine.training.metrics_file import METRICS_FILE
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+NAMED = "model"  # phase of a stage that stands for a model which was trained elsewhere
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
 EVALUATE = (sys.executable, "-m", "refine.phases.evaluation")
@@ -206,7 +207,8 @@ def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     metrics = {**({} if target.adapted_by else _validation(model)), **scores}
     if known is None:
         of_target = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
-        marks = {**of_target, tags.TRAINED_BY: model.run_id}
+        # A model that was named, not trained here, is no row of this experiment's report.
+        marks = of_target if model.stage.phase == NAMED else {**of_target, tags.TRAINED_BY: model.run_id}
         with _open_run(experiment, stage, marks, experiment.settings_of(model.stage)) as run:
             run.metrics(metrics, step=model.steps)
             for file in (EVALUATION_FILE, "table.md", "answers.jsonl"):

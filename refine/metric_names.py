@@ -1,8 +1,13 @@
-"""The public names of metrics, in one place: `train/…` while training, `val/…` on held-out text,
+"""The public names of metrics, in one place: `train/…` while training, `val/…` on held-out text (`val/prompts/…` on the
+text of held-out prompts),
 `eval/<task>/<length>/…` on prompts. People search, plot and promote by these names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+PROMPTS = "prompts"  # `val/prompts/…`: of the prompts' tokens, in post-training, where `val/…` is of documents
 HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
 LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
@@ -31,3 +36,28 @@ def smaller_is_better(metric: str) -> bool:
 def quantile(share: float) -> str:
     """`q05` for 0.05."""
     return f"q{round(100 * share):02d}"
+
+
+def validation_name(data: str, measured: str, of_prompts: bool) -> str:
+    """The name of what validation measured on the held-out set `data`: `val/loss` of documents, `val/prompts/loss` of
+    the tokens of prompts, `val/answer_loss` of their answers."""
+    apart = of_prompts and not measured.startswith("answer_")
+    return f"{data}/{PROMPTS}/{measured}" if apart else f"{data}/{measured}"
+
+
+def told_apart(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a post-trained version that an earlier release recorded: there, rewards and entropy on prompts had
+    the names of those on documents."""
+    old = re.compile(r"val/(reward/.+|entropy|rollouts)")
+    return {
+        f"val/{PROMPTS}/{found[1]}" if (found := old.fullmatch(name)) else name: value
+        for name, value in metrics.items()
+    }
+
+
+def count_of(metrics: Mapping[str, float], metric: str) -> int:
+    """The number of samples that `metric` is a mean over, as `metrics` has it; 0 if they do not."""
+    if "/reward/" in metric:
+        return int(metrics.get(f"{metric.partition('/reward/')[0]}/rollouts", 0))
+    prefix, _, which = metric.rpartition("/")
+    return int(metrics.get(f"{prefix}/{COUNTED_BY[which]}", 0)) if which in COUNTED_BY else 0

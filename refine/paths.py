@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -59,10 +60,19 @@ def is_hidden(path: Path) -> bool:
 
 
 SHIPPED = Path(__file__).parent / "models" / "sample"
+REGISTERED = "models:"  # references to models of MLflow's registry begin with it
+# By name, because this floor lies below the registry's: only such a reference needs MLflow.
+REGISTRY = "refine.tracking.registered_folders"
 
 
 def model(name: str | Path) -> Path:
-    """The folder of the model `name`, if it is a folder. "sample/delta_net", for example, comes with the package."""
+    """The folder of the model `name`, if it is a folder. "sample/delta_net", for example, comes with the package, and
+    "models:/NAME@champion" is copied from MLflow's registry.
+
+    Raises ServiceError: MLflow's registry does not have the model, or does not answer.
+    """
+    if str(name).startswith(REGISTERED):
+        return Path(importlib.import_module(REGISTRY).folder_of(str(name)))
     folder = Path(name)
     prefix, _, kind = str(name).partition("/")
     return SHIPPED / kind if prefix == "sample" and kind in shipped_models() and not folder.is_dir() else folder

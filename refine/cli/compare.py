@@ -23,7 +23,12 @@ ALL = "all"
 
 
 @click.command()
-@click.option("--model", "name", help="Registered model (default: registry.model_name in the settings).")
+@click.option(
+    "--model",
+    "name",
+    callback=options.model_name,
+    help="Registered model (default: registry.model_name in the settings).",
+)
 @options.experiment(shown="every experiment")
 @click.option(
     "--versions",
@@ -116,19 +121,21 @@ def newest(versions: Sequence[Version]) -> list[Version]:
 def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: int) -> None:
     from rich.console import Console
 
+    from refine.reports.comparison import BOLD
     from refine.tracking.tags import CHAMPION_WHY
 
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to cut columns to
         console.width = 10_000
-    table = _table(found, intervals=True)
+    marks = ("[bold]", "[/bold]") if console.is_terminal else BOLD
+    table = _table(found, True, marks)
     if console.is_terminal and console.measure(table).minimum > console.width:
-        table = _table(found, intervals=False)
+        table = _table(found, False, marks)
     console.print(f"[bold]{name}[/bold]")
     console.print(table)
-    console.print("[dim]* best of the row; in brackets the 95 % interval[/dim]")
+    console.print("[dim]bold: the best of the row; in brackets the 95 % interval[/dim]")
     if differences:
-        console.print("\n[bold]difference to the champion[/bold], sample by sample")
+        console.print("\n[bold]difference to the champion[/bold], sample by sample (* clear of zero)")
         console.print(_differences(found, differences))
     if left_out:
         console.print(f"[dim]{left_out} older versions are not shown: --versions all[/dim]")
@@ -137,11 +144,11 @@ def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: in
         console.print(f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}")
 
 
-def _table(found: Comparison, intervals: bool) -> Table:
+def _table(found: Comparison, intervals: bool, best: tuple[str, str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    head, *lines = found.table(intervals)
+    head, *lines = found.table(intervals, best)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for n, title in enumerate(head):
         style = "green" if n >= 2 and found.versions[n - 2].is_champion else None

@@ -57,7 +57,12 @@ class Demonstration:
 
 
 @click.command()
-@click.option("--model", default="sample/delta_net", show_default=True, help="Folder, hub name, or a shipped model.")
+@click.option(
+    "--model",
+    default="sample/delta_net",
+    show_default=True,
+    help="Folder, hub name, shipped model or models:/NAME@ALIAS.",
+)
 @click.option(
     "--length",
     default=512,
@@ -76,10 +81,12 @@ def demo(model: str, length: int, seed: int, output: Path | None) -> None:
     from refine.models import from_pretrained
     from refine.system.exhausted import out_of_memory_in_one_line
     from refine.system.quiet import quiet_libraries
+    from refine.tracking.registered_folders import local
 
     picture = output or paths.results() / "demo.png"
     options.check_picture(picture, "--output")
     quiet_libraries()
+    model = local(model)
     tokenizer = load_tokenizer(model)
     with out_of_memory_in_one_line(ModelError, f"with a prompt of {length} tokens", "lower --length"):
         shown = demonstrate(from_pretrained(model, dtype=torch.float32).eval(), tokenizer, length, seed)

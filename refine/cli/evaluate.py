@@ -79,6 +79,11 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     help=f"Adapt the model to each prompt by an arm ({', '.join(OWN_ARMS['test_time'][1:])}, or one of "
     "training.test_time.variants); score it before and after.",
 )
+@click.option(
+    "--rescore",
+    is_flag=True,
+    help="Of a registered version: compare it by these scores from now on, not by those that it has.",
+)
 @options.settings()
 @options.device()
 def evaluate(
@@ -87,19 +92,24 @@ def evaluate(
     """Score a model: next-token loss, needles, questions, LongBench, lm-eval's tasks; each with count and interval.
 
     Wrong names, files and lengths are reported before the model is loaded. Scores of a registered version are added
-    to that version in MLflow.
+    to that version in MLflow: as extra scores, or, if all documents and prompts of the data are scored and the version
+    has no scores yet, as those that it is compared by.
     """
     from refine.cli.registered_model import fetched, record_scores
     from refine.evaluation import evaluate_model
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.evaluation.lm_eval_harness import check_harness
     from refine.system.quiet import quiet_libraries
+    from refine.tracking.registered_folders import pinned
 
+    complete = not (tasks or lengths or samples or others["harness"] or others["test_time"])
+    _check_rescore(model, complete, others["rescore"])
     quiet_libraries()
     options.check_device(others["device"])
     output = others["output"] or paths.results() / "evaluation" / _folder_name(model, others["test_time"])
     make_adapter = _adapter(others)
-    with fetched(model) as folder:
+    version = pinned(model)  # an alias may move while the model is scored
+    with fetched(version) as folder:
         tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
         check_harness(others["harness"] or (), tokenizer, lengths, others["harness_tasks"])
@@ -114,9 +124,20 @@ def evaluate(
         before = score() if adapter else None
         found = score(adapter=adapter, answers_file=output / "answers.jsonl")
     _write(found, output, before)
-    recorded = None if adapter else record_scores(model, found.metrics())
+    recorded = None if adapter else record_scores(version, found, output, complete, others["rescore"])
     if recorded:
         click.echo(f"recorded on {recorded}")
+
+
+def _check_rescore(model: str, complete: bool, rescore: bool) -> None:
+    """Raises SettingError: --rescore of no registered version, or of a part of the data."""
+    from refine.tracking.references import is_reference
+
+    if rescore and not (complete and is_reference(model)):
+        raise SettingError(
+            "--rescore takes a registered version (models:/NAME/VERSION) and all documents and prompts of the data: "
+            "leave out --tasks, --lengths, --samples, --harness and --test-time"
+        )
 
 
 def _inputs(

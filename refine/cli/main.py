@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": ("refine.cli.evaluate:evaluate", "Score a model: next-token loss, needles, questions, LongBench."),
     "summary": ("refine.cli.summary:summary", "Print the last experiment's results and where they are."),
     "compare": ("refine.cli.compare:compare", "Print the registered model versions side by side."),
+    "register": ("refine.cli.register:register", "Make a model folder a version in MLflow's registry."),
     "promote": ("refine.cli.promote:promote", "Make a version champion, if the rule in params.yaml allows it."),
     "up": ("refine.cli.services:up", "Start Prefect, MLflow and a worker on this machine."),
     "down": ("refine.cli.services:down", "Stop what `refine up` started."),

@@ -14,6 +14,7 @@ import click
 from refine.errors import SettingError, reason
 from refine.settings.base import LARGEST_SEED
 from refine.system.files import why_not_writable
+from refine.system.names import check_name
 
 MOST_TOKENS, MOST_SAMPLES, MOST_ROWS = 10**8, 10**7, 10**6
 SEED = click.IntRange(0, LARGEST_SEED)
@@ -120,4 +121,16 @@ def pool(default: str | None, shown: str | bool = True) -> Decorator:
 
 def experiment(shown: str) -> Decorator:
     """--experiment: the MLflow experiment that a verb reads."""
-    return click.option("--experiment", show_default=shown, help="MLflow experiment to read.")
+    return click.option("--experiment", callback=experiment_name, show_default=shown, help="MLflow experiment to read.")
+
+
+def experiment_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback of click's. Raises SettingError: the name is a path, or too long."""
+    check_name(value, "an experiment")
+    return value
+
+
+def model_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The same for the name of a registered model."""
+    check_name(value, "a registered model")
+    return value

@@ -20,7 +20,7 @@ def summary() -> None:
         raise DataError(f"{table}: no experiment has finished here yet; run `make run`, or `dvc repro`")
     click.echo()
     click.echo(table.read_text(encoding="utf-8").rstrip())
-    click.echo("\n  * best of the row; in brackets the 95 % interval\n")
+    click.echo("\n  **bold**: the best of the row; in brackets the 95 % interval\n")
     for title, line in [*_written(results), *_pages()]:
         click.echo(f"  {title:<12} {line}")
     click.echo()

@@ -8,9 +8,7 @@ to itself.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from refine.data.raw_documents import read_texts
 from refine.errors import DataError
 from refine.settings.data import TokenizerSettings
 from refine.system.files import folder_beside
+from refine.system.quiet import quiet_logger
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 MISTRAL_V1 = "mistral_v1"
@@ -124,7 +123,7 @@ def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
     local = place.is_dir()
     refused = None if local else hub.access_error("tokenizer", str(place), revision)
     try:
-        with _silence("transformers.configuration_utils"):  # it warns of model types that it does not know
+        with quiet_logger("transformers.configuration_utils"):  # it warns of model types that it does not know
             tokenizer = AutoTokenizer.from_pretrained(
                 str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
             )
@@ -182,18 +181,6 @@ def _set_post_processor(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, tokenizer.bos_token_id)]
     )
-
-
-@contextmanager
-def _silence(name: str) -> Iterator[None]:
-    """Let the logger `name` log only errors."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def prepare_tokenizer(settings: TokenizerSettings, train_documents: Path, folder: Path) -> Any:

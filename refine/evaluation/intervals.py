@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEWEST = 10  # samples of a difference that may be called clear of zero
 Scores = Sequence[float] | np.ndarray
 Interval = tuple[float, float] | None
 SEED = 20240  # of the resampling, so that the same scores give the same interval
@@ -32,8 +34,9 @@ class Estimate:
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether the interval leaves out zero. Over fewer than FEWEST samples nothing is called clear: of so few the
+        bootstrap makes intervals that are too short."""
+        return self.samples >= FEWEST and self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
     def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
         """``0.250 [0.102, 0.495]``, each times `scale`; the value alone without an interval. sign: "+" shows it."""
@@ -82,17 +85,21 @@ def mean_over_strata(strata: Sequence[np.ndarray], differences: bool = False) ->
     """The mean of the means of `strata`: one array [seeds, samples] a task, with the same seeds in all of them.
 
     The interval is the percentile bootstrap's: it draws samples within each task, and seeds if there are several. For
-    one task's scores of 0 and 1 it is Wilson's, unless they are `differences`. The estimate's samples are those of all
-    tasks. Raises ValueError if there are no strata or one has no samples.
+    scores of 0 and 1, unless they are `differences`, it is Wilson's; over several seeds only where the bootstrap's has
+    no width, because all scores are equal. The estimate's samples are those of all tasks. Raises ValueError if there
+    are no strata or one has no samples.
     """
     if not strata or any(values.size == 0 for values in strata):
         raise ValueError("no scores to average")
     value = float(np.mean([values.mean() for values in strata]))
     samples, seeds = sum(values.shape[1] for values in strata), strata[0].shape[0]
+    shares = not differences and all(np.isin(values, (0.0, 1.0)).all() for values in strata)
     if seeds == 1 and len(strata) == 1 and not differences:
         return mean_of_scores(strata[0][0])
     if samples + seeds - 1 == len(strata):
         return Estimate(value, samples, None, None)
+    if shares and (seeds == 1 or value in (0.0, 1.0)):
+        return Estimate(value, samples, *wilson(value, _equal_samples(strata)))
     drawn = [np.arange(values.shape[1]) for values in strata if values.shape[1] > 1]
     of_seeds = [np.arange(seeds)] if seeds > 1 else []
 
@@ -120,11 +127,23 @@ def mean_difference(scores: Scores, baseline: Scores) -> Estimate:
     return ratio(differences, np.ones_like(differences))
 
 
-def _share(right: int, samples: int) -> Estimate:
-    from scipy.stats import binomtest
+def wilson(share: float, samples: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share over `samples`, which need not be a whole number."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = share + z * z / (2 * samples)
+    spread = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
+    scale = 1 + z * z / samples
+    return 0.0 if share == 0 else (middle - spread) / scale, 1.0 if share == 1 else (middle + spread) / scale
 
-    interval = binomtest(right, samples).proportion_ci(LEVEL, method="wilson")
-    return Estimate(right / samples, samples, float(interval.low), float(interval.high))
+
+def _equal_samples(strata: Sequence[np.ndarray]) -> float:
+    """The number of samples of one task whose mean varies no less than the mean of the tasks' means: their number for
+    tasks of one size, and fewer for others."""
+    return len(strata) ** 2 / sum(1 / values.shape[1] for values in strata)
+
+
+def _share(right: int, samples: int) -> Estimate:
+    return Estimate(right / samples, samples, *wilson(right / samples, samples))
 
 
 def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Any, paired: bool = True) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 
 from refine.data.prompts.tasks import TASKS
 from refine.errors import nearest
-from refine.evaluation.intervals import Estimate, Interval, mean_of_scores
+from refine.evaluation.intervals import Estimate, Interval, mean_of_scores, wilson
 from refine.system.files import write_text
 from refine.system.readers import in_form, mapping, read_json
 
@@ -85,8 +86,15 @@ class HarnessScore:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval from the standard error; None without one."""
-        return None if self.error is None else (self.value - 1.96 * self.error, self.value + 1.96 * self.error)
+        """95 % interval: Wilson's of a share, which lm-eval's standard error gives away; of another mean from that
+        error; None without one."""
+        if self.error is None:
+            return None
+        if self.samples > 1 and 0 <= self.value <= 1:
+            of_share = math.sqrt(self.value * (1 - self.value) / (self.samples - 1))
+            if math.isclose(self.error, of_share, rel_tol=1e-6, abs_tol=1e-9):
+                return wilson(self.value, self.samples)
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from refine.data.tokenizer import prepare_tokenizer
 from refine.errors import TrainingError
 from refine.identity import hash_of
 from refine.phases import run_folder, start
+from refine.phases.card import CARD, card_of
 from refine.phases.plan import Plan
 from refine.phases.prepared_data import Prepared
 from refine.settings import Drill, PretrainingSettings
-from refine.system.files import folder_beside, write_json
+from refine.system.files import folder_beside, write_json, write_text
 from refine.system.readers import in_form, mapping, parsed_json, read_json, read_text
 from refine.training.metrics_file import METRICS_FILE
 
@@ -120,6 +121,7 @@ def _export(record: dict[str, Any], output: Path, made_from: dict[str, str]) -> 
         from_pretrained(run / run_folder.MODEL, dtype=torch.bfloat16).save_pretrained(str(beside))
         load_tokenizer(run / run_folder.MODEL).save_pretrained(str(beside))
         (beside / RECORD).write_text(json.dumps(written, indent=1, allow_nan=False), encoding="utf-8")
+        write_text(beside / CARD, card_of(record | {name: written[name] for name in ("steps", "tokens")}))
     return written
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from refine.errors import TrainingError
-from refine.identity import hash_of
+from refine.identity import code_hash, data_version, git_state, hash_of
 from refine.phases import run_folder
+from refine.phases.card import CARD, card_of
 from refine.system.exhausted import out_of_memory_in_one_line
+from refine.system.files import write_text
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
@@ -94,10 +96,19 @@ def run(
             **identity,
             "identity_hash": hash_of(run_folder.without_execution_settings(identity)),
             **_outcome(trainer),
+            "origin": _origin(),
         }
         if trainer.args.should_save:
+            of_model = {**record, "model_type": trainer.model.config.model_type}
+            write_text(folder / run_folder.MODEL / CARD, card_of(of_model, trainer.model.name_or_path or ""))
             record = run_folder.write_result(folder, record)
         return gathered(record)[0]  # of process 0, which wrote it
+
+
+def _origin() -> dict[str, Any]:
+    """The code and the raw data of this run, for those who register its model."""
+    commit, dirty = git_state()
+    return {"commit": commit, "dirty": dirty, "data": data_version(), "code": code_hash()}
 
 
 def _patience(validations: int | None) -> list[TrainerCallback]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refine.evaluation.intervals import Estimate
-from refine.metric_names import COUNTED_BY, TRAINING, smaller_is_better
+from refine.metric_names import TRAINING, count_of, smaller_is_better
 from refine.reports.cells import NOTHING, Cell, Row, mark_best, markdown_table
 from refine.tracking.registry import Version
 from refine.tracking.tags import CODE, COMMIT, DATA, EVALUATION, EXPERIMENT
@@ -21,11 +21,13 @@ SHOWN = (
     r"val/accuracy",
     r"[^/]+/loss",
     r"[^/]+/accuracy",
-    r"[^/]+/reward/[^/]+/mean",
+    r"[^/]+(/prompts)?/reward/[^/]+/mean",
     r"eval/.+/score",
     r"eval/.+/log_prob",
     r"eval/.+/adapt_seconds",
 )
+Marks = tuple[str, str]
+BOLD: Marks = ("**", "**")  # in Markdown
 WIDE = 4  # versions that fit beside each other
 DIGITS = 4
 TAGS = {EXPERIMENT: "experiment", EVALUATION: "scored on", DATA: "data", COMMIT: "commit", CODE: "code"}
@@ -43,10 +45,10 @@ class Comparison:
         """For each version its number, phase and arm, and the champion's mark."""
         return [f"{one.label}{' champion' if one.is_champion else ''}" for one in self.versions]
 
-    def table(self, intervals: bool = True) -> list[list[str]]:
-        """Header and lines of text, the same number in each."""
+    def table(self, intervals: bool = True, best: Marks = BOLD) -> list[list[str]]:
+        """Header and lines of text, the same number in each. best: what stands around the best of a row."""
         differing = [[name, "", *values] for name, values in self.differing]
-        return [*_lines(self.headers(), self.rows, intervals), *differing]
+        return [*_lines(self.headers(), self.rows, intervals, best), *differing]
 
     def markdown(self) -> str:
         """Markdown tables whose columns line up: one, or one for each phase if one would be too wide."""
@@ -78,7 +80,25 @@ class Comparison:
 
 def compare(versions: Sequence[Version]) -> Comparison:
     """The comparison of these versions, in their order."""
-    return Comparison(tuple(versions), _rows([one.metrics for one in versions]), tuple(_differing(versions)))
+    return Comparison(tuple(versions), _rows(_comparable(versions)), tuple(_differing(versions)))
+
+
+def _comparable(versions: Sequence[Version]) -> list[dict[str, float]]:
+    """The metrics of each version. Extra scores count where another version has the metric from as many samples, or
+    where there is one version alone: an extra evaluation of one version adds no row to a comparison."""
+    known = [{**one.extra, **one.metrics} for one in versions]
+    found = []
+    for n, version in enumerate(versions):
+        others = [one for m, one in enumerate(known) if m != n]
+        extra = {
+            name
+            for name in version.extra.keys() - version.metrics.keys()
+            if not others or any(name in one and count_of(one, name) == count_of(known[n], name) for one in others)
+        }
+        bounds = {f"{name}{end}" for name in extra for end in ("_low", "_high")}
+        kept = version.metrics.keys() | extra | bounds
+        found.append({name: value for name, value in known[n].items() if name in kept})
+    return found
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
@@ -86,14 +106,14 @@ def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
     return markdown_table(_lines(columns, _rows(list(columns.values())), intervals=True), aligned=True)
 
 
-def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool) -> list[list[str]]:
-    """Header and lines of text. A star follows the best of a row."""
+def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool, best: Marks = BOLD) -> list[list[str]]:
+    """Header and lines of text."""
 
     def text(cell: Cell) -> str:
         if cell.estimate is None:
             return NOTHING
         value = cell.estimate.text(digits=DIGITS) if intervals else cell.estimate.value_text(digits=DIGITS)
-        return f"{value} *" if cell.best else value
+        return value.join(best) if cell.best else value
 
     lines = [[row.label, _samples_text(row), *map(text, row.cells)] for row in rows]
     return [["metric", "samples", *titles], *lines]
@@ -116,7 +136,7 @@ def _estimate(metrics: Mapping[str, float], name: str) -> Estimate | None:
     """The metric with its interval and count (0: not known); None where it is missing."""
     if name not in metrics:
         return None
-    return Estimate(metrics[name], _samples(metrics, name), metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
+    return Estimate(metrics[name], count_of(metrics, name), metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -130,13 +150,6 @@ def _shown(names: Iterable[str]) -> list[str]:
 def _natural(name: str) -> list[Any]:
     """Sorts 512 before 1024."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _samples(metrics: Mapping[str, float], metric: str) -> int:
-    if "/reward/" in metric:
-        return int(metrics.get(f"{metric.partition('/')[0]}/rollouts", 0))
-    prefix, _, which = metric.rpartition("/")
-    return int(metrics.get(f"{prefix}/{COUNTED_BY[which]}", 0)) if which in COUNTED_BY else 0
 
 
 def _numbers(cell: Cell) -> list[str]:

@@ -41,8 +41,8 @@ def to_champion(client: MlflowClient, versions: Sequence[Version]) -> list[Row]:
 
 
 def texts(row: Row) -> list[str]:
-    """A row's differences as `refine compare` prints them: `clear` where the interval leaves out zero."""
-    return [cell.difference_text(1.0, DIGITS, " clear") for cell in row.cells]
+    """A row's differences as `refine compare` prints them: a star where they are clear of zero."""
+    return [cell.difference_text(1.0, DIGITS, " *") for cell in row.cells]
 
 
 def _paired(ours: tuple[float, ...] | None, theirs: tuple[float, ...]) -> Estimate | None:

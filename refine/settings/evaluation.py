@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from refine.errors import reason
 from refine.metric_names import LESS_IS_BETTER, MORE_IS_BETTER
 from refine.settings.base import MOST_ROWS, Section
+from refine.system import names
 
 
 class EvaluationSettings(Section):
@@ -21,9 +23,7 @@ class EvaluationSettings(Section):
 class RegistrySettings(Section):
     """The rule by which a registered version becomes champion."""
 
-    model_name: str = Field(
-        "refine-sample", pattern=r"^[^/\\:@.][^/\\:@]*$", description="name of the registered model; no path"
-    )
+    model_name: str = Field("refine-sample", description="name of the registered model, and of the experiment; no path")
     metric: str = Field("val/loss", description="metric that picks the champion")
     goal: Literal["minimise", "maximise"] = Field(
         "minimise", description="whether a smaller or a larger metric is better"
@@ -32,6 +32,13 @@ class RegistrySettings(Section):
     guards: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="metrics and the largest loss in each that `refine promote` accepts"
     )
+
+    @field_validator("model_name")
+    @classmethod
+    def _no_path(cls, name: str) -> str:
+        if wrong := names.fault(name):
+            raise ValueError(f"{reason(repr(name), 60)} {wrong}; {names.expected()}")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> RegistrySettings:

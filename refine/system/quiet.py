@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -11,10 +12,10 @@ MLFLOW_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 def quiet_libraries() -> None:
     """Switch off transformers' and datasets' progress bars and warnings for the rest of this process."""
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
     quiet_datasets()
 
 
@@ -29,15 +30,27 @@ def quiet_datasets() -> None:
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Switch off transformers' progress bars ("Loading weights", "Writing model shards") for the block."""
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = of_transformers.is_progress_bar_enabled()
+    of_transformers.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            of_transformers.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_logger(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let the logger `name` log nothing below `level` in the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextlib.contextmanager

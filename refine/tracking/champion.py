@@ -43,8 +43,8 @@ def judge(rule: RegistrySettings, challenger: Version, champion: Version | None)
         in_favour.append("it is the champion already")
     elif champion.evaluation != challenger.evaluation:
         against.append(
-            f"version {champion.label}, the champion, was scored on other documents and prompts: evaluate it on these "
-            "first"
+            f"version {champion.label}, the champion, was scored on other documents and prompts: score both on the "
+            f"same ones with `refine evaluate models:/{champion.name}/{champion.number} --rescore`"
         )
     else:
         _compare(rule, challenger, champion, against, in_favour)

@@ -22,6 +22,7 @@ from refine.system.addresses import basic, host_of, http_address, reach_directly
 from refine.system.files import flush, why_not_writable
 from refine.system.leftovers import hidden, sweep
 from refine.system.local_services import services_state, supervisor_runs
+from refine.system.names import check_name
 from refine.tracking import outbox
 
 if TYPE_CHECKING:
@@ -171,9 +172,13 @@ def _put_in_place(made: Path, file: Path) -> None:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The id of the experiment `name`, created if it does not exist. Two processes at once create one."""
+    """The id of the experiment `name`, created if it does not exist. Two processes at once create one.
+
+    Raises SettingError: the name is a path, or too long.
+    """
     from mlflow.exceptions import MlflowException
 
+    check_name(name, "an experiment")
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

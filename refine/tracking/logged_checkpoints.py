@@ -13,7 +13,7 @@ from refine.training import checkpoints
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-VALIDATION = re.compile(r"[^/]+/(loss|accuracy|answer_loss|answer_accuracy|reward/[^/]+/mean)")
+VALIDATION = re.compile(r"[^/]+(/prompts)?/(loss|accuracy|answer_loss|answer_accuracy|reward/[^/]+/mean)")
 ENDINGS = {".safetensors", ".json", ".model", ".txt", ".jinja"}  # of weights, config and tokenizer
 FOR_RESUME = {checkpoints.MANIFEST, "trainer_state.json"}
 

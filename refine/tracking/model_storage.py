@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from refine.errors import ServiceError, reason
 from refine.system import retries
+from refine.system.files import write_text
+from refine.system.leftovers import temporary_folder
 from refine.system.retries import patiently
+from refine.tracking.pyfunc_model import write_flavour
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,9 +27,17 @@ T = TypeVar("T")
 
 
 def store(
-    client: MlflowClient, folder: str | Path, *, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]
+    client: MlflowClient,
+    folder: str | Path,
+    *,
+    experiment_id: str,
+    name: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    card: str = "",
 ) -> str:
-    """Copy the model in `folder` to a new logged model. Returns its id once the copy is complete.
+    """Copy the model in `folder` to a new logged model, with MLmodel, by which MLflow loads it, and `card` as its
+    README.md. Returns its id once the copy is complete.
 
     Raises ServiceError if the store does not answer or refuses; the logged model is then FAILED.
     """
@@ -35,6 +46,12 @@ def store(
     )
     try:
         from_store(lambda: client.log_model_artifacts(logged.model_id, str(folder)), f"storing the model in {folder}")
+        with temporary_folder("flavour") as temporary:
+            added = temporary / "added"
+            write_flavour(added, str(logged.model_id), run_id)
+            if card:
+                write_text(added / "README.md", card)
+            from_store(lambda: client.log_model_artifacts(logged.model_id, str(added)), f"storing MLmodel of {folder}")
     except BaseException:
         with contextlib.suppress(Exception):
             client.finalize_logged_model(logged.model_id, "FAILED")

@@ -14,7 +14,7 @@ from refine.tracking.registry import Version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRIC = "val/loss"  # the curve that the page shows first; it offers the others
+METRIC, OF_POST = "val/loss", "val/answer_loss"  # the curves that the page shows first; it offers the others
 
 
 def run_page(experiment_id: str, run_id: str) -> str:
@@ -40,7 +40,9 @@ def comparison_page(client: MlflowClient, versions: Sequence[Version]) -> str:
     if len(found) < 2:
         return ""
     experiments = list(dict.fromkeys(found.values()))
-    shown = f"metric={quote(json.dumps(METRIC))}&plot_metric_keys={_listed([METRIC])}&x_axis=step"
+    phases = {version.phase for version in versions}
+    curves = [*([OF_POST] if "post" in phases else []), *([METRIC] if phases != {"post"} else [])]
+    shown = f"metric={quote(json.dumps(curves[-1]))}&plot_metric_keys={_listed(curves[::-1])}&x_axis=step"
     return _page(f"/metric?runs={_listed(list(found))}&experiments={_listed(experiments)}&{shown}")
 
 

@@ -14,13 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import ServiceError, nearest
-from refine.metric_names import COUNTS
+from refine.metric_names import COUNTS, HEADLINES, told_apart
 from refine.system.files import folder_beside
 from refine.system.leftovers import temporary_folder
+from refine.system.names import check_name
 from refine.system.quiet import no_download_bars
 from refine.system.readers import in_form, mapping, parsed_json
 from refine.tracking.model_storage import from_store, store
-from refine.tracking.tags import ARM, CHAMPION, EVALUATION, EVALUATION_RUN, EXPERIMENT, KEY, METRICS, PHASE, SETTINGS
+from refine.tracking.references import LATEST, parse_reference
+from refine.tracking.tags import (
+    ARM,
+    CHAMPION,
+    EVALUATION,
+    EVALUATION_RUN,
+    EXPERIMENT,
+    EXTRA,
+    KEY,
+    METRICS,
+    PHASE,
+    SETTINGS,
+)
+from refine.tracking.version_card import version_card
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +43,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version. metrics: every number by its tracked name. settings: of its training, by dotted name."""
+    """A registered version. metrics: every number of its own evaluation and its training, by its tracked name. extra:
+    those of other evaluations. settings: of its training, by dotted name."""
 
     name: str
     number: int
@@ -38,6 +53,7 @@ class Version:
     metrics: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -98,7 +114,8 @@ def register(
     if not (Path(folder) / "config.json").is_file():
         raise ServiceError(f"{folder} is no model folder (no config.json): nothing to register")
     texts = {n: str(v) for n, v in tags.items()}
-    model_id = store(client, folder, experiment_id=experiment_id, name=name, run_id=run_id, tags=texts)
+    card = version_card(name, Path(folder), metrics, settings, texts)
+    model_id = store(client, folder, experiment_id=experiment_id, name=name, run_id=run_id, tags=texts, card=card)
     _log_metrics(client, scored_by or run_id, model_id, metrics)
     _ensure_registered(client, name)
     shown = {_short(one): f"{metrics[one]:.4f}" for one in headline if one in metrics}
@@ -133,7 +150,7 @@ def _description(tags: Mapping[str, Any], shown: Mapping[str, str]) -> str:
 
 def versions(client: MlflowClient, name: str) -> list[Version]:
     """All versions of `name`, oldest first; empty if there is no such model."""
-    _check_name(name)
+    check_name(name, "a registered model")
     return sorted(
         (_version(client.get_model_version(name, one.version)) for one in _pages(client, f"name = '{name}'")),
         key=lambda version: version.number,
@@ -141,7 +158,7 @@ def versions(client: MlflowClient, name: str) -> list[Version]:
 
 
 def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
-    """The version with number or alias `wanted`. Raises ServiceError, which lists the models, versions or aliases."""
+    """The version with number or alias `wanted`, or the `latest`. Raises ServiceError, which lists those there are."""
     found = versions(client, name)
     if not found:
         known = [model.name for model in client.search_registered_models()]
@@ -149,6 +166,8 @@ def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
             f"no registered model {name!r}{nearest(name, known)}; there {'is' if len(known) == 1 else 'are'}: "
             f"{', '.join(known) or 'none: `make run` registers the first'}"
         )
+    if wanted == LATEST:
+        return found[-1]
     for version in found:
         if wanted == str(version.number) or wanted in version.aliases:
             return version
@@ -160,7 +179,7 @@ def version_of(client: MlflowClient, name: str, wanted: str) -> Version:
 
 
 def download(client: MlflowClient, reference: str, folder: str | Path | None = None) -> Path:
-    """The model folder behind ``models:/name@alias`` or ``models:/name/version``, for `refine.models.from_pretrained`.
+    """The model folder behind ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME/latest``.
 
     It is copied to `folder` unless it lies on this machine's disk. Raises ServiceError if the model, version or alias
     does not exist, or if the store of models does not answer.
@@ -189,30 +208,28 @@ def fetch(client: MlflowClient, version: Version, folder: Path) -> Path:
     return folder
 
 
-def parse_reference(reference: str) -> tuple[str, str]:
-    """(name, version number or alias) of ``models:/name@alias`` or ``models:/name/version``."""
-    text = reference.removeprefix("models:/").strip("/")
-    for separator in ("@", "/"):
-        name, found, wanted = text.rpartition(separator)
-        if found and name and wanted:
-            return name, wanted
-    raise ServiceError(f"{reference!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-
-
 def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> Version:
-    """Add the scores of a later evaluation to a version. Returns the version with them.
+    """Add the scores of a later evaluation to a version, as `extra`. Returns the version with them.
 
-    A score measured on fewer samples than the stored one is ignored. The metrics go to the evaluation's run, not to the
+    A score measured on fewer samples than a known one is ignored. The metrics go to the evaluation's run, not to the
     training's, whose curves show only what the training measured.
     """
-    metrics = _over_no_fewer(metrics, version.metrics)
-    together = {**version.metrics, **metrics}
-    client.set_model_version_tag(version.name, str(version.number), METRICS, json.dumps(together))
+    metrics = _over_no_fewer(metrics, {**version.metrics, **version.extra})
+    together = {**version.extra, **metrics}
+    client.set_model_version_tag(version.name, str(version.number), EXTRA, json.dumps(together, allow_nan=False))
     source = client.get_model_version(version.name, str(version.number)).source or ""
     if source.startswith("models:/m-"):
         run_id = version.tags.get(EVALUATION_RUN, version.run_id)
         _log_metrics(client, run_id, source.removeprefix("models:/"), metrics)
     return version_of(client, version.name, str(version.number))
+
+
+def show_scores(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> None:
+    """Show the headlines of `metrics` as tags and in the description, which MLflow's page lists."""
+    shown = {_short(one): f"{metrics[one]:.4f}" for one in metrics if one.endswith(HEADLINES)}
+    for name, value in shown.items():
+        client.set_model_version_tag(version.name, str(version.number), name, value)
+    client.update_model_version(version.name, str(version.number), _description(version.tags, shown))
 
 
 def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
@@ -225,14 +242,16 @@ def _over_no_fewer(found: Mapping[str, float], known: Mapping[str, float]) -> di
 def _version(found: ModelVersion) -> Version:
     tags = dict(found.tags or {})
     where = f"version {found.version} of {found.name}: tag"
+    metrics = _numbers(_fields(tags, METRICS, where), f"{where} {METRICS}")
     return Version(
         found.name,
         int(found.version),
         tags,
         tuple(found.aliases or ()),
-        _numbers(_fields(tags, METRICS, where), f"{where} {METRICS}"),
+        told_apart(metrics) if tags.get(PHASE) == "post" else metrics,
         _fields(tags, SETTINGS, where),
         found.run_id or "",
+        _numbers(_fields(tags, EXTRA, where), f"{where} {EXTRA}"),
     )
 
 
@@ -255,11 +274,6 @@ def _pages(client: MlflowClient, wanted: str) -> list[Any]:
         token = page.token
         if not token:
             return found
-
-
-def _check_name(name: str) -> None:
-    if not name or any(sign in name for sign in "'/:"):
-        raise ServiceError(f"{name!r} is no name for a registered model: it must not contain ' / or :")
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:

@@ -22,6 +22,7 @@ TRAINED_BY = "refine.trained_by"  # of an evaluation: id of the run that trained
 CHAMPION = "champion"  # the alias of the best version
 CHAMPION_WHY, CHAMPION_REFUSED = "champion.why", "champion.refused"  # why it became champion, or why not
 METRICS, SETTINGS = "refine.metrics", "refine.settings"  # JSON: metric name -> value, dotted setting -> value
+EXTRA = "refine.extra_metrics"  # JSON as METRICS: of evaluations that no other version is compared by
 EVALUATION = "refine.evaluation"  # hash of the documents and prompts that the scores are of
 EVALUATION_RUN = "refine.evaluation_run"  # id of the run that holds every sample's score
 EVALUATION_FOLDER = "refine.evaluation_folder"

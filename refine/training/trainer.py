@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 
 from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError, TrainingError
+from refine.metric_names import validation_name
 from refine.objective.external_rewards import ExternalReward, Function, check_reward, external_reward
 from refine.objective.result import StepResult
 from refine.settings.base import validated
@@ -302,8 +303,9 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         """Next-token loss and accuracy, and the rewards of rollouts, on held-out sequences.
 
         `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. The metrics are
-        logged as `val/...`, with histograms of the rewards, and returned under Trainer's names (`eval_loss`, ...),
-        which `metric_for_best_model` refers to. Raises TrainingError: a loss or an accuracy is not finite.
+        logged as `val/...` (of prompts as `val/prompts/...`), with histograms of the rewards, and returned under
+        Trainer's names (`eval_loss`, ...), which `metric_for_best_model` refers to. Raises TrainingError: a loss or an
+        accuracy is not finite.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
@@ -316,8 +318,8 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
                 TrainingError, f"in the validation on {name}", step_errors.VALIDATION_ADVICE
             ):
                 found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
-            self._refuse_non_finite_scores(name, found)
-            self.log({f"{name}/{key}": value for key, value in found.items()})
+            self._refuse_non_finite_scores(name, found, rows.with_answers)
+            self.log({validation_name(name, key, rows.with_answers): value for key, value in found.items()})
             prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
             metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -330,11 +332,12 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             "refine.evaluation.evaluate_model"
         )
 
-    def _refuse_non_finite_scores(self, name: str, found: dict[str, Any]) -> None:
+    def _refuse_non_finite_scores(self, name: str, found: dict[str, Any], of_prompts: bool) -> None:
         for score in ("loss", "answer_loss", "accuracy", "answer_accuracy"):
             if not math.isfinite(found.get(score, 0.0)):
-                message = f"{name}/{score} is {found[score]} in the validation after step {self.state.global_step}"
-                raise TrainingError(f"{message}: {step_errors.ADVICE}")
+                where = f"in the validation after step {self.state.global_step}"
+                named = validation_name(name, score, of_prompts)
+                raise TrainingError(f"{named} is {found[score]} {where}: {step_errors.ADVICE}")
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Trainer's, except that a resumed run does not repeat the validation before the first step."""

@@ -67,7 +67,7 @@ def test_each_arms_newest_and_the_champion_stand_side_by_side(compare):
         and "4 (mid refine)" in result.output
     )
     assert "1 (mid sft)" not in result.output and "1 older versions are not shown: --versions all" in result.output
-    assert "3.4000 *" in result.output and "training.steps" in result.output
+    assert "**3.4000" in result.output and "training.steps" in result.output
     assert "champion: version 2 (mid refine), best val/loss" in result.output
 
 

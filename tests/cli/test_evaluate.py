@@ -126,7 +126,28 @@ def test_a_registered_version_is_fetched_and_gets_its_scores(mlflow_home, checkp
     assert "recorded on sample version 1 (sft)" in ran.output
     [version] = versions(client, "sample")
     found = Evaluation.load(mlflow_home / "results" / "evaluation" / "sample_champion")
-    assert version.metrics == {"val/loss": 9.0, **found.metrics()}
+    assert version.metrics == {"val/loss": 9.0} and version.extra == found.metrics()
+    assert version.evaluation == "", "a part of the data is not what the version is compared by"
+
+
+def test_all_of_the_data_is_what_a_version_without_scores_is_compared_by(mlflow_home, checkpoint):
+    from refine.tracking.connection import connect, experiment_id
+    from refine.tracking.registry import register, version_of
+
+    client = connect()
+    run_id = client.create_run(experiment_id(client, "sample")).info.run_id
+    register(client, "sample", checkpoint, key="k", run_id=run_id, experiment_id="1", metrics={"val/entropy": 2.0},
+             settings={}, tags={"experiment": "sample", "arm": "sft"})  # fmt: skip
+    ran = run(evaluate, "models:/sample/latest")
+    assert "recorded on sample version 1 (sft), as the scores that it is compared by" in ran.output
+    version = version_of(client, "sample", "1")
+    found = Evaluation.load(mlflow_home / "results" / "evaluation" / "sample_latest")
+    assert version.metrics == {"val/entropy": 2.0, **found.metrics()} and not version.extra
+    assert version.evaluation == found.settings["scored_on"]
+    scored = client.get_run(version.tags["refine.evaluation_run"])
+    assert scored.data.metrics.items() <= version.metrics.items() and scored.data.tags["refine.trained_by"] == run_id
+    with pytest.raises(RefineError, match="--rescore takes a registered version"):
+        run(evaluate, "models:/sample/1", "--rescore", "--samples", "2")
 
 
 def test_lm_eval_s_tasks_alone_need_no_prepared_data(prepared, checkpoint):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,9 +36,27 @@ def test_a_malformed_name_is_refused_before_mlflow_is_used(monkeypatch):
         pass
 
 
-def test_scores_join_the_version_and_those_from_fewer_samples_are_named(client, version):
-    assert record_scores("models:/m/1", {"eval/qa/64/score": 0.5}) == "m version 1"
-    quick = record_scores("models:/m/1", {"val/loss": 9.0, "val/sequences": 2.0})
-    assert quick == "m version 1, except scores that it has from more samples"
-    assert version_of(client, "m", "1").metrics == {**SCORES, "eval/qa/64/score": 0.5}
-    assert record_scores("some/folder", SCORES) is None
+def evaluation(metrics: dict[str, float], scored_on: str = "these") -> SimpleNamespace:
+    """What record_scores needs of an evaluation."""
+    return SimpleNamespace(metrics=lambda: metrics, settings={"scored_on": scored_on})
+
+
+def test_a_part_s_scores_are_extra_and_those_from_fewer_samples_are_named(client, version, tmp_path):
+    part = evaluation({"eval/qa/64/score": 0.5})
+    assert record_scores("models:/m/1", part, tmp_path) == "m version 1, as extra scores"
+    quick = record_scores("models:/m/1", evaluation({"val/loss": 9.0, "val/sequences": 2.0}), tmp_path)
+    assert quick == "m version 1, as extra scores, except those that it has from more samples"
+    found = version_of(client, "m", "1")
+    assert found.metrics == SCORES and found.extra == {"eval/qa/64/score": 0.5}
+    assert record_scores("some/folder", part, tmp_path) is None
+
+
+def test_complete_scores_are_its_own_once_and_others_only_when_asked(client, version, tmp_path):
+    record_scores("models:/m/1", evaluation({"val/loss": 3.4}), tmp_path, complete=True)
+    own = version_of(client, "m", "1")
+    assert own.metrics["val/loss"] == 3.4 and own.evaluation == "these" and own.tags["val/loss"] == "3.4000"
+    record_scores("models:/m/1", evaluation({"val/loss": 1.0}, "others"), tmp_path, complete=True)
+    assert version_of(client, "m", "1").metrics == own.metrics
+    record_scores("models:/m/1", evaluation({"val/loss": 1.0}, "others"), tmp_path, complete=True, rescore=True)
+    again = version_of(client, "m", "1")
+    assert again.metrics["val/loss"] == 1.0 and again.evaluation == "others"

@@ -12,7 +12,8 @@ def test_an_estimate_is_printed_with_its_interval_and_says_whether_that_leaves_o
     assert Estimate(0.25, 9, 0.125, 0.5).text(100.0, 1, sign="+") == "+25.0 [12.5, 50.0]"
     assert Estimate(-0.25, 1, None, None).text() == "-0.250"
     bounds = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.0), (None, None)]
-    assert [Estimate(0.0, 9, *two).clear_of_zero for two in bounds] == [True, True, False, False, False]
+    assert [Estimate(0.0, 10, *two).clear_of_zero for two in bounds] == [True, True, False, False, False]
+    assert not any(Estimate(0.0, 9, *two).clear_of_zero for two in bounds), "nine samples are too few"
 
 
 def test_right_or_wrong_scores_have_wilson_s_interval():
@@ -24,6 +25,26 @@ def test_right_or_wrong_scores_have_wilson_s_interval():
 def test_no_right_answer_in_fifty_still_leaves_room_above_zero():
     estimate = mean_of_scores([0.0] * 50)
     assert estimate.low == 0.0 and 0.05 < estimate.high < 0.08
+
+
+def test_shares_of_several_tasks_have_wilson_s_interval_too():
+    none = mean_over_strata([np.zeros((1, 20)), np.zeros((1, 20))])
+    assert none.low == 0.0 and none.high == pytest.approx(mean_of_scores([0.0] * 40).high)
+    uneven = mean_over_strata([np.zeros((1, 20)), np.ones((1, 5))])
+    assert uneven.value == 0.5 and uneven.high - uneven.low > 0.4, "no more certain than the smaller task allows"
+    seeds = mean_over_strata([np.ones((3, 20))])
+    assert seeds.high == 1.0 and 0.8 < seeds.low < 0.9, "equal in all seeds is not certain"
+    assert mean_over_strata([np.zeros((1, 20)), np.zeros((1, 20))], differences=True).high == 0.0
+
+
+def test_wilson_s_interval_of_several_tasks_covers_as_often_as_it_says():
+    chance = np.random.default_rng(5)
+    covered = 0
+    for _ in range(400):
+        drawn = (chance.binomial(1, share, size=(1, count)) for share, count in ((0.1, 20), (0.5, 12)))
+        estimate = mean_over_strata([one.astype(float) for one in drawn])
+        covered += estimate.low <= 0.3 <= estimate.high
+    assert covered / 400 >= 0.94
 
 
 def test_the_interval_of_graded_scores_covers_the_mean_as_often_as_it_says():

@@ -147,6 +147,7 @@ def test_a_deployed_experiment_refuses_settings_of_other_data(workplace, monkeyp
         "eval/niah_single_1/256/score",
         "val/reward/cosine/mean",
         "val/reward/cosine/q50",
+        "val/answer_loss",
     ],
 )
 def test_the_champions_metric_may_be_any_that_versions_will_have(metric, workplace, settings_with):

@@ -29,7 +29,7 @@ def test_the_best_finite_value_is_marked_and_equals_all_are(values, less_is_bett
 
 
 def test_a_difference_has_its_sign_and_a_mark_if_it_is_clear_of_zero():
-    clear, unclear = Estimate(0.25, 9, 0.125, 0.5), Estimate(-0.25, 9, -0.5, 0.125)
+    clear, unclear = Estimate(0.25, 10, 0.125, 0.5), Estimate(-0.25, 10, -0.5, 0.125)
     assert Cell(None, difference=clear).difference_text(100.0, 1, " *") == "+25.0 [12.5, 50.0] *"
     assert Cell(None, difference=unclear).difference_text(1.0, 3, " *") == "-0.250 [-0.500, 0.125]"
     assert Cell(None).difference_text(1.0, 3, " *") == "–"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 from refine.reports.comparison import compare
 from refine.tracking.registry import Version
@@ -21,7 +22,7 @@ def version(number: int, arm: str, settings: dict | None = None, champion: bool 
 def test_values_counts_intervals_and_the_best_stand_in_one_row():
     found = compare([version(1, "sft"), version(2, "refine", champion=True, val__loss=3.45)])
     assert found.headers() == ["1 (sft)", "2 (refine) champion"]
-    assert found.table()[1] == ["val/loss", "32", "3.5000 [3.4000, 3.6000]", "3.4500 [3.4000, 3.6000] *"]
+    assert found.table()[1] == ["val/loss", "32", "3.5000 [3.4000, 3.6000]", "**3.4500 [3.4000, 3.6000]**"]
     assert [row.label for row in found.rows] == ["val/loss"], "counts and bounds are no rows of their own"
 
 
@@ -29,7 +30,7 @@ def test_more_is_better_except_for_losses_and_equals_have_no_best():
     score = "eval__niah__256__score"
     found = compare([version(1, "a", **{score: 0.2}), version(2, "b", **{score: 0.4})])
     texts = {line[0]: line[2:] for line in found.table(intervals=False)}
-    assert texts["eval/niah/256/score"] == ["0.2000", "0.4000 *"] and texts["val/loss"] == ["3.5000", "3.5000"]
+    assert texts["eval/niah/256/score"] == ["0.2000", "**0.4000**"] and texts["val/loss"] == ["3.5000", "3.5000"]
 
 
 def test_lengths_are_in_the_order_of_numbers_and_validation_comes_first():
@@ -90,4 +91,20 @@ def test_many_versions_are_shown_in_a_table_for_each_phase():
     post = [of(n, "post", f"arm{n}", 3.0 + n) for n in (4, 5, 6)]
     first, second = compare(mid + post).markdown().split("\n\n")
     assert "1 (mid arm1)" in first and "6 (post arm6)" in second and "mid" not in second
-    assert "4.0000 *" in first and "*" not in second, "the best of a part was taken for the best of all"
+    assert "**4.0000" in first and "*" not in second, "the best of a part was taken for the best of all"
+
+
+def test_an_extra_evaluation_of_one_version_adds_no_row_to_others():
+    def with_extra(number: int, **extra: float) -> Version:
+        named = {name.replace("__", "/"): value for name, value in extra.items()}
+        return replace(version(number, "a"), extra=named)
+
+    few = {"eval__n__64__score": 1.0, "eval__n__64__samples": 5.0}
+    labels = lambda versions: [row.label for row in compare(versions).rows]  # noqa: E731
+    assert labels([with_extra(1, **few), version(2, "b")]) == ["val/loss"]
+    assert labels([with_extra(1, **few)]) == ["val/loss", "eval/n/64/score"], "alone it is shown with them"
+    assert labels([with_extra(1, **few), with_extra(2, **few)]) == ["val/loss", "eval/n/64/score"]
+    more = {**few, "eval__n__64__samples": 50.0}
+    assert labels([with_extra(1, **few), with_extra(2, **more)]) == ["val/loss"], "of other samples"
+    assert labels([with_extra(1, val__loss=1.0), version(2, "b")]) == ["val/loss"]
+    assert not any(cell.best for cell in compare([with_extra(1, val__loss=1.0), version(2, "b")]).rows[0].cells)

@@ -49,9 +49,9 @@ def test_a_small_gain_shows_beneath_large_differences_between_samples(client, ma
     assert (loss.label, score.label) == ("val/loss", "eval/niah_single_1/256/score")
     assert loss.cells[0].difference is None, "the champion is not compared with itself"
     assert loss.cells[1].difference.value == pytest.approx(-0.1, abs=0.01)
-    assert texts(loss)[0] == "–" and texts(loss)[1].endswith("] clear")
+    assert texts(loss)[0] == "–" and texts(loss)[1].endswith("] *")
     assert score.cells[1].difference.value == 0.0
-    assert texts(score)[1].startswith("+0.0000 [") and "clear" not in texts(score)[1]
+    assert texts(score)[1].startswith("+0.0000 [") and "*" not in texts(score)[1]
     assert log_prob.label == "eval/niah_single_1/256/log_prob"
 
 

@@ -59,7 +59,7 @@ def test_below_the_comparison_a_model_stands_beside_itself_adapted_to_each_promp
         "40",
         "0.2000 [0.1000, 0.9000]",
         "0.3000 [0.2000, 0.9000]",
-        "0.4000 [0.3000, 0.9000] *",
+        "**0.4000 [0.3000, 0.9000]**",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote
 
@@ -39,6 +40,17 @@ def test_the_comparison_page_has_the_runs_that_exist(monkeypatch):
     assert parse_qs(two.partition("?")[2])["experiments"] == ['["1","2"]']
     assert pages.run_page("1", "a") == "http://mlflow:5000/#/experiments/1/runs/a"
     assert "secret" not in unquote(page)
+
+
+def test_post_training_has_a_curve_of_its_own(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
+    mid, post = (
+        Version("m", n, {"phase": phase}, run_id=run) for n, (phase, run) in enumerate((("mid", "a"), ("post", "b")))
+    )
+    both = parse_qs(pages.comparison_page(Runs(), [mid, post]).partition("?")[2])
+    assert both["plot_metric_keys"] == ['["val/loss","val/answer_loss"]']
+    alone = parse_qs(pages.comparison_page(Runs(), [post, replace(post, run_id="a")]).partition("?")[2])
+    assert alone["plot_metric_keys"] == ['["val/answer_loss"]']
 
 
 def test_there_is_no_page_of_one_run_or_without_a_server(monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 
 from refine.errors import ServiceError
 from refine.tracking.champion import choose_champion
-from refine.tracking.registry import add_metrics, download, parse_reference, register, version_of, versions
+from refine.tracking.references import parse_reference
+from refine.tracking.registry import add_metrics, download, register, version_of, versions
 from refine.tracking.run import open_run
 from refine.tracking.tags import EVALUATION_RUN
 
@@ -114,7 +115,9 @@ def test_an_unknown_model_version_or_alias_names_what_there_is(client, make):
 
 def test_later_scores_join_those_a_version_has(client, make):
     version = add_metrics(client, make("sft", 3.6), {"eval/qasper/4096/score": 0.2})
-    assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3, "eval/qasper/4096/score": 0.2}
+    assert version.metrics == {"val/loss": 3.6, "val/accuracy": 0.3} and version.extra == {
+        "eval/qasper/4096/score": 0.2
+    }
 
 
 def test_scores_from_fewer_samples_are_ignored(client, make):
@@ -127,9 +130,9 @@ def test_scores_from_fewer_samples_are_ignored(client, make):
         "eval/qa/1024/samples": 4.0,
     }
     version = add_metrics(client, version, quick)
-    assert {**full, "eval/qa/1024/score": 0.5}.items() <= version.metrics.items()
+    assert {**full, "eval/qa/1024/score": 0.5}.items() <= version.extra.items()
     again = {"eval/qa/512/score": 0.3, "eval/qa/512/samples": 40.0}
-    assert add_metrics(client, version, again).metrics["eval/qa/512/score"] == 0.3
+    assert add_metrics(client, version, again).extra["eval/qa/512/score"] == 0.3
 
 
 def test_later_scores_are_not_in_the_training_s_curve(client, experiment, model_folder):
