@@ -20,15 +20,15 @@ from refine.phases.prepared_data import Prepared
 from refine.settings import Settings
 
 MODEL = "sample/delta_net"
-LEARNING_RATES = {"mid": (5e-5, 2e-4, 8e-4), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
+LEARNING_RATES = {"mid": (2.5e-4, 5e-4, 1e-3), "post": (2e-4, 8e-4, 3.2e-3), "test_time": (2e-4, 8e-4, 3.2e-3)}
 GROUPED = ("rollouts=4", "group=position")
 # phase -> name of the row -> the arm, and overrides of its objective in params.yaml
 ARMS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "mid": {
         "SFT": ("sft", ()),
-        "REFINE c=8 n=1": ("refine", ("rollouts=1", "group=sequence")),
-        "REFINE c=8 n=4 by position": ("refine", GROUPED),
-        "REFINE c=32 n=4 by position": ("refine", (*GROUPED, "positions=32")),
+        "REFINE": ("refine", ()),
+        "REFINE marked": ("refine_marked", ()),
+        "focus": ("focus", ()),
     },
     "post": {
         "SFT": ("sft", ()),
