@@ -22,30 +22,28 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 
 from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError, TrainingError
-from refine.metric_names import validation_name
 from refine.objective.external_rewards import ExternalReward, Function, check_reward, external_reward
 from refine.objective.result import StepResult
 from refine.settings.base import validated
-from refine.settings.objective import ObjectiveSettings, reward_kind
-from refine.system.exhausted import is_out_of_memory, out_of_memory_in_one_line
-from refine.system.files import json_values
+from refine.settings.objective import ObjectiveSettings
+from refine.system.exhausted import is_out_of_memory
 from refine.training import step_errors
 from refine.training.adapters import with_adapters
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
+from refine.training.logged_validation import LoggedValidation, vocabulary
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import Passes, refuse_other_rows, sequence_seed
 from refine.training.progress import ProgressBar
 from refine.training.saving import CompleteCheckpoints
-from refine.training.statistics import Counts, StepStatistics, counts_of
-from refine.training.validation import validate
+from refine.training.statistics import Counts, counts_of
 
 log = logging.getLogger(__name__)
 OBJECTIVE = "RefineArguments.objective"
 
 
-class RefineTrainer(CompleteCheckpoints, Trainer):
+class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
     """Train a fast-weight language model by next-sequence prediction.
 
     `model`: a model of `refine.models`, or the folder or hub name of a checkpoint. `args`: RefineArguments.
@@ -96,9 +94,7 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
         if peft_config is not None:
             model = cast(PreTrainedModel, with_adapters(model, peft_config, args.seed))
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
-        self.rows = (
-            None if train_dataset is None else rows_of(train_dataset, processing_class, args, _vocabulary(model))
-        )
+        self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args, vocabulary(model))
         self.stream = None if self.rows is None else stream_of(self.rows, args)
         if self.rows is not None and self.stream is not None:
             step_errors.check_marks(self.rows.marked, validated(ObjectiveSettings, args.objective, OBJECTIVE))
@@ -130,17 +126,16 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
             values = {**objective.model_dump(), "reward": reward}
             objective, reward = validated(ObjectiveSettings, values, "RefineTrainer"), None
         found = external_reward(objective, self.processing_class, reward)
-        pieces = _vocabulary(self.model) or 2
+        pieces = vocabulary(self.model) or 2
         if isinstance(self.processing_class, Sized):
             pieces = min(pieces, len(self.processing_class))
         check_reward(found, objective, pieces, self.model.config.hidden_size)
         return objective if found is None else objective.model_copy(update={"reward": found.name}), found
 
     def _start_counting(self) -> None:
-        self._statistics, self._counts = StepStatistics(), Counts(0, 0, 0)
+        super()._start_counting()
+        self._counts = Counts(0, 0, 0)
         self._step_documents: list[str] = []
-        self._step_started, self._seconds = time.perf_counter(), 0.0
-        self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's, at the beginning of each `train()`. Raises TrainingError: a checkpoint of other steps."""
@@ -260,94 +255,6 @@ class RefineTrainer(CompleteCheckpoints, Trainer):
 
     def _step_error(self, message: str) -> TrainingError:
         return TrainingError(f"step {self.state.global_step + 1}: {message}")
-
-    # -- what is logged --------------------------------------------------------------------------------------------
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer calls this after each step, and once more at the end. The step's time is taken first, so that it
-        leaves out validation and saving. The last step is always validated."""
-        step, control = self.state.global_step, self.control
-        if step > self._counted_step:
-            self._seconds += time.perf_counter() - self._step_started
-            self._steps_since_log, self._counted_step = self._steps_since_log + 1, step
-            if self.stream is not None:  # Trainer sees one epoch (see __init__)
-                self.state.epoch = self.stream.epochs(step)
-                ended = int(self.state.epoch) > int(self.stream.epochs(step - 1))
-                control.should_evaluate |= ended and self.args.eval_strategy == "epoch"
-                control.should_save |= ended and self.args.save_strategy == "epoch"
-        control.should_evaluate |= step >= self.state.max_steps and self.args.eval_strategy != "no"
-        control.should_evaluate &= self._validated_step < step
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row of metrics. A row of training gets the prefix `train/`; a row of validation has its prefix. A value
-        that is not finite is logged as None (null in files)."""
-        if "train_runtime" in logs:  # Trainer's summary of this call is wrong after a resume
-            return
-        if "loss" in logs:
-            logs = {f"train/{name}": value for name, value in logs.items()}
-            merged = StepStatistics.merged(gathered(self._statistics))
-            found = merged.metrics(self._steps_since_log, reward_kind(self.objective.reward))
-            logs |= {f"train/{name}": value for name, value in found.items()}
-            logs["train/tokens"] = merged.sums.get("tokens", 0.0)
-            logs["train/seconds"] = self._seconds
-            logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
-            self._statistics, self._seconds, self._steps_since_log = StepStatistics(), 0.0, 0
-        super().log(json_values(logs), start_time)
-
-    # -- validation ------------------------------------------------------------------------------------------------
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Next-token loss and accuracy, and the rewards of rollouts, on held-out sequences.
-
-        `eval_dataset`: as in the constructor; a dict gives each data set's metrics under its name. The metrics are
-        logged as `val/...` (of prompts as `val/prompts/...`), with histograms of the rewards, and returned under
-        Trainer's names (`eval_loss`, ...), which `metric_for_best_model` refers to. Raises TrainingError: a loss or an
-        accuracy is not finite.
-        """
-        data = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if data is None:
-            raise SettingError("validation needs an eval_dataset")
-        self._validated_step = self.state.global_step
-        metrics: dict[str, float] = {}
-        for name, part in data.items() if isinstance(data, dict) else [("val", data)]:
-            rows = rows_of(part, self.processing_class, self.args, _vocabulary(self.model))
-            with out_of_memory_in_one_line(
-                TrainingError, f"in the validation on {name}", step_errors.VALIDATION_ADVICE
-            ):
-                found = validate(self.run_pass, self.model, rows, name, self.objective, self.args)
-            self._refuse_non_finite_scores(name, found, rows.with_answers)
-            self.log({validation_name(name, key, rows.with_answers): value for key, value in found.items()})
-            prefix = f"{metric_key_prefix}_{name}_" if isinstance(data, dict) else f"{metric_key_prefix}_"
-            metrics.update({prefix + key: value for key, value in found.items() if not isinstance(value, list)})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused with a SettingError: there are no logits of whole batches to return."""
-        raise SettingError(
-            "RefineTrainer has no predict(): score held-out sequences with evaluate(), or prompts with "
-            "refine.evaluation.evaluate_model"
-        )
-
-    def _refuse_non_finite_scores(self, name: str, found: dict[str, Any], of_prompts: bool) -> None:
-        for score in ("loss", "answer_loss", "accuracy", "answer_accuracy"):
-            if not math.isfinite(found.get(score, 0.0)):
-                where = f"in the validation after step {self.state.global_step}"
-                named = validation_name(name, score, of_prompts)
-                raise TrainingError(f"{named} is {found[score]} {where}: {step_errors.ADVICE}")
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Trainer's, except that a resumed run does not repeat the validation before the first step."""
-        if skip_scheduler and self.state.log_history:
-            return {}
-        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-
-
-def _vocabulary(model: Any) -> int | None:
-    return getattr(model.config, "vocab_size", None)
 
 
 _OWN = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")  # Trainer's

@@ -1,4 +1,5 @@
-"""RefineTrainer: what a step computes does not depend on how it is cut into passes."""
+"""RefineTrainer: what a step computes does not depend on how it is cut into passes. The module
+logged_validation is tested here too."""
 
 from __future__ import annotations
 
