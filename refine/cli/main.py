@@ -12,7 +12,7 @@ from refine.system.one_line_errors import one_line_errors
 
 # verb: (module:object, the line shown by --help)
 VERBS = {
-    "demo": ("refine.cli.demo:demo", "Show what REFINE does on one needle, in under a minute."),
+    "demo": ("refine.cli.demo:demo", "Train a model for a minute until it finds needles that it missed."),
     "data": ("refine.cli.data:data", "Fetch the raw text and check it against data.dvc."),
     "prepare": ("refine.cli.prepare:prepare", "Make tokenizer, token sequences and test prompts (the DVC stages)."),
     "train": ("refine.cli.train:train", "Train one arm of one phase; started again, it resumes."),
