@@ -19,9 +19,7 @@ COLUMNS = (
     *("value", "low", "high", "samples", "best"),
     *("difference", "difference_low", "difference_high", "clear_of_zero"),
 )  # of the CSV
-DIFFERENCE = "Difference to the SFT arm of the phase (test time: the model as it is), sample by sample (* clear of zero):"
-    "Difference to the SFT arm of the phase (test time: to the model as it is), sample by sample (* clear of zero):"
-)
+DIFFERENCE = "Difference to the SFT arm of the phase (test time: to the model as it is), in pairs (* clear of zero):"
 
 
 def write_report(tables: Sequence[Table], folder: str | Path, title: str) -> list[Path]:
