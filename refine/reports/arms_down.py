@@ -111,8 +111,10 @@ def _headings(columns: Sequence[Column]) -> list[str]:
 
 
 def _label(row: ArmRow) -> str:
+    from rich.markup import escape
+
     champion = "\n  [green]champion[/green]" if getattr(row, "champion", False) else ""
-    return f"  {row.label}{champion}"
+    return f"  {escape(row.label)}{champion}"
 
 
 def _cell(column: Column, cell: Cell, stacked: bool) -> str:

@@ -40,11 +40,15 @@ def read(path: Path) -> Table:
     """The table that `as_csv` wrote. Raises DataError: the file is missing, or is no such table."""
     if not path.is_file():
         raise DataError(f"{path}: no experiment has finished here yet; run `make run`, or `dvc repro`")
-    with in_form(path, "a comparison"):
+    with in_form(path, "a comparison of this version", advice="run the experiment again"):
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
-        if not lines or any(None in line.values() for line in lines) or set(COLUMNS) - set(lines[0]):
-            raise ValueError(f"expected the columns {', '.join(COLUMNS)}; run the experiment again")
+        if not lines:
+            raise ValueError("it has no lines")
+        if lacking := [name for name in COLUMNS if name not in lines[0]]:
+            raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+        if short := [n for n, line in enumerate(lines, 2) if None in line.values()]:
+            raise ValueError(f"line {short[0]} is cut off")
         cells = {(_arm(line), line["metric"]): _cell(line) for line in lines}
         columns = [metric_column([name]) for name in dict.fromkeys(line["metric"] for line in lines)]
         arms = {_arm(line): line for line in lines}

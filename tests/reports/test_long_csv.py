@@ -10,7 +10,7 @@ import pytest
 from refine.errors import DataError
 from refine.reports.arms_down import as_text
 from refine.reports.experiment_files import everything
-from refine.reports.long_csv import COLUMNS, as_csv, read
+from refine.reports.long_csv import COLUMNS, OLDER, as_csv, read
 
 
 def test_each_metric_and_arm_has_a_line(experiment_arms):
@@ -38,10 +38,13 @@ def test_what_was_written_is_read_again(experiment_arms, tmp_path):
     ("text", "message"),
     [
         (None, "no experiment has finished here yet; run `make run`"),
-        ("", "expected the columns metric, version"),
-        ("metric,version,arm,value,low,high,samples,champion\nval/loss,1,sft,3,,,,false\n", "run the experiment again"),
+        ("", "it has no lines"),
+        (
+            "metric,version,arm,value,low,high,samples,champion\nval/loss,1,sft,3,,,,false\n",
+            "lacks the columns phase",
+        ),
         (",".join(COLUMNS) + "\n" + "val/loss,1,sft,much" + "," * 9 + "\n", "not a comparison"),
-        (",".join(COLUMNS) + "\nval/loss,1\n", "not a comparison"),
+        (",".join(COLUMNS) + "\nval/loss,1\n", "line 2 is cut off"),
     ],
 )
 def test_another_file_is_refused_in_one_line(text, message, tmp_path):
