@@ -10,7 +10,7 @@ import pytest
 from refine.errors import DataError
 from refine.reports.arms_down import as_text
 from refine.reports.experiment_files import everything
-from refine.reports.long_csv import COLUMNS, OLDER, as_csv, read
+from refine.reports.long_csv import COLUMNS, as_csv, read
 
 
 def test_each_metric_and_arm_has_a_line(experiment_arms):
