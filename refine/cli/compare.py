@@ -97,7 +97,8 @@ def _print(client: MlflowClient, name: str, found: Comparison, arms: Sequence[Ar
         _show_champion(console, arms, differences)
     champion = next((one for one in found.versions if one.is_champion), None)
     if champion is not None:
-        click.echo(f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}".rstrip(", "))
+        line = f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}".rstrip(", ")
+        console.print(line, markup=False, highlight=False)
     hints = [] if every else ["every score and what differs: --all"]
     hints += [f"{left_out} older versions are not shown: --versions all"] if left_out else []
     for line in hints:

@@ -20,7 +20,7 @@ from refine.system.files import write_text
 
 METRICS, TEXT, VALUES, PICTURE = "metrics", "comparison.md", "comparison.csv", "comparison.png"
 FENCE = "```"  # the text is made for letters of one width
-REST = "Every score: refine summary --all, results/comparison.csv; a picture: results/comparison.png"
+REST = "More: refine summary --all, results/comparison.csv, results/comparison.png"
 
 
 def write(comparison: Comparison, arms: Sequence[Arm], folder: Path) -> list[Path]:
