@@ -4,6 +4,7 @@ the champion."""
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,21 +31,22 @@ def link(this: Experiment) -> None:
         create_link_artifact(page, link_text=f"{this.name} in MLflow", key="mlflow", description="this run in MLflow")
 
 
-def publish(this: Experiment, comparison: Comparison, best: Version, picture: Path) -> None:
-    """Show the comparison as a table and as a picture, with links to MLflow."""
+def publish(this: Experiment, comparison: Comparison, best: Version, files: Sequence[Path]) -> None:
+    """Show the comparison as a table and as a picture, with links to MLflow. files: the table's, the picture last."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
     page = run_page(this.experiment_id, this.parent)
     where = f"[MLflow]({page})" if page else f"MLflow at `{without_secrets(tracking_uri())}` (`refine up` shows it)"
     curves = comparison_page(this.client, comparison.versions)
     text = (
-        f"# {this.name}\n\n{comparison.markdown()}\n\n"
-        f"Bold: the best of the row; in brackets: 95 % intervals\n\n"
+        f"# {this.name}\n\n{files[0].read_text(encoding='utf-8')}\n\n"
         f"Champion: **{best.name} version {best.label}**, {best.tags.get(CHAMPION_WHY, '')}\n\n"
         f"Runs and models: {where}, run `{this.parent}`\n"
         + (f"\nThe arms' curves: [side by side]({curves})\n" if curves else "")
+        + f"\n## Every score\n\n{comparison.markdown()}\n\nBold: the best of the row; in brackets: 95 % intervals\n"
     )
     create_markdown_artifact(text, key="comparison", description=f"{this.name}: the arms side by side")
+    picture = files[-1]
     data = base64.b64encode(picture.read_bytes()).decode()
     create_image_artifact(
         f"data:image/png;base64,{data}", key="comparison-picture", description=f"{this.name}: scores with intervals"

@@ -22,7 +22,8 @@ from refine.data.corpus import dvc_stages
 from refine.errors import SettingError, nearest
 from refine.metric_names import smaller_is_better
 from refine.phases.stages import Scored, Target, Trained
-from refine.reports import experiment_files
+from refine.reports import arms, experiment_files
+from refine.reports.comparison import compare
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
@@ -140,12 +141,12 @@ def _finish(
     """Write and show the comparison. Returns the flow's result, a small record of where everything lies."""
     settings = this.settings.registry
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
-    comparison, files = experiment_files.write(
-        current, opened.results_folder(run_id), experiment_files.test_time(scores)
-    )
+    comparison = compare(current)
+    shown = [*arms.of_versions(this.client, comparison), *arms.of_test_time(this.client, scores)]
+    files = experiment_files.write(comparison, shown, opened.results_folder(run_id))
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
-    artifacts.publish(this, comparison, best, files[-1])
+    artifacts.publish(this, comparison, best, files)
     return {
         "experiment": this.name,
         "mlflow_run": run_id,

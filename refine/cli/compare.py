@@ -13,8 +13,10 @@ from refine.errors import ServiceError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from rich.console import Console
     from rich.table import Table
 
+    from refine.reports.arms import Arm
     from refine.reports.cells import Row
     from refine.reports.comparison import Comparison
     from refine.tracking.registry import Version
@@ -43,6 +45,7 @@ ALL = "all"
     show_default=True,
     help="Format of the output.",
 )
+@click.option("--all", "every", is_flag=True, help="Show every score, what differs, and differences to the champion.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
 @options.settings()
 def compare(
@@ -50,13 +53,23 @@ def compare(
     experiment: str | None,
     wanted: str | None,
     form: str,
+    every: bool,
     picture: Path | None,
     params: Path,
     overrides: tuple[str, ...],
 ) -> None:
-    """Print registered model versions side by side: scores with counts and 95 % intervals, and what differs."""
+    """Print registered model versions side by side: arms down, headline scores across, with 95 % intervals.
+
+    A star marks what differs clearly, sample by sample, from the arm `sft` of the phase among the shown versions.
+    Markdown and CSV always have every score.
+    """
     from refine import settings
     from refine.reports import comparison
+    from refine.reports.arms import of_versions
+    from refine.reports.arms_picture import draw_arms
+    from refine.reports.experiment_files import everything
+    from refine.reports.headline import headline
+    from refine.reports.long_csv import as_csv
     from refine.tracking.connection import connect
 
     if name is None:
@@ -67,19 +80,36 @@ def compare(
     found = comparison.compare(chosen)
     if form == "markdown":
         click.echo(found.markdown())
-    elif form == "csv":
-        click.echo(found.csv(), nl=False)
-    else:
-        from refine.reports.differences import to_champion
-        from refine.tracking.pages import comparison_page
-
-        _show(name, found, to_champion(client, chosen), left_out)
-        if page := comparison_page(client, chosen):
-            click.echo(f"curves and settings in MLflow: {page}")
+    rows = of_versions(client, found, numbered=True) if form != "markdown" or picture else []
+    if form == "csv":
+        click.echo(as_csv(everything(rows)), nl=False)
+    elif form == "table":
+        _print(client, name, found, rows, every, left_out)
     if picture is not None:
-        from refine.reports.pictures import draw_comparison
+        click.echo(f"drawn: {draw_arms(headline(rows), picture)}", err=form != "table")
 
-        click.echo(f"drawn: {draw_comparison(found, picture)}", err=form != "table")
+
+def _print(client: MlflowClient, name: str, found: Comparison, arms: Sequence[Arm], every: bool, left_out: int) -> None:
+    from rich.console import Console
+
+    from refine.reports.differences import to_champion
+    from refine.tracking.pages import comparison_page
+    from refine.tracking.tags import CHAMPION_WHY
+
+    console = Console()
+    _show(console, name, found, arms, every)
+    if every and (differences := to_champion(client, found.versions)):
+        _show_champion(console, arms, differences)
+    champion = next((one for one in found.versions if one.is_champion), None)
+    if champion is not None:
+        line = f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}".rstrip(", ")
+        console.print(line, markup=False, highlight=False)
+    hints = [] if every else ["every score and what differs: --all"]
+    hints += [f"{left_out} older versions are not shown: --versions all"] if left_out else []
+    for line in hints:
+        console.print(line, style="dim", markup=False, highlight=False)
+    if page := comparison_page(client, found.versions):
+        click.echo(f"curves and settings in MLflow: {page}")
 
 
 def check_picture(path: Path | None) -> None:
@@ -118,58 +148,38 @@ def newest(versions: Sequence[Version]) -> list[Version]:
     return [one for one in versions if one.number == last[one.phase, one.arm] or one.is_champion]
 
 
-def _show(name: str, found: Comparison, differences: Sequence[Row], left_out: int) -> None:
-    from rich.console import Console
+def _show(console: Console, name: str, found: Comparison, arms: Sequence[Arm], every: bool) -> None:
+    """Print the arms' table: the headline scores, or every score and what differs between the versions."""
+    from refine.reports.arms_down import show, what_is_marked
+    from refine.reports.experiment_files import everything
+    from refine.reports.headline import headline
 
-    from refine.reports.comparison import BOLD
-    from refine.tracking.tags import CHAMPION_WHY
-
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to cut columns to
-        console.width = 10_000
-    marks = ("[bold]", "[/bold]") if console.is_terminal else BOLD
-    table = _table(found, True, marks)
-    if console.is_terminal and console.measure(table).minimum > console.width:
-        table = _table(found, False, marks)
-    console.print(f"[bold]{name}[/bold]")
-    console.print(table)
-    console.print("[dim]bold: the best of the row; in brackets the 95 % interval[/dim]")
-    if differences:
-        console.print("\n[bold]difference to the champion[/bold], sample by sample (* clear of zero)")
-        console.print(_differences(found, differences))
-    if left_out:
-        console.print(f"[dim]{left_out} older versions are not shown: --versions all[/dim]")
-    champion = next((one for one in found.versions if one.is_champion), None)
-    if champion is not None:
-        console.print(f"champion: version {champion.label}, {champion.tags.get(CHAMPION_WHY, '')}")
+    console.print(name, style="bold", markup=False, highlight=False)
+    table = everything(arms) if every else headline(arms)
+    show(console, table, what_is_marked(table))
+    if every and found.differing:
+        console.print("\n[bold]what differs[/bold]")
+        console.print(_differing(found))
 
 
-def _table(found: Comparison, intervals: bool, best: tuple[str, str]) -> Table:
+def _show_champion(console: Console, arms: Sequence[Arm], differences: Sequence[Row]) -> None:
+    """Print the differences to the champion, one metric a column."""
+    from refine.reports.arms import differences_table
+    from refine.reports.arms_down import show
+
+    console.print("\n[bold]difference to the champion[/bold], sample by sample")
+    show(console, differences_table(arms, differences), "*: clear of zero.")
+
+
+def _differing(found: Comparison) -> Table:
+    """A line for each value of a setting, with the versions that have it."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
-    head, *lines = found.table(intervals, best)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for n, title in enumerate(head):
-        style = "green" if n >= 2 and found.versions[n - 2].is_champion else None
-        table.add_column(title, justify="left" if n == 0 else "right", no_wrap=True, style=style)
-    for n, line in enumerate(lines):
-        table.add_row(*line, end_section=n == len(found.rows) - 1 and bool(found.differing))
-    return table
-
-
-def _differences(found: Comparison, differences: Sequence[Row]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    from refine.reports.differences import texts
-
-    others = [n for n, version in enumerate(found.versions) if not version.is_champion]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric", no_wrap=True)
-    for n in others:
-        table.add_column(found.headers()[n], justify="right", no_wrap=True)
-    for row in differences:
-        shown = texts(row)
-        table.add_row(row.label, *(shown[n] for n in others))
+    table = Table("setting", "value", "versions", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name, values in found.differing:
+        for n, value in enumerate(dict.fromkeys(values)):
+            numbers = [str(one.number) for one, own in zip(found.versions, values, strict=True) if own == value]
+            table.add_row("" if n else escape(name), escape(value), ", ".join(numbers))
     return table

@@ -1,4 +1,4 @@
-"""`refine summary`: the last experiment's comparison, its files, and where to see more."""
+"""`refine summary`: the last experiment's arms side by side, its files, and where to see more."""
 
 from __future__ import annotations
 
@@ -8,27 +8,51 @@ from pathlib import Path
 import click
 
 from refine import paths
-from refine.errors import DataError, without_secrets
+from refine.errors import without_secrets
 
 
 @click.command()
-def summary() -> None:
-    """Print the last experiment's comparison, the files it wrote, and how to open MLflow and Prefect."""
+@click.option("--all", "every", is_flag=True, help="Print every score, not only the headline scores.")
+def summary(every: bool) -> None:
+    """Print the last experiment's arms side by side, the files it wrote, and how to open MLflow and Prefect."""
+    from refine.reports.experiment_files import headline_text
+
     results = paths.results()
-    table = results / "comparison.md"
-    if not table.is_file():
-        raise DataError(f"{table}: no experiment has finished here yet; run `make run`, or `dvc repro`")
+    text = headline_text(results)
     click.echo()
-    click.echo(table.read_text(encoding="utf-8").rstrip())
-    click.echo("\n  **bold**: the best of the row; in brackets the 95 % interval\n")
+    if every:
+        _show_all(results)
+    else:
+        click.echo(text)
+    click.echo()
     for title, line in [*_written(results), *_pages()]:
-        click.echo(f"  {title:<12} {line}")
+        click.echo(f"  {title:<8} {line}")
     click.echo()
+
+
+def _show_all(results: Path) -> None:
+    from rich.console import Console
+
+    from refine.reports.arms_down import show, what_is_marked
+    from refine.reports.experiment_files import VALUES
+    from refine.reports.long_csv import read
+
+    table = read(results / VALUES)
+    show(Console(), table, what_is_marked(table))
 
 
 def _written(results: Path) -> list[tuple[str, str]]:
-    files = sorted(str(path) for path in results.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [("results", "  ".join(files)), ("models", f"{paths.runs()}{os.sep}*{os.sep}model")]
+    files = sorted(path.name for path in results.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [
+        ("results", f"{_short(results)}{os.sep}: {', '.join(files)}"),
+        ("models", f"{_short(paths.runs())}{os.sep}*{os.sep}model"),
+    ]
+
+
+def _short(path: Path) -> str:
+    """Seen from the working folder, if it lies in there."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _pages() -> list[tuple[str, str]]:

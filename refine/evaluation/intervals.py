@@ -12,7 +12,7 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 2000
-FEWEST = 10  # samples of a difference that may be called clear of zero
+FEWEST_CLEAR = 10  # samples: an interval over fewer says too little to call a difference clear
 Scores = Sequence[float] | np.ndarray
 Interval = tuple[float, float] | None
 SEED = 20240  # of the resampling, so that the same scores give the same interval
@@ -34,9 +34,10 @@ class Estimate:
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether the interval leaves out zero. Over fewer than FEWEST samples nothing is called clear: of so few the
-        bootstrap makes intervals that are too short."""
-        return self.samples >= FEWEST and self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether the interval leaves out zero. Never over fewer than `FEWEST_CLEAR` samples."""
+        if self.samples < FEWEST_CLEAR or self.interval is None:
+            return False
+        return self.interval[0] > 0 or self.interval[1] < 0
 
     def text(self, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
         """``0.250 [0.102, 0.495]``, each times `scale`; the value alone without an interval. sign: "+" shows it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +24,6 @@ SHOWN = (
     r"eval/.+/log_prob",
     r"eval/.+/adapt_seconds",
 )
-Marks = tuple[str, str]
-BOLD: Marks = ("**", "**")  # in Markdown
 WIDE = 4  # versions that fit beside each other
 DIGITS = 4
 TAGS = {EXPERIMENT: "experiment", EVALUATION: "scored on", DATA: "data", COMMIT: "commit", CODE: "code"}
@@ -45,10 +41,10 @@ class Comparison:
         """For each version its number, phase and arm, and the champion's mark."""
         return [f"{one.label}{' champion' if one.is_champion else ''}" for one in self.versions]
 
-    def table(self, intervals: bool = True, best: Marks = BOLD) -> list[list[str]]:
-        """Header and lines of text, the same number in each. best: what stands around the best of a row."""
+    def table(self) -> list[list[str]]:
+        """Header and lines of text, the same number in each."""
         differing = [[name, "", *values] for name, values in self.differing]
-        return [*_lines(self.headers(), self.rows, intervals, best), *differing]
+        return [*_lines(self.headers(), self.rows), *differing]
 
     def markdown(self) -> str:
         """Markdown tables whose columns line up: one, or one for each phase if one would be too wide."""
@@ -65,17 +61,6 @@ class Comparison:
         differing = [(name, tuple(values[n] for n in chosen)) for name, values in self.differing]
         differing = [(name, values) for name, values in differing if _differ(values)]
         return Comparison(tuple(self.versions[n] for n in chosen), tuple(rows), tuple(differing))
-
-    def csv(self) -> str:
-        """Long form, for programs: metric, version, arm, value, low, high, samples, champion."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["metric", "version", "arm", "value", "low", "high", "samples", "champion"])
-        for row in self.rows:
-            for version, cell in zip(self.versions, row.cells, strict=True):
-                champion = str(version.is_champion).lower()
-                writer.writerow([row.label, version.number, version.arm, *_numbers(cell), champion])
-        return text.getvalue()
 
 
 def compare(versions: Sequence[Version]) -> Comparison:
@@ -101,19 +86,19 @@ def _comparable(versions: Sequence[Version]) -> list[dict[str, float]]:
     return found
 
 
-def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics (title -> metrics) that belong to no version, as a Markdown table whose columns line up."""
-    return markdown_table(_lines(columns, _rows(list(columns.values())), intervals=True), aligned=True)
+def estimates_of(metrics: Mapping[str, float]) -> dict[str, Estimate]:
+    """The metrics that are shown, in their order, with counts and intervals."""
+    return {name: one for name in _shown(metrics) if (one := _estimate(metrics, name)) is not None}
 
 
-def _lines(titles: Iterable[str], rows: Iterable[Row], intervals: bool, best: Marks = BOLD) -> list[list[str]]:
-    """Header and lines of text."""
+def _lines(titles: Iterable[str], rows: Iterable[Row]) -> list[list[str]]:
+    """Header and lines of text. The best of a row is bold."""
 
     def text(cell: Cell) -> str:
         if cell.estimate is None:
             return NOTHING
-        value = cell.estimate.text(digits=DIGITS) if intervals else cell.estimate.value_text(digits=DIGITS)
-        return value.join(best) if cell.best else value
+        value = cell.estimate.value_text(digits=DIGITS)
+        return f"{f'**{value}**' if cell.best else value} {cell.estimate.interval_text(digits=DIGITS)}".rstrip()
 
     lines = [[row.label, _samples_text(row), *map(text, row.cells)] for row in rows]
     return [["metric", "samples", *titles], *lines]
@@ -150,19 +135,6 @@ def _shown(names: Iterable[str]) -> list[str]:
 def _natural(name: str) -> list[Any]:
     """Sorts 512 before 1024."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _numbers(cell: Cell) -> list[str]:
-    """Value, low, high and samples for the CSV; empty where unknown."""
-    if (one := cell.estimate) is None:
-        return [""] * 4
-    return [*map(_plain, (one.value, one.low, one.high)), str(one.samples or "")]
-
-
-def _plain(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(int(value)) if float(value).is_integer() else repr(value)
 
 
 def _differing(versions: Sequence[Version]) -> Iterable[tuple[str, tuple[str, ...]]]:

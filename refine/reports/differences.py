@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from refine.evaluation.intervals import Estimate, mean_difference
-from refine.evaluation.record import EVALUATION_FILE, Evaluation
+from refine.evaluation.record import Evaluation
 from refine.reports.cells import Cell, Row
-from refine.system.leftovers import temporary_folder
-from refine.system.quiet import no_download_bars
+from refine.reports.evaluations import evaluation_of
 from refine.tracking.registry import Version
 from refine.tracking.tags import EVALUATION_RUN
 
@@ -31,11 +30,11 @@ def to_champion(client: MlflowClient, versions: Sequence[Version]) -> list[Row]:
     champion = next((one for one in versions if one.is_champion), None)
     if champion is None or len(versions) < 2:
         return []
-    values = {one.number: _values(client, one) for one in versions if one.evaluation == champion.evaluation}
-    theirs = values[champion.number]
+    scored = {one.number: _values(client, one) for one in versions if one.evaluation == champion.evaluation}
+    theirs = scored[champion.number]
     rows = []
     for metric in theirs:
-        ours = [values.get(one.number, {}).get(metric) if one is not champion else None for one in versions]
+        ours = [scored.get(one.number, {}).get(metric) if one is not champion else None for one in versions]
         rows.append(Row(metric, tuple(Cell(None, difference=_paired(each, theirs[metric])) for each in ours)))
     return [row for row in rows if any(cell.difference for cell in row.cells)]
 
@@ -51,16 +50,12 @@ def _paired(ours: tuple[float, ...] | None, theirs: tuple[float, ...]) -> Estima
 
 def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ...]]:
     """metric -> its value for each sample or sequence; empty if the version's evaluation is gone."""
-    from mlflow.exceptions import MlflowException
+    evaluation = evaluation_of(client, version.tags.get(EVALUATION_RUN, ""))
+    return {} if evaluation is None else values(evaluation)
 
-    run_id = version.tags.get(EVALUATION_RUN)
-    if not run_id:
-        return {}
-    with temporary_folder("differences") as folder, no_download_bars():
-        try:
-            evaluation = Evaluation.load(client.download_artifacts(run_id, EVALUATION_FILE, str(folder)))
-        except (MlflowException, OSError):
-            return {}
+
+def values(evaluation: Evaluation) -> dict[str, tuple[float, ...]]:
+    """metric -> its value for each sample or sequence."""
     found = {f"{name}/loss": tuple(score.sequence_losses) for name, score in evaluation.next_token.items()}
     for task in evaluation.tasks:
         found[f"eval/{task.task}/{task.length}/score"] = task.scores

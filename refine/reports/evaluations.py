@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,27 @@ def find_evaluations(client: MlflowClient, experiment: str) -> list[Evaluated]:
             f"MLflow has no experiment {experiment!r}{nearest(experiment, known)}; there are: {', '.join(known)}"
         )
     runs = _finished(client, found.experiment_id)
-    evaluated = [_evaluated(client, run) for run in runs]
+    recorded = [(run.data.tags[TRAINED_BY], _evaluated(client, run)) for run in runs]
+    evaluated = [*_as_they_are(recorded), *(one for _, one in recorded)]
     if not evaluated:
         raise ServiceError(f"experiment {experiment!r} holds no finished evaluation; `make run` records some")
     newest = {_kind(one): one.evaluation.settings.get("scored_on") for one in evaluated}
     return [one for one in evaluated if one.evaluation.settings.get("scored_on") == newest[_kind(one)]]
+
+
+def _as_they_are(recorded: list[tuple[str, Evaluated]]) -> list[Evaluated]:
+    """For the test-time evaluations of a trained model, the same model as it is: arm `none` of test time. It was scored
+    on the same prompts and more, so it takes the hash of the test-time evaluation."""
+    plain = {trained_by: one for trained_by, one in recorded if one.phase != TEST_TIME}
+    found = []
+    for trained_by, one in recorded:
+        base = plain.get(trained_by)
+        if one.phase == TEST_TIME and base is not None:
+            tasks = {(task.task, task.length, len(task.scores)) for task in one.evaluation.tasks}
+            kept = tuple(task for task in base.evaluation.tasks if (task.task, task.length, len(task.scores)) in tasks)
+            alike = replace(base.evaluation, next_token={}, tasks=kept, settings=one.evaluation.settings)
+            found.append(Evaluated(TEST_TIME, "none", one.seed, alike))
+    return found
 
 
 def _kind(one: Evaluated) -> tuple[int, bool]:
@@ -68,6 +85,19 @@ def _evaluated(client: MlflowClient, run: MlflowRun) -> Evaluated:
     with temporary_folder("evaluations") as folder, no_download_bars():
         evaluation = Evaluation.load(client.download_artifacts(run.info.run_id, EVALUATION_FILE, str(folder)))
     return Evaluated(phase, tags.get(ARM, ""), int(tags.get(SEED, 0)), evaluation)
+
+
+def evaluation_of(client: MlflowClient, run_id: str) -> Evaluation | None:
+    """The evaluation that a run recorded, with every sample's score; None if the run or its file is gone."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    with temporary_folder("evaluations") as folder, no_download_bars():
+        try:
+            return Evaluation.load(client.download_artifacts(run_id, EVALUATION_FILE, str(folder)))
+        except (MlflowException, OSError):
+            return None
 
 
 def find_in_folder(folder: str | Path, phase: str = "mid") -> list[Evaluated]:

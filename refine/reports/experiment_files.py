@@ -1,5 +1,5 @@
-"""The files of an experiment's results: its comparison as Markdown, CSV and picture, and for each arm a file of scores,
-which DVC shows as a row (`dvc metrics show`, `dvc metrics diff`, `dvc plots show`)."""
+"""The files of an experiment's results: the table of its arms as text, CSV and picture, and for each arm a file of
+scores, which DVC shows as a row (`dvc metrics show`, `dvc metrics diff`, `dvc plots show`)."""
 
 from __future__ import annotations
 
@@ -7,46 +7,52 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from refine.errors import DataError
 from refine.metric_names import HEADLINES
-from refine.phases.stages import Scored
-from refine.reports.comparison import Comparison, compare, side_by_side
-from refine.reports.pictures import draw_comparison
+from refine.reports.arms import Arm, all_columns, metric_column, table
+from refine.reports.arms_down import as_text, what_is_marked
+from refine.reports.arms_picture import draw_arms
+from refine.reports.comparison import Comparison
+from refine.reports.headline import columns, headline
+from refine.reports.long_csv import as_csv
+from refine.reports.paper_tables import Table
 from refine.system.files import write_text
-from refine.tracking.registry import Version
 
-METRICS, PICTURE = "metrics", "comparison.png"
+METRICS, TEXT, VALUES, PICTURE = "metrics", "comparison.md", "comparison.csv", "comparison.png"
+FENCE = "```"  # the text is made for letters of one width
+REST = "More: refine summary --all, results/comparison.csv, results/comparison.png"
 
 
-def write(versions: Sequence[Version], folder: Path, adapted: str = "") -> tuple[Comparison, list[Path]]:
-    """Write the results of these versions. Returns their comparison and its files, the picture last.
-
-    adapted: the table of `test_time`, which goes below the comparison.
-    """
-    comparison = compare(versions)
+def write(comparison: Comparison, arms: Sequence[Arm], folder: Path) -> list[Path]:
+    """Write the results of an experiment: `comparison` of its versions, and all its `arms`. Returns the files of the
+    table, the picture last."""
     for old in (folder / METRICS).glob("*.json"):  # the experiment may no longer have the arm
         old.unlink()
     for name, values in metrics(comparison).items():
         write_text(folder / METRICS / f"{name}.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
-    texts = {
-        "comparison.md": "\n\n".join(filter(None, (comparison.markdown(), adapted))) + "\n",
-        "comparison.csv": comparison.csv(),
-    }
-    files = [write_text(folder / name, text) for name, text in texts.items()]
-    return comparison, [*files, draw_comparison(comparison, folder / PICTURE)]
+    first = headline(arms)
+    text = f"{as_text(first, what_is_marked(first))}\n{REST}"
+    return [
+        write_text(folder / TEXT, f"{FENCE}text\n{text}\n{FENCE}\n"),
+        write_text(folder / VALUES, as_csv(everything(arms))),
+        draw_arms(first, folder / PICTURE),
+    ]
 
 
-def test_time(scores: Sequence[Scored]) -> str:
-    """A table of a model as it is beside the same model adapted to each prompt, by every arm of test-time training.
-    Empty if there is no such arm."""
-    adapted = [one for one in scores if one.target.adapted_by]
-    if not adapted:
-        return ""
-    model = adapted[0].target.model
-    base = next(one for one in scores if one.target.model == model and not one.target.adapted_by)
-    known = adapted[0].metrics
-    columns = {f"{model.stage.title}, as it is": {name: base.metrics[name] for name in known if name in base.metrics}}
-    columns |= {f"adapted by {one.target.arm}": dict(one.metrics) for one in adapted}
-    return side_by_side(columns)
+def everything(arms: Sequence[Arm]) -> Table:
+    """The table with every metric, and the means that the headline shows."""
+    every = all_columns(arms)
+    means = [one for one in columns(column.name for column in every) if len(one.metrics) > 1]
+    return table(arms, [*(metric_column(one.metrics, name=one.name) for one in means), *every])
+
+
+def headline_text(folder: Path) -> str:
+    """The text that `write` put into `folder`. Raises DataError if no experiment has finished there."""
+    path = folder / TEXT
+    if not path.is_file():
+        raise DataError(f"{path}: no experiment has finished here yet; run `make run`, or `dvc repro`")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith(FENCE)).strip("\n")
 
 
 def metrics(comparison: Comparison) -> Mapping[str, Mapping[str, float]]:

@@ -19,6 +19,7 @@ COLUMNS = (
     *("value", "low", "high", "samples", "best"),
     *("difference", "difference_low", "difference_high", "clear_of_zero"),
 )  # of the CSV
+DIFFERENCE = "Difference to the SFT arm of the phase (test time: to the model as it is), in pairs (* clear of zero):"
 
 
 def write_report(tables: Sequence[Table], folder: str | Path, title: str) -> list[Path]:
@@ -32,13 +33,12 @@ def write_report(tables: Sequence[Table], folder: str | Path, title: str) -> lis
 
 
 def as_markdown(tables: Sequence[Table], title: str) -> str:
-    """Values with 95 % intervals, the best of each column in bold; below, the differences to each phase's SFT arm."""
+    """Values with 95 % intervals, the best of each column in bold; below, the differences to each phase's baseline."""
     parts = [f"# {title}", "Values with 95 % intervals over samples (and seeds); the best of a column in bold."]
     for table in tables:
         parts += [f"## {table.title}", _values(table)]
         if any(cell.difference for row in table.rows for cell in row.cells):
-            parts += ["Difference to the SFT arm of the same phase, sample by sample (* clear of zero):"]
-            parts += [_differences(table)]
+            parts += [DIFFERENCE, _differences(table)]
     return "\n\n".join(parts) + "\n"
 
 

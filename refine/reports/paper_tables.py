@@ -1,7 +1,8 @@
 """An experiment's evaluations as the paper's tables (arXiv 2602.16704): arms of phases in rows, tasks in columns.
 
-Every value has its interval, the best of a column is marked, and each arm is compared with the SFT arm of its phase,
-sample by sample. `refine.reports.paper_columns` lists the tables and their columns.
+Every value has its interval, the best of a column is marked, and each arm is compared with the SFT arm of its phase
+(test time: with the model as it is), sample by sample. `refine.reports.paper_columns` lists the tables and their
+columns.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from refine.reports.paper_columns import Column, Stratum, columns_of_tables
 from refine.settings.arms import OWN_ARMS
 
 PHASES = ("start", "mid", "post", "test_time")
-BASELINE = "sft"
+BASELINES = {"test_time": "none"}  # phase -> the arm that the others are compared with; other phases: sft
 PHASE_NAMES = {"start": "start", "mid": "mid-training", "post": "post-training", "test_time": "test time"}
 ARM_NAMES = {
     "none": "none",
@@ -48,11 +49,16 @@ class Table:
     rows: tuple[ArmRow, ...]
 
 
+def baseline_of(phase: str) -> str:
+    """The arm of `phase` that its other arms are compared with."""
+    return BASELINES.get(phase, "sft")
+
+
 def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
     """The tables that the evaluations have scores for. Raises DataError if there are none."""
     if not evaluated:
         raise DataError("no evaluations to report on; `make run` or `refine evaluate models:/NAME@ALIAS` records them")
-    groups = _groups(evaluated)
+    groups = by_arm(evaluated)
     made = []
     for title, columns in columns_of_tables([one.evaluation for one in evaluated]):
         rows = [_row(key, members, groups, columns) for key, members in groups.items()]
@@ -64,8 +70,8 @@ def tables(evaluated: Sequence[Evaluated]) -> list[Table]:
     return made
 
 
-def _groups(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:
-    """The evaluations of each phase's arm in the paper's order, by seed. Of several with one seed the last counts."""
+def by_arm(evaluated: Sequence[Evaluated]) -> dict[tuple[str, str], list[Evaluated]]:
+    """(phase, arm) -> its evaluations in the paper's order, by seed. Of several with one seed the last counts."""
     order = sorted(
         {(one.phase, one.arm) for one in evaluated},
         key=lambda key: (_place(key[0], PHASES), _place(key[1], OWN_ARMS.get(key[0], ()))),
@@ -88,11 +94,11 @@ def _row(
     columns: Sequence[Column],
 ) -> ArmRow:
     phase, arm = key
-    baseline = groups.get((phase, BASELINE), []) if arm != BASELINE else []
+    baseline = groups.get((phase, baseline_of(phase)), []) if arm != baseline_of(phase) else []
     cells = tuple(
         Cell(
-            _estimate([column.values(one.evaluation) for one in members]),
-            difference=_difference(members, baseline, column),
+            estimate([column.values(one.evaluation) for one in members]),
+            difference=difference(members, baseline, column),
         )
         for column in columns
     )
@@ -100,7 +106,7 @@ def _row(
     return ArmRow(label, cells, phase, arm, tuple(one.seed for one in members))
 
 
-def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) -> Estimate | None:
+def estimate(found: Sequence[list[Stratum] | None], differences: bool = False) -> Estimate | None:
     """The estimate over the strata of all seeds; None if a seed lacks one.
 
     Raises DataError if the seeds have different numbers of samples.
@@ -115,7 +121,7 @@ def _estimate(found: Sequence[list[Stratum] | None], differences: bool = False) 
     return mean_over_strata([np.array(task) for task in by_task], differences)
 
 
-def _difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], column: Column) -> Estimate | None:
+def difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], column: Column) -> Estimate | None:
     """members - baseline by seed and sample, over the seeds that were scored on the same inputs."""
     pairs = []
     for one in members:
@@ -125,7 +131,7 @@ def _difference(members: Sequence[Evaluated], baseline: Sequence[Evaluated], col
             ours, theirs = column.values(one.evaluation), column.values(other.evaluation)
             if ours is not None and theirs is not None:
                 pairs.append([tuple(np.subtract(a, b)) for a, b in zip(ours, theirs, strict=True)])
-    return _estimate(pairs, differences=True)
+    return estimate(pairs, differences=True)
 
 
 def _scored_on(one: Evaluated) -> object:

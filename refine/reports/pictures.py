@@ -1,4 +1,4 @@
-"""Results as pictures: a comparison, the paper's tables, an evaluation. The file's ending gives its form (.png, .svg,
+"""Results as pictures: the paper's tables, an evaluation. The file's ending gives its form (.png, .svg,
 .pdf)."""
 
 from __future__ import annotations
@@ -8,30 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.evaluation.intervals import Estimate
-from refine.metric_names import smaller_is_better
 from refine.system.files import write_picture
 
 if TYPE_CHECKING:
     from refine.evaluation.record import Evaluation
-    from refine.reports.cells import Row
-    from refine.reports.comparison import Comparison
     from refine.reports.paper_tables import Table
-
-PANELS = 4  # of a comparison, beside each other
-OTHERS, CHAMPION = "#3b6ea5", "#2a8c4a"
-
-
-def draw_comparison(comparison: Comparison, path: str | Path) -> Path:
-    """A small panel for each metric, with a point and its 95 % interval for each version. Returns the path."""
-    columns = max(1, min(PANELS, len(comparison.rows)))
-    lines = max(1, -(-len(comparison.rows) // columns))
-    height = 0.9 + 0.22 * len(comparison.versions)
-    figure, axes = _panels(lines, columns, (1.6 + 2.6 * columns, height * lines), sharey=True)
-    for axis, row in zip(axes.flat, comparison.rows, strict=False):
-        _metric(axis, row, comparison)
-    for axis in axes.flat[len(comparison.rows) :]:
-        axis.set_axis_off()
-    return write_picture(path, figure, dpi=90)
 
 
 def draw_tables(tables: Sequence[Table], path: str | Path) -> Path:
@@ -68,25 +49,12 @@ def _panels(lines: int, columns: int, size: tuple[float, float], **options: Any)
     return figure, figure.subplots(lines, columns, squeeze=False, **options)
 
 
-def _reach(estimates: Sequence[Estimate], scales: Sequence[float]) -> list[list[float]]:
+def reach(estimates: Sequence[Estimate], scales: Sequence[float]) -> list[list[float]]:
     """How far each interval reaches [below, above] its value; 0 without one, or if rounding put the bound beyond it."""
     pairs = list(zip(estimates, scales, strict=True))
     below = [scale * max(one.value - (one.value if one.low is None else one.low), 0.0) for one, scale in pairs]
     above = [scale * max((one.value if one.high is None else one.high) - one.value, 0.0) for one, scale in pairs]
     return [below, above]
-
-
-def _metric(axis: Any, row: Row, comparison: Comparison) -> None:
-    for place, (cell, version) in enumerate(zip(row.cells, comparison.versions, strict=True)):
-        if (one := cell.estimate) is not None:
-            color = CHAMPION if version.is_champion else OTHERS
-            reach = _reach([one], [1.0])
-            axis.errorbar(one.value, place, xerr=reach, fmt="o", color=color, markersize=4, capsize=2, linewidth=1.2)
-    axis.set_yticks(range(len(comparison.versions)), comparison.headers(), fontsize=7)
-    axis.set_ylim(len(comparison.versions) - 0.5, -0.5)
-    axis.set_title(f"{row.label} ({'less' if smaller_is_better(row.label) else 'more'} is better)", fontsize=7)
-    axis.tick_params(axis="x", labelsize=6)
-    axis.grid(axis="x", linewidth=0.4, alpha=0.5)
 
 
 def _table(axis: Any, table: Table, labels: Sequence[str]) -> None:
@@ -95,10 +63,10 @@ def _table(axis: Any, table: Table, labels: Sequence[str]) -> None:
         found = [(place, cell.estimate) for place, cell in enumerate(row.cells) if cell.estimate is not None]
         scales = [table.columns[place].scale for place, _ in found]
         values = [scale * one.value for scale, (_, one) in zip(scales, found, strict=True)]
-        reach = _reach([one for _, one in found], scales)
+        reaches = reach([one for _, one in found], scales)
         color = f"C{labels.index(row.label) % 10}"
         at = [place + shift for place, _ in found]
-        axis.errorbar(at, values, yerr=reach, fmt="o", markersize=4, linewidth=1, color=color, label=row.label)
+        axis.errorbar(at, values, yerr=reaches, fmt="o", markersize=4, linewidth=1, color=color, label=row.label)
     _name_places(axis, [column.title for column in table.columns], rotation=25)
     axis.set_title(table.title, fontsize=9)
     axis.grid(axis="y", alpha=0.3)

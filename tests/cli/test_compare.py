@@ -51,6 +51,7 @@ def compare(registered, monkeypatch, checkout):
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("REFINE_HOME", str(registered))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str):
         return CliRunner().invoke(cli, ["compare", *arguments])
@@ -61,22 +62,28 @@ def compare(registered, monkeypatch, checkout):
 def test_each_arms_newest_and_the_champion_stand_side_by_side(compare):
     result = compare()
     assert result.exit_code == 0, result.output
-    assert (
-        "2 (mid refine) champion" in result.output
-        and "3 (mid sft)" in result.output
-        and "4 (mid refine)" in result.output
-    )
-    assert "1 (mid sft)" not in result.output and "1 older versions are not shown: --versions all" in result.output
-    assert "**3.4000" in result.output and "training.steps" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+    shown = [line.split()[:3] for line in result.output.splitlines()]
+    assert shown.index(["mid-training"]) < shown.index(["2", "refine", "3.400"]) < shown.index(["3", "sft", "3.600"])
+    assert ["4", "refine", "3.500"] in shown and ["1", "sft", "3.600"] not in shown
+    assert "1 older versions are not shown: --versions all" in result.output and "--all" in result.output
+    assert "training.steps" not in result.output
     assert "champion: version 2 (mid refine), best val/loss" in result.output
 
 
+def test_all_shows_what_differs_with_the_versions_that_have_it(compare):
+    output = compare("--all", "--versions", "all").output
+    assert ["training.steps", "30", "1"] in [line.split() for line in output.splitlines()]
+    assert ["experiment", "first", "1,", "2"] in [line.split() for line in output.splitlines()]
+    assert max(map(len, output.splitlines())) <= 80
+
+
 def test_versions_and_experiments_can_be_named(compare):
-    assert "1 (mid sft)" in compare("--versions", "all").output
+    assert "1 sft" in compare("--versions", "all").output
     named = compare("--versions", "champion,1").output
-    assert "1 (mid sft)" in named and "2 (mid refine)" in named and "4 (mid refine)" not in named
+    assert "1 sft" in named and "2 refine" in named and "4 refine" not in named
     second = compare("--experiment", "second").output
-    assert "4 (mid refine)" in second and "2 (mid refine)" not in second
+    assert "4 refine" in second and "2 refine" not in second
 
 
 def test_markdown_and_csv_can_be_read_by_programs(compare):

@@ -243,6 +243,9 @@ def test_a_report_is_written_from_what_mlflow_holds(mlflow_home, checkpoint):
     ran = run(report, "--experiment", "sample", "--output", "report")
     assert sorted(path.name for path in (mlflow_home / "report").iterdir()) == ["report.csv", "report.md", "report.png"]
     text = (mlflow_home / "report" / "report.md").read_text()
-    assert text.strip() in ran.output and "mid-training: REFINE" in text
+    assert "mid-training: REFINE" in text and "report/report.md" in ran.output.replace("\n", "")
+    assert "mid-training: REFINE" not in ran.output, "the whole report was printed"
+    assert ["refine", "–"] not in [line.split() for line in ran.output.splitlines()] and "  sft" in ran.output
+    assert max(map(len, ran.output.splitlines()[:-1])) <= 80
     value = json.loads((mlflow_home / "out" / "evaluation.json").read_text())["metrics"]["val/loss"]
     assert f"{value:.4f}" in text

@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 
-from refine.phases.stages import Scored, Stage, Target, Trained
+from refine.errors import DataError
 from refine.reports import experiment_files
+from refine.reports.arms import of_versions
+from refine.reports.comparison import compare
 from refine.tracking.registry import Version
 
 SCORES = {"val/loss": 3.5, "val/loss_low": 3.4, "val/accuracy": 0.3, "eval/niah/256/score": 0.5}
@@ -21,50 +23,40 @@ def version(number: int, phase: str, arm: str, loss: float) -> Version:
 VERSIONS = [version(1, "mid", "sft", 3.6), version(2, "mid", "refine", 3.5)]
 
 
-def test_each_arm_has_a_file_and_arms_that_are_gone_have_none(tmp_path):
-    experiment_files.write([*VERSIONS, version(3, "post", "sft", 3.4)], tmp_path)
-    comparison, files = experiment_files.write(VERSIONS, tmp_path)
+def test_each_arm_has_a_file_and_arms_that_are_gone_have_none(tmp_path, client):
+    def write(versions):
+        comparison = compare(versions)
+        return experiment_files.write(comparison, of_versions(client, comparison), tmp_path)
+
+    write([*VERSIONS, version(3, "post", "sft", 3.4)])
+    files = write(VERSIONS)
     rows = {file.name: json.loads(file.read_text()) for file in (tmp_path / "metrics").iterdir()}
     assert rows == {
         "mid-sft.json": {"val/loss": 3.6, "eval/niah/256/score": 0.5},
         "mid-refine.json": {"val/loss": 3.5, "eval/niah/256/score": 0.5},
     }
     assert [file.name for file in files] == ["comparison.md", "comparison.csv", "comparison.png"]
-    assert all(file.stat().st_size for file in files) and len(comparison.versions) == 2
+    assert all(file.stat().st_size for file in files)
 
 
-def test_below_the_comparison_a_model_stands_beside_itself_adapted_to_each_prompt(tmp_path):
-    model = Trained(Stage("post", "nested_refine", "k", "runs/p"), "runs/p/model", "h")
+def test_the_text_is_one_table_that_fits_and_says_what_it_marks_and_where_the_rest_is(tmp_path, experiment_arms):
+    files = experiment_files.write(compare(VERSIONS), experiment_arms, tmp_path)
+    text = files[0].read_text()
+    assert text.startswith("```text\n") and text.endswith("```\n") and max(map(len, text.splitlines())) <= 80
+    shown = experiment_files.headline_text(tmp_path)
+    assert "```" not in shown and shown in text and "refine_" not in shown
+    assert "[low,high]: 95 % interval" in shown and "*: differs from sft" in shown and "refine summary --all" in shown
+    assert [line for line in shown.splitlines() if line.startswith(("mid", "post", "test"))] == [
+        "mid-training", "post-training", "test time"]  # fmt: skip
 
-    def scored(adapted_by: str, score: float, **more: float) -> Scored:
-        found = {"eval/qa/512/score": score, "eval/qa/512/score_low": score - 0.1, "eval/qa/512/score_high": 0.9}
-        return Scored(
-            Target(model.stage, model, adapted_by), "on", metrics={**found, "eval/qa/512/samples": 40, **more}
-        )
 
-    scores = [scored("", 0.2, **{"val/loss": 3.5}), scored("sft", 0.3), scored("refine", 0.4)]
-    assert experiment_files.test_time(scores[:1]) == ""
-    experiment_files.write(VERSIONS, tmp_path, experiment_files.test_time(scores))
-    text = (tmp_path / "comparison.md").read_text()
-    comparison, adapted = text.split("\n\n")
-    assert "val/loss" in comparison and "val/loss" not in adapted
-    head, _, row = adapted.splitlines()
-    assert [cell.strip() for cell in head.split("|")[3:-1]] == [
-        "post nested_refine, as it is",
-        "adapted by sft",
-        "adapted by refine",
-    ]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "eval/qa/512/score",
-        "40",
-        "0.2000 [0.1000, 0.9000]",
-        "0.3000 [0.2000, 0.9000]",
-        "**0.4000 [0.3000, 0.9000]**",
-    ]
+def test_without_an_experiment_there_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="make run"):
+        experiment_files.headline_text(tmp_path)
 
 
 @pytest.mark.slow
-def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monkeypatch, checkout):
+def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monkeypatch, checkout, client):
     """By DVC's own functions, on a stage that declares them as dvc.yaml does."""
     import yaml
     from dvc.repo import Repo
@@ -81,7 +73,8 @@ def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monk
             }
         )
     )
-    experiment_files.write(VERSIONS, tmp_path / "made")
+    comparison = compare(VERSIONS)
+    experiment_files.write(comparison, of_versions(client, comparison), tmp_path / "made")
     with Repo.init(no_scm=True) as repo:
         shutil.rmtree(tmp_path / "results", ignore_errors=True)
         repo.reproduce()

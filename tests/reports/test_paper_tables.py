@@ -215,8 +215,8 @@ def by_position(arm: str, losses: list[list[float]]) -> Evaluated:
 
 
 def test_loss_by_position_is_a_table_with_paired_differences(tmp_path):
-    sft = by_position("sft", 4 * [[5.0, 4.0], [5.2, 4.4], [4.8, 4.1]])
-    refine = by_position("refine", 4 * [[5.0, 3.9], [5.2, 4.3], [4.8, 4.0]])
+    sft = by_position("sft", [[5.0, 4.0], [5.2, 4.4], [4.8, 4.1]] * 4)
+    refine = by_position("refine", [[5.0, 3.9], [5.2, 4.3], [4.8, 4.0]] * 4)
     refine.evaluation.save(tmp_path)  # as the report reads them
     refine = replace(refine, evaluation=Evaluation.load(tmp_path))
     [table] = [table for table in tables([sft, refine]) if "by position" in table.title]
