@@ -42,6 +42,6 @@ def test_a_retry_skips_models_that_have_scores(request_of, tmp_path, monkeypatch
 @pytest.mark.parametrize("arm", ["sft", "refine"])
 def test_an_arm_of_test_time_training_becomes_the_adapter(request_of, arm):
     request = request_of("a")
-    adapter = evaluation._adapter(arm, request)
+    adapter = evaluation._adapter(arm, request, None)
     assert adapter.settings == request.test_time and adapter.seed == 7
-    assert evaluation._adapter("", request) is None
+    assert evaluation._adapter("", request, None) is None

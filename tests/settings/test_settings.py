@@ -78,7 +78,7 @@ def test_the_objective_s_defaults_are_the_paper_s():
         ("trainin.mid.steps=3", "no section 'trainin' (did you mean 'training'?)"),
         ("documents.sequence_length=-1", "'documents.sequence_length' is -1"),
         ("training.mid.objective.reward=cosin", "'cosine', 'binary' or 'hybrid'"),
-        ("training.mid.objective.rollouts=1", "needs rollouts of 2 or more"),
+        ("training.mid.objective.group=position", "needs rollouts of 2 or more"),
         ("training.mid.objective.rollout_length=5000", "leave no place for a rollout in 4096 tokens"),
         ("training.mid.length=24", "training.mid.objective: min_prefix 20 and rollout_length 5 leave no place"),
         ("training.mid.arms=[sft, sft]", "names an arm twice"),
