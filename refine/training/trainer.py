@@ -179,10 +179,16 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
         self._counts = sum(gathered(own), Counts(0, 0, 0))
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
-        if self._counts.lacks_positions(self.objective) and not self._warned and self.args.process_index == 0:
-            self._warned = True
-            log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_positions(self.objective))
+        self._warn_of_no_positions()
         return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
+
+    def _warn_of_no_positions(self) -> None:
+        """Say once that a step has no position. Among rows with marks, rows without any are no surprise."""
+        among_marks = self.objective.selection == "marked" and self.rows is not None and self.rows.marked
+        if self._warned or among_marks or self.args.process_index or not self._counts.lacks_positions(self.objective):
+            return
+        self._warned = True
+        log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_positions(self.objective))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 operations per token and weight outside the embeddings; rollouts are not counted."""
