@@ -12,16 +12,18 @@ _USER = re.compile(r"(?<=://)(?:[^/?#\s:@]*:(?:(?!://)\S)*@|[^/?#\s]*@)")
 _USER_ALONE = re.compile(r"(?<![^\s'\"(=,])[\w.%+~-]+:[^\s/@:'\"]+@(?=[\w\[])")  # where the scheme was forgotten
 _NAMES = "token|secret|passw|passphrase|pwd|signature|sig|credential|auth|api_?key|access_?key|account_?key"
 _QUERY = re.compile(rf"(?i)([?&;#][^=&;#?\s]{{0,40}}(?:{_NAMES})[^=&;#?\s]{{0,40}}=)([^&;#\s'\"]+)")
+_ENDLESS = re.compile(r"\S{500,}")
 HIDDEN = "***"
 TOKEN, PART = 20, 4  # characters from which a name without password is a token, and a part of a password is hidden
 
 
 class RefineError(Exception):
     """An error that the user can correct. The message names what is wrong, what was expected and what to do. It is one
-    line, also where a file's name or an address in it holds line breaks."""
+    line, also where a file's name or an address in it holds line breaks; an endless name loses its middle."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())
+        line = " ".join(super().__str__().splitlines())
+        return _ENDLESS.sub(lambda word: f"{word[0][:150]}…{word[0][-50:]}", line)
 
 
 class SettingError(RefineError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refine import errors
-from refine.errors import RefineError, nearest, reason, without_secrets
+from refine.errors import DataError, RefineError, nearest, reason, without_secrets
 
 
 def test_the_nearest_name_is_offered_if_there_is_one():
@@ -31,3 +31,8 @@ def test_a_message_without_secrets_stays_as_it_is(text):
 
 def test_a_message_that_quotes_a_line_break_is_one_line():
     assert str(RefineError("a\nb\r\n: no such file")) == "a b : no such file"
+
+
+def test_an_endless_name_in_a_message_loses_its_middle():
+    message = str(DataError(f"{'x' * 5000}/params.yaml: no such file"))
+    assert len(message) < 300 and message.startswith("xxx") and message.endswith("/params.yaml: no such file")

@@ -70,9 +70,14 @@ def _parquet_files(path: Path) -> None:
 
 
 def _bucket(path: Path) -> None:
+    from unittest.mock import patch
+
+    from s3fs import S3FileSystem
+
     from refine.data.parquet import ask_bucket
 
-    with environment(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x"):
+    # s3fs waits between its tries at a port that nobody listens at; one try shows the same
+    with environment(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x"), patch.object(S3FileSystem, "retries", 1):
         ask_bucket(_address_in(path), "the address", CLOSED)
 
 
