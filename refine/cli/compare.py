@@ -45,7 +45,7 @@ ALL = "all"
     show_default=True,
     help="Format of the output.",
 )
-@click.option("--all", "every", is_flag=True, help="Show every score, what differs, and differences to the champion.")
+@click.option("--all", "every", is_flag=True, help="Print every score, not only the headline scores.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
 @options.settings()
 def compare(

@@ -85,7 +85,7 @@ def test_start_then_mid_says_what_it_wrote_and_what_comes_next(project, capsys):
         (["start", "--data", "nowhere"], "make it with `dvc repro documents`"),
         (["mid", "--arm", "sft", "--model", "prepared"], "prepared: no config.json"),
         (["mid", "--arm", "sft", "--model", "no/such-model"], "no/such-model"),
-        (["mid", "--arm", "best", "--model", "prepared"], "'best' is not one of"),
+        (["mid", "--arm", "best", "--model", "prepared"], "phase mid has no arm 'best'"),
         (["mid", "--arm", "sft"], "Missing option '--model'"),
         (["post", "--arm", "sft", "--model", "prepared"], "no prompts to train on: make prepared/questions"),
         (["post", "--arm", "sft", "--model", "prepared", "-S", "training.post=null"], "training.post is null"),

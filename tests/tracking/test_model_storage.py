@@ -87,7 +87,7 @@ def test_a_store_that_does_not_answer_for_a_while_is_waited_for(client, s3, add,
     back = later(s3.start, 1.5)
     fetched = fetch(client, version, tmp_path / "fetched")
     back.join()
-    assert {file.name: file.read_bytes() for file in fetched.iterdir()} == {
+    assert {file.name: (fetched / file.name).read_bytes() for file in model_folder.iterdir()} == {
         file.name: file.read_bytes() for file in model_folder.iterdir()
     }
 
