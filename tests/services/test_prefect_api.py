@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 
 import psutil
@@ -18,6 +20,18 @@ from refine.system.local_services import state_file
 
 
 def post(url: str, values: dict):
+    """The answer of Prefect's server. While its database is busy it answers 503: ask again, as its client does."""
+    for _ in range(20):
+        try:
+            return _post(url, values)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            time.sleep(1)
+    return _post(url, values)
+
+
+def _post(url: str, values: dict):
     body = json.dumps(values).encode()
     secret = basic(os.environ["PREFECT_API_AUTH_STRING"])
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", "Authorization": secret})
