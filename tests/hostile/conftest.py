@@ -9,12 +9,12 @@ import pytest
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
-    """Failures show halves of characters, which are among the bad inputs, as escapes: pytest-xdist cannot send them."""
+    """Reports hold halves of characters, which are among the bad inputs, as escapes: pytest-xdist cannot send them."""
     outcome = yield
     report = outcome.get_result()
+    report.sections = [(_printable(title), _printable(text)) for title, text in report.sections]
     if report.failed:
         report.longrepr = _printable(str(report.longrepr))
-        report.sections = [(_printable(title), _printable(text)) for title, text in report.sections]
 
 
 def _printable(text: str) -> str:
