@@ -73,11 +73,8 @@ def next_sequence_step(
         sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings
     )
     loss = settings.nsp_weight * nsp_loss + settings.ntp_weight * next_token.loss
-    focus, focused = nsp_loss.new_zeros(()), 0
-    if settings.focus_weight > 0:
-        focused = len(starts) * settings.rollout_length
-        focus_count = _denominator("focus_tokens", focus_tokens, focused)
-        focus = focus_loss(reader.hidden, model.lm_head.weight, tokens, starts, settings.rollout_length, focus_count)
+    focus, focused = _focus(reader.hidden, model.lm_head.weight, tokens, starts, settings, focus_tokens)
+    if focused:
         loss = loss + settings.focus_weight * focus
     return StepResult(
         loss=loss,
@@ -129,6 +126,17 @@ def _next_token(
     count = _denominator("ntp_tokens", ntp_tokens, documents.predicted)
     precise = torch.promote_types(hidden.dtype, torch.float32)
     return token_statistics(hidden, head, tokens.roll(-1, 1), predicts.to(precise) / count), predicts
+
+
+def _focus(
+    hidden: Tensor, head: Tensor, tokens: Tensor, starts: RolloutStarts, settings: ObjectiveSettings, given: int | None
+) -> tuple[Tensor, int]:
+    """The focus loss [], and the tokens of this pass that it counts: 0 without a focus_weight or without a start."""
+    counted = len(starts) * settings.rollout_length if settings.focus_weight > 0 else 0
+    if not counted:
+        return hidden.new_zeros(()), 0
+    count = _denominator("focus_tokens", given, counted)
+    return focus_loss(hidden, head, tokens, starts, settings.rollout_length, count), counted
 
 
 def _starts(

@@ -73,19 +73,14 @@ def run(
             run_folder.write_identity(folder, identity)
             checkpoints.clean(folder)
         gathered(None)  # wait for process 0
+        own = [MetricsFile(folder), RewardHistograms(folder), ProgressBar(title), *_patience(early_stop_after)]
         trainer = RefineTrainer(
             model=model,
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
             processing_class=data.tokenizer,
-            callbacks=[
-                MetricsFile(folder),
-                RewardHistograms(folder),
-                ProgressBar(title),
-                *_patience(early_stop_after),
-                *callbacks,
-            ],
+            callbacks=[*own, *callbacks],
         )
         if arguments.max_steps == 0:
             _only_validate(trainer)

@@ -71,8 +71,6 @@ def counts_of(batch: dict[str, Any], objective: ObjectiveSettings | None) -> Cou
 def at_marks(values: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
     """Of values [B, T], about the token after each: those of the MARKED_TOKENS tokens after each mark, fewer at the end
     of a document."""
-    if not batch["marks"]:
-        return
     for document in Documents(batch["tokens"].shape, batch["lengths"], batch["marks"]).all:
         for mark in document.marks:
             first, end = document.start + mark - 1, document.start + document.length - 1
@@ -109,9 +107,10 @@ class StepStatistics:
         self._sum("ntp_loss", float(result.ntp_loss))
         self._sum("correct", float(result.ntp_accuracy) * own.ntp_tokens)
         self._sum("entropy", float((result.entropy.detach().float().cpu() * real).sum()))
-        for cross_entropy in at_marks(result.cross_entropy.detach().float().cpu(), batch):
-            self._sum("marked_loss", float(cross_entropy.sum()))
-            self._sum("marked_tokens", cross_entropy.numel())
+        if batch["marks"]:
+            for cross_entropy in at_marks(result.cross_entropy.detach().float().cpu(), batch):
+                self._sum("marked_loss", float(cross_entropy.sum()))
+                self._sum("marked_tokens", cross_entropy.numel())
         if result.focus_tokens:
             self._sum("focus_loss", float(result.focus_loss))
         if not result.rollout_tokens:

@@ -67,4 +67,4 @@ def check_marks(marked: bool, objective: ObjectiveSettings) -> None:
         )
     if marked and not at_marks:
         why = f"selection is {objective.selection!r}" if objective.uses_positions else "this arm selects no positions"
-        log.info("the training data has marks, and %s: they are only used to report marked_loss", why)
+        log.warning("the training data has marks, and %s: they are only used to report marked_loss", why)

@@ -93,7 +93,7 @@ def test_experiments_whose_models_stay_on_one_machine_are_named(tmp_path, monkey
     (tmp_path / "mlartifacts").mkdir(exist_ok=True)
     (found,) = diagnosis._models()
     assert found.status == "note" and found.found.endswith("can read: sample") and "--experiment" in found.advice
-    client.create_experiment("elsewhere", artifact_location="file:///none/of/this/machine")
+    client.create_experiment("elsewhere", artifact_location="file:///not/mounted/here")
     (found,) = diagnosis._models()
     assert found.status == "broken" and found.found.endswith("can read: elsewhere, sample")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import datasets
 import pytest
 import torch
 
 from refine.errors import DataError
 from refine.training.trainer import RefineTrainer
+from tests.training.trained import logged, trained
 
 MARKED = {"selection": "marked", "positions": 2, "rollouts": 2, "rollout_length": 3, "group": "position"}
 FOCUS = {"selection": "marked", "positions": 2, "rollout_length": 3, "nsp_weight": 0, "focus_weight": 0.5}
@@ -19,16 +18,6 @@ FOCUS = {"selection": "marked", "positions": 2, "rollout_length": 3, "nsp_weight
 def marked_rows(rows):
     """The rows of `rows`; every other one has marks."""
     return [{**row, "marks": [7, 20, 31] if n % 2 else []} for n, row in enumerate(rows)]
-
-
-def trained(model, args, rows, **more) -> RefineTrainer:
-    trainer = RefineTrainer(model, args, train_dataset=datasets.Dataset.from_list(rows), **more)
-    trainer.train()
-    return trainer
-
-
-def logged(trainer: RefineTrainer, name: str) -> list[float]:
-    return [row[name] for row in trainer.state.log_history if name in row]
 
 
 @pytest.mark.parametrize("objective", [MARKED, FOCUS, {**MARKED, "focus_weight": 0.5}])
@@ -66,8 +55,7 @@ def test_rows_without_marks_among_marked_ones_warn_of_nothing(tiny_model, argume
 
 
 def test_marks_that_an_arm_does_not_use_are_mentioned_once(tiny_model, arguments, marked_rows, caplog):
-    with caplog.at_level(logging.INFO):
-        trainer = trained(tiny_model(), arguments(max_steps=2, objective={"nsp_weight": 0}), marked_rows[1::2])
+    trainer = trained(tiny_model(), arguments(max_steps=2, objective={"nsp_weight": 0}), marked_rows[1::2])
     said = [record.getMessage() for record in caplog.records if "has marks" in record.getMessage()]
     assert said == [
         "the training data has marks, and this arm selects no positions: they are only used to report marked_loss"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 
-import datasets
 import pytest
 import torch
 
@@ -14,20 +13,11 @@ from refine.errors import ModelError, SettingError, TrainingError
 from refine.objective import next_sequence_step
 from refine.training.arguments import RefineArguments
 from refine.training.trainer import RefineTrainer
+from tests.training.trained import logged, trained
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def trained(model, args, rows, **more) -> RefineTrainer:
-    trainer = RefineTrainer(model, args, train_dataset=datasets.Dataset.from_list(rows), **more)
-    trainer.train()
-    return trainer
-
-
-def logged(trainer: RefineTrainer, name: str) -> list[float]:
-    return [row[name] for row in trainer.state.log_history if name in row]
 
 
 def test_training_lowers_the_loss_and_logs_every_step(tiny_model, arguments, rows):
