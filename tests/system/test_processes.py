@@ -31,7 +31,7 @@ def alive(pid: int) -> bool:
     """Whether `pid` runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may end while its line is read
         return False
 
 
