@@ -1,7 +1,7 @@
 """The experiment as one Prefect flow. `python -m flows.pipeline` runs it here; a deployment runs it on a worker.
 
-starting model -> mid-training -> post-training, one arm after another -> evaluation of all models, and of the last one
-with test-time training -> registry -> champion and comparison
+starting model -> mid-training -> post-training -> evaluation of all models, and of the last one with test-time training
+-> registry -> champion and comparison. The arms of a phase train side by side where there are devices for it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from flows import artifacts, preflight, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from flows.progress import say
+from flows.side_by_side import at_once, side_by_side
 from refine import paths
 from refine.data.corpus import dvc_stages
 from refine.errors import SettingError, nearest
 from refine.metric_names import smaller_is_better
-from refine.phases.stages import Scored, Target, Trained
+from refine.phases.stages import Scored, Stage, Target, Trained
 from refine.reports import arms, experiment_files
 from refine.reports.comparison import compare
 from refine.services import prefect_api
@@ -88,16 +89,22 @@ def refine_experiment(
 
 
 def _trained(this: Experiment) -> list[Trained]:
-    """Train every arm of mid-training, then every arm of post-training if the settings have it."""
+    """Train all arms of mid-training, then all arms of post-training if the settings have it."""
     training = this.settings.training
     start = this.settings.model.checkpoint
     # An alias is looked up once, so that all arms start from the same version.
     start = tasks.train(this, this.stages.start()).model if start is None else local(start)
-    models = [tasks.train(this, this.stages.mid(arm, start), start) for arm in training.mid.arms]
+    models = _arms(this, [this.stages.mid(arm, start) for arm in training.mid.arms], start)
     if training.post is not None:
         middle = chosen(models, training.mid).model
-        models += [tasks.train(this, this.stages.post(arm, middle), middle) for arm in training.post.arms]
+        models += _arms(this, [this.stages.post(arm, middle) for arm in training.post.arms], middle)
     return models
+
+
+def _arms(this: Experiment, stages: list[Stage], model: str) -> list[Trained]:
+    """Train the arms of a phase from `model`, as many at once as there are devices."""
+    calls = [{"experiment": this, "stage": stage, "model": model} for stage in stages]
+    return side_by_side(tasks.train, calls, at_once(this.settings.training.processes))
 
 
 def chosen(models: list[Trained], phase: MidSettings | PostSettings) -> Trained:
@@ -130,9 +137,20 @@ def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
 
 def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], list[Version], Version]:
     targets = _targets(this, models)
-    scores = tasks.evaluate(this, targets, ", ".join(f"{target.phase} {target.arm}" for target in targets))
+    scores = _scored(this, targets)
     versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
     return scores, versions, tasks.champion(this, versions, this.settings.registry.metric)
+
+
+def _scored(this: Experiment, targets: list[Target]) -> list[Scored]:
+    """Score all targets, in as many processes as there are devices. Each takes an equal share, since a process imports
+    torch and reads documents and prompts once."""
+    shares = min(at_once(), len(targets))
+    taken = [targets[share::shares] for share in range(shares)]
+    names = [", ".join(f"{target.phase} {target.arm}" for target in share) for share in taken]
+    calls = [{"experiment": this, "targets": share, "names": name} for share, name in zip(taken, names, strict=True)]
+    found = side_by_side(tasks.evaluate, calls, shares)
+    return [found[n % shares][n // shares] for n in range(len(targets))]
 
 
 def _finish(

@@ -1,5 +1,8 @@
 """Share the devices of this machine: one training process per device, however many runs there are.
 
+A machine without GPUs counts as two devices, each with half of the cores: a small model trains hardly faster on two
+cores than on one, so two trainings at once are done sooner than one after the other.
+
 A lock file holds a device (`refine.system.locks`), so the device is free again when its process dies.
 """
 
@@ -21,11 +24,12 @@ from refine.system.files import private_folder, why_not_writable
 from refine.system.locks import EVERY, holder, try_hold
 
 VARIABLE = "REFINE_DEVICES"  # devices to use: how many, or their numbers, as in 0,1
+THREADS = "OMP_NUM_THREADS"
 LOCKS = "REFINE_LOCKS"  # folder of the locks (default: in the machine's temporary folder)
 
 
 def devices() -> list[str]:
-    """The devices that training may use: numbers of GPUs, or `cpu` alone.
+    """The devices that training may use: numbers of GPUs, or without any `cpu0` and `cpu1` (`cpu0` on one core).
 
     Raises SettingError: REFINE_DEVICES is neither a number nor a list of numbers.
     """
@@ -40,7 +44,8 @@ def devices() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         return [part.strip() for part in visible.split(",") if part.strip()]
-    return [str(number) for number in range(_gpus())] if visible is None and _gpus() else ["cpu"]
+    gpus = _gpus() if visible is None else 0
+    return [str(number) for number in range(gpus)] if gpus else [f"cpu{half}" for half in range(min(2, _cores()))]
 
 
 @contextlib.contextmanager
@@ -58,11 +63,20 @@ def device_slots(count: int, name: str, say: Callable[[str], None]) -> Iterator[
             announced = True
         time.sleep(EVERY)
     try:
-        chosen = list(held)
-        yield {} if chosen == ["cpu"] or not _gpus() else {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+        yield _variables(list(held), known)
     finally:
         for lock in held.values():
             lock.release()
+
+
+def _variables(held: list[str], known: list[str]) -> dict[str, str]:
+    """What restricts a process to the devices `held` of all that are `known`: GPUs, or its share of the cores, unless
+    the user has set a number of threads."""
+    if not known[0].startswith("cpu") and _gpus():
+        return {"CUDA_VISIBLE_DEVICES": ",".join(held)}
+    if THREADS in os.environ:
+        return {}
+    return {THREADS: str(max(1, _cores() * len(held) // len(known)))}
 
 
 def _take(known: list[str], count: int, name: str) -> dict[str, FileLock] | None:
@@ -99,3 +113,8 @@ def _gpus() -> int:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from refine.errors import TrainingError
+from refine.system.together import CURRENT
 
 GUARD = Path(__file__).with_name("guard.py")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -65,7 +66,8 @@ def run_in_own_process(
 
     Each line of its output (stdout and stderr together) goes to `echo` at once. `environment`: variables that are added
     to this process's, or replace them. An exception in this thread (an interrupt, a cancelled task) ends the group with
-    SIGTERM, and with SIGKILL after `grace` seconds. Returns the last lines of output.
+    SIGTERM, and with SIGKILL after `grace` seconds; so does an interrupt of the block that `together` opened.
+    Returns the last lines of output.
 
     Raises ProcessFailed: the command could not be started, or its exit code is not 0.
     """
@@ -84,8 +86,11 @@ def run_in_own_process(
     relay = partial(contextvars.copy_context().run, _relay, guard, tail, echo)
     reader = threading.Thread(target=relay, daemon=True)
     reader.start()
+    group = CURRENT.get()
+    ended_with_others = group.command(partial(_end_group, guard.pid, grace)) if group else contextlib.nullcontext()
     try:
-        code = guard.wait()
+        with ended_with_others:
+            code = guard.wait()
     except BaseException:
         _end_group(guard.pid, grace)
         guard.wait()

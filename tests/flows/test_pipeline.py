@@ -5,65 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.fixtures.flows import finished, runs
+
 ALL = ["start", "mid none", "mid sft", "mid refine", "evaluation"]
-
-
-@pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory) -> Path:
-    """One Prefect database for all flows of this file, because creating its tables takes seconds."""
-    return tmp_path_factory.mktemp("prefect")
-
-
-@pytest.fixture
-def start(plan, workplace, prefect_home, checkout):
-    """Starts `python -m flows.pipeline` with scripted training, as a process."""
-    (workplace / "run.py").write_text(
-        "import sys\n"
-        "from flows import pipeline, tasks\n"
-        f"tasks.REFINE = (sys.executable, {str(workplace / 'trainer.py')!r})\n"
-        f"tasks.EVALUATE = (sys.executable, {str(workplace / 'evaluator.py')!r})\n"
-        "tasks.DELAYS[:] = [0.1, 0.1]\n"
-        "pipeline.run(sys.argv[1:])\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "PREFECT_HOME": str(prefect_home)}
-    started = []
-
-    def run(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "run.py", *arguments], cwd=workplace, env={**environment, **variables}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def runs(workplace: Path) -> dict[str, list[str]]:
-    """The names of the MLflow runs, by status."""
-    from refine.tracking.connection import connect
-
-    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
-    found: dict[str, list[str]] = {}
-    for run in client.search_runs([client.get_experiment_by_name("refine-sample").experiment_id]):
-        found.setdefault(run.info.status, []).append(run.info.run_name)
-    return found
 
 
 def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, workplace):

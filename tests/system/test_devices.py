@@ -39,7 +39,27 @@ def test_devices_can_be_counted_and_named(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert devices() == ["2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices() == ["cpu"], "an empty list hides all GPUs"
+    monkeypatch.setattr("refine.system.devices._cores", lambda: 8)
+    assert devices() == ["cpu0", "cpu1"], "an empty list hides all GPUs"
+    monkeypatch.setattr("refine.system.devices._cores", lambda: 1)
+    assert devices() == ["cpu0"]
+
+
+def test_trainings_on_the_cpu_share_its_cores(monkeypatch):
+    monkeypatch.delenv("REFINE_DEVICES")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("refine.system.devices._cores", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with device_slots(1, "one", print) as first, device_slots(1, "another", print) as second:
+        assert first == second == {"OMP_NUM_THREADS": "4"}
+    with device_slots(2, "both", print) as variables:
+        assert variables == {"OMP_NUM_THREADS": "9"}
+    monkeypatch.setenv("REFINE_DEVICES", "3")
+    with device_slots(1, "one of three", print) as variables:
+        assert variables == {"OMP_NUM_THREADS": "3"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with device_slots(1, "as the user wants", print) as variables:
+        assert variables == {}
 
 
 @pytest.mark.parametrize("value", ["all", "0", "-1", "0,x"])
