@@ -105,16 +105,11 @@ def _text(file: Path) -> str:
 
 def _load(folder: str, device: str | None) -> tuple[FastWeightLanguageModel, str]:
     """The model on its device, and the hash of its weights."""
-    import torch
-
     from refine.identity import hash_of_files
-    from refine.models import from_pretrained
+    from refine.models import load_for_reading
     from refine.models.weights import resolve, weight_files
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # a CPU computes in bfloat16 several times slower than in float32, which holds the same weights
-    model = from_pretrained(folder, dtype=torch.float32 if place.type == "cpu" else "auto").eval()
-    return model.to(place), hash_of_files(*weight_files(resolve(folder)))
+    return load_for_reading(folder, device), hash_of_files(*weight_files(resolve(folder)))
 
 
 def _saved_memory(file: Path | None, model: FastWeightLanguageModel, weights: str) -> Memory | None:

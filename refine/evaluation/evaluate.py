@@ -117,9 +117,7 @@ def _load(
     model: str | Path | FastWeightLanguageModel, tokenizer: Any, answers_wanted: bool, device: str | None
 ) -> tuple[FastWeightLanguageModel, Any]:
     """(model, tokenizer). The tokenizer is loaded only if answers are wanted."""
-    import torch
-
-    from refine.models import from_pretrained
+    from refine.models import load_for_reading
 
     if not isinstance(model, str | Path):
         if answers_wanted and tokenizer is None:
@@ -131,8 +129,7 @@ def _load(
     with out_of_memory_in_one_line(
         ModelError, f"while {model} is loaded", "take a smaller model, or a device with more memory"
     ):
-        loaded: Any = from_pretrained(model)
-        return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+        return load_for_reading(model, device), tokenizer
 
 
 def _refuse_non_finite(model: str, what: str, scores: Sequence[float]) -> None:

@@ -5,7 +5,7 @@
 
 from refine.models.generation import Continuation
 from refine.models.language_model import FastWeightLanguageModel
-from refine.models.loading import from_config, from_pretrained
+from refine.models.loading import from_config, from_pretrained, load_for_reading
 from refine.models.long_text import read_in_pieces
 from refine.models.memory import Memory, Reading
 
@@ -16,5 +16,6 @@ __all__ = [
     "Reading",
     "from_config",
     "from_pretrained",
+    "load_for_reading",
     "read_in_pieces",
 ]

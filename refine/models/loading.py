@@ -88,6 +88,18 @@ def from_pretrained(
     return MODELS[config.model_type].from_pretrained(str(folder), dtype=dtype)
 
 
+def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightLanguageModel:
+    """The model, for reading and answering on `device` (None: a GPU if there is one, else the CPU).
+
+    On a CPU it computes in float32, also if its weights are bfloat16: most CPUs have no units for that and need several
+    times as long.
+    Raises ModelError, as `from_pretrained` does.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model: Any = from_pretrained(name, dtype=torch.float32 if place.type == "cpu" else "auto")
+    return cast(FastWeightLanguageModel, model.to(place).eval())
+
+
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
 register(LactForCausalLM)

@@ -29,14 +29,11 @@ class TextModel:
     """What `mlflow.pyfunc.load_model` wraps."""
 
     def __init__(self, folder: str) -> None:
-        import torch
-
         from refine.data.tokenizer import load_tokenizer
-        from refine.models import from_pretrained
+        from refine.models import load_for_reading
 
         self.tokenizer = load_tokenizer(folder)
-        model: Any = from_pretrained(folder)
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.model = load_for_reading(folder)
 
     def predict(self, model_input: pandas.DataFrame, params: Mapping[str, Any] | None = None) -> pandas.DataFrame:
         """The text that the model writes after each row's prompt: a column `text`, in the order of the rows.

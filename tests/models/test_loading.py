@@ -282,3 +282,11 @@ def test_a_shard_index_names_files_of_its_own_folder_alone(saved, shard):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
     with pytest.raises(ModelError, match=r"expected the name of a \.safetensors file in the same folder"):
         refine.models.from_pretrained(folder)
+
+
+def test_a_model_reads_in_float32_on_a_cpu(name, configs, build, tmp_path):
+    build(configs[name], torch.bfloat16).save_pretrained(tmp_path)
+    read, kept = refine.models.load_for_reading(tmp_path, "cpu"), refine.models.from_pretrained(tmp_path)
+    assert read.dtype == torch.float32 and not read.training and kept.dtype == torch.bfloat16
+    weights = read.state_dict()
+    assert all(torch.equal(weights[key], value.float()) for key, value in kept.state_dict().items())
