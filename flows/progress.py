@@ -23,10 +23,11 @@ def say(line: str) -> None:
         return
 
 
-def relay(line: str) -> None:
-    """Pass on a line of a training process, except its hints for users of the command line."""
+def relay(line: str, title: str) -> None:
+    """Pass on a line of the training `title`, except its hints for users of the command line. Several trainings may run
+    at once, so each line begins with its title."""
     if not line.startswith(("wrote ", "next: ")):
-        say(line)
+        say(line if line.startswith(title) else f"{title}: {line}")
 
 
 class ProgressArtifact:

@@ -8,6 +8,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,9 @@ def train_in_own_process(experiment: Experiment, stage: Stage, model: str | None
     """
     command, title = train_command(experiment, stage, model), stage.title
     with device_slots(experiment.settings.training.processes, title, say) as selected:
-        run_in_own_process(command, echo=relay, environment=selected, name=f"refine train {title}")
+        run_in_own_process(
+            command, echo=partial(relay, title=title), environment=selected, name=f"refine train {title}"
+        )
     result = trained(stage, experiment.stages)
     if result is None:
         raise TrainingError(f"{title}: the training ended without a result in {stage.folder}")

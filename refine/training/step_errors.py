@@ -66,5 +66,5 @@ def check_marks(marked: bool, objective: ObjectiveSettings) -> None:
             "use recall exercises, or set objective.fallback to entropy"
         )
     if marked and not at_marks:
-        why = f"selection is {objective.selection!r}" if objective.uses_positions else "this arm selects no positions"
-        log.warning("the training data has marks, and %s: they are only used to report marked_loss", why)
+        who = f"selection {objective.selection!r}" if objective.uses_positions else "this arm"
+        log.warning("the data has marks; %s uses them for marked_loss alone", who)
