@@ -34,6 +34,13 @@ LOSSES = ["second_domain/loss", "val/loss"]
             ],
             ["val loss", "second domain loss", "needles mean %", "FactsQA 512 %"],
         ),
+        (
+            ["recall/loss", "recall/marked_loss", *LOSSES, *S1, *S2, *QUESTIONS],
+            [
+                "val loss", "second domain loss", "recall marked loss", "single 4096 %", "needles mean %",
+                "FactsQA 512 %",
+            ],
+        ),
         (score("niah_single_2", 256), ["single_2 256 %"]),
         (score("niah_single_2", 256, 512), ["single_2 512 %", "needles mean %"]),
         (score("ruler_squadqa", 512) + QUESTIONS, ["questions 512 %"]),
