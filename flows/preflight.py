@@ -6,7 +6,7 @@ from pathlib import Path
 
 from refine import paths
 from refine.errors import DataError, SettingError, nearest
-from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_PROMPTS, QUANTILES, quantile, validation_name
+from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_MARKS, OF_PROMPTS, QUANTILES, quantile, validation_name
 from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import Settings
 from refine.settings.objective import REWARDS, is_external_reward, reward_kind
@@ -111,5 +111,15 @@ def evaluated(folder: str | Path) -> set[str]:
     """
     from refine.evaluation.inputs import document_sets, find_prompts
 
-    names = {f"{name}/{which}" for name in document_sets(folder) for which in OF_DOCUMENTS}
+    sets = document_sets(folder)
+    names = {f"{name}/{which}" for name in sets for which in OF_DOCUMENTS}
+    names |= {f"{name}/{which}" for name, file in sets.items() if _marked(file) for which in OF_MARKS}
     return names | {f"eval/{task}/{length}/{which}" for task, length in find_prompts(folder) for which in OF_PROMPTS}
+
+
+def _marked(file: Path) -> bool:
+    """Whether the documents in `file` have marks."""
+    from refine.data.parquet_files import open_parquet
+
+    with open_parquet(file, "run `dvc repro documents`") as opened:
+        return "marks" in opened.schema_arrow.names

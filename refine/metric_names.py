@@ -8,21 +8,25 @@ import re
 from collections.abc import Mapping
 
 PROMPTS = "prompts"  # `val/prompts/…`: of the prompts' tokens, in post-training, where `val/…` is of documents
-HEADLINES = ("/loss", "/score")  # ends of the metrics that tables and pages show, which have to fit on a screen
+HEADLINES = ("/loss", "/marked_loss", "/score")  # ends of the metrics that tables and pages show, which are few
 LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
+TIMES = ("seconds", "tokens_per_second")  # ends of metrics that differ each time
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
 
 # What each metric is a mean over: the end of its name, and the end of the name that counts its samples.
 COUNTED_BY = {
     "loss": "sequences",
+    "marked_loss": "marked_sequences",
     "accuracy": "sequences",
     "score": "samples",
     "log_prob": "samples",
     "adapt_seconds": "samples",
 }
-COUNTS = ("/samples", "/sequences")  # ends of the names that count
+COUNTS = ("/samples", "/sequences", "/marked_sequences")  # ends of the names that count
 
 OF_DOCUMENTS = ("loss", "loss_low", "loss_high", "accuracy", "accuracy_low", "accuracy_high", "tokens", "sequences")
+OF_MARKS = ("marked_loss", "marked_loss_low", "marked_loss_high", "marked_sequences")  # of documents with marks
+MARKED_TOKENS = 8  # after a mark; their mean cross-entropy is marked_loss: a needle's value, whatever k an arm has
 OF_PROMPTS = ("score", "score_low", "score_high", "samples", "log_prob", "log_prob_low", "log_prob_high", "cut")
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the reward that is optimised

@@ -24,7 +24,7 @@ from refine.paths import visible_files
 NEXT_TOKEN = "next_token"
 FAMILIES = ("needles", "questions", "longbench")
 DOCUMENT_NAMES = {"validation": "val"}  # a file of documents -> its name in metrics
-NOT_EVALUATED = ("train", "recall")  # for training, and for choosing settings
+NOT_EVALUATED = ("train",)
 
 PromptSets = dict[tuple[str, int], list[Prompt]]
 
@@ -38,11 +38,12 @@ class Inputs:
 
     def fingerprint(self) -> str:
         """A hash of all documents and prompts. Scores of models on the same hash can be compared."""
-        from refine.evaluation.next_token import token_rows
+        from refine.evaluation.next_token import marks_of, token_rows
 
         digest = hashlib.sha256()
         for name, sequences in sorted(self.documents.items()):
-            digest.update(json.dumps([name, [row.tolist() for row in token_rows(sequences)]]).encode())
+            rows, marks = [row.tolist() for row in token_rows(sequences)], marks_of(sequences)
+            digest.update(json.dumps([name, rows, *([marks] if any(marks) else [])]).encode())
         for (task, length), prompts in sorted(self.prompts.items()):
             digest.update(json.dumps([task, length, [asdict(prompt) for prompt in prompts]]).encode())
         return digest.hexdigest()[:16]
@@ -167,7 +168,8 @@ def _wanted(tasks: Sequence[str] | None) -> tuple[list[str], bool]:
 
 
 def document_sets(folder: str | Path) -> dict[str, Path]:
-    """Name in metrics (`val`, `second_domain`, ...) -> file of documents under `folder`; `val` comes first."""
+    """Name in metrics (`val`, `recall`, `second_domain`, ...) -> file of documents under `folder`; `val` comes
+    first."""
     documents = Path(folder) / "documents"
     found = [path for path in visible_files(documents, "*.parquet") if path.parent == documents]
     paths = [path for path in found if path.stem not in NOT_EVALUATED]

@@ -43,7 +43,8 @@ class NextTokenScore:
 
     tokens: how many were predicted. Intervals are 95 % bootstrap intervals over sequences, None for a single one.
     sequence_losses, sequence_tokens: mean loss and predicted tokens of each sequence, in their order, so that two
-    models can be compared sequence by sequence.
+    models can be compared sequence by sequence. marked_loss: mean cross-entropy of the tokens after each mark, None
+    without marks; sequence_marked_losses: of each sequence that has marks, in their order.
     """
 
     loss: float
@@ -55,6 +56,9 @@ class NextTokenScore:
     accuracy_interval: Interval
     sequence_losses: tuple[float, ...]
     sequence_tokens: tuple[int, ...]
+    marked_loss: float | None = None
+    marked_loss_interval: Interval = None
+    sequence_marked_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ class Evaluation:
             found |= _named(f"{name}/loss", score.loss, score.loss_interval)
             found |= _named(f"{name}/accuracy", score.accuracy, score.accuracy_interval)
             found |= {f"{name}/tokens": score.tokens, f"{name}/sequences": score.sequences}
+            if score.marked_loss is not None:
+                found |= _named(f"{name}/marked_loss", score.marked_loss, score.marked_loss_interval)
+                found[f"{name}/marked_sequences"] = len(score.sequence_marked_losses)
         for one in self.tasks:
             prefix = f"eval/{one.task}/{one.length}"
             found |= _named(f"{prefix}/score", one.score.value, one.score.interval)
@@ -185,6 +192,9 @@ class Evaluation:
             samples = f"{score.sequences} ({score.tokens} tokens)"
             lines.append(_line(f"{name} loss [nats/token]", score.loss, score.loss_interval, samples))
             lines.append(_line(f"{name} accuracy", score.accuracy, score.accuracy_interval, samples))
+            if score.marked_loss is not None:
+                title, count = f"{name} loss after marks [nats/token]", len(score.sequence_marked_losses)
+                lines.append(_line(title, score.marked_loss, score.marked_loss_interval, count))
         for one in self.tasks:
             if (first := unadapted.get((one.task, one.length))) is not None:
                 lines += first.rows(", before adapting")

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from refine.evaluation.record import EVALUATION_FILE
+from refine.metric_names import HEADLINES
 from refine.settings.training import TestTimeSettings
 from refine.system.files import write_json, write_text
 from refine.system.one_line_errors import one_line_errors
@@ -99,7 +100,7 @@ def _adapter(arm: str, request: Request, tokenizer: Any) -> Any:
 
 
 def _summary(metrics: dict[str, float]) -> str:
-    shown = [name for name in metrics if name.endswith(("/loss", "/score"))]
+    shown = [name for name in metrics if name.endswith(HEADLINES)]
     return ", ".join(f"{name.removeprefix('eval/').removesuffix('/score')} {metrics[name]:.4f}" for name in shown)
 
 

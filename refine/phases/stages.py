@@ -29,7 +29,7 @@ READING_CODE = (
     "models", "ops",
 )  # fmt: skip
 TRAINING_CODE = (*READING_CODE, "metric_names", "objective", "phases", "training")
-EVALUATION_CODE = (*READING_CODE, "evaluation", "phases/evaluation")
+EVALUATION_CODE = (*READING_CODE, "evaluation", "metric_names", "phases/evaluation")
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ class Stages:
     def scored_on(self) -> str:
         """Hash of the documents, prompts and tokenizer of the evaluation."""
         folder = self.data.folder
-        own = [path for path in paths.visible_files(folder, "*.parquet") if not path.stem.endswith("train")]
-        held_out = [path for path in own if path != self.data.documents("recall")]
+        held_out = [path for path in paths.visible_files(folder, "*.parquet") if not path.stem.endswith("train")]
         return hash_of(
             {path.relative_to(folder).as_posix(): hash_of_files(path) for path in (self.data.tokenizer, *held_out)}
         )

@@ -18,6 +18,7 @@ SHOWN = (
     r"val/loss",
     r"val/accuracy",
     r"[^/]+/loss",
+    r"[^/]+/marked_loss",
     r"[^/]+/accuracy",
     r"[^/]+(/prompts)?/reward/[^/]+/mean",
     r"eval/.+/score",

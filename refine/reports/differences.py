@@ -57,6 +57,11 @@ def _values(client: MlflowClient, version: Version) -> dict[str, tuple[float, ..
 def values(evaluation: Evaluation) -> dict[str, tuple[float, ...]]:
     """metric -> its value for each sample or sequence."""
     found = {f"{name}/loss": tuple(score.sequence_losses) for name, score in evaluation.next_token.items()}
+    found |= {
+        f"{name}/marked_loss": score.sequence_marked_losses
+        for name, score in evaluation.next_token.items()
+        if score.sequence_marked_losses
+    }
     for task in evaluation.tasks:
         found[f"eval/{task.task}/{task.length}/score"] = task.scores
         found[f"eval/{task.task}/{task.length}/log_prob"] = task.log_probs

@@ -1,7 +1,7 @@
 """The headline scores of a table of arms: at most six columns, chosen from the metrics that the arms have.
 
-The losses on documents (`val` first), the needles at their longest length, the mean over all needles, the mean over the
-questions, the mean over LongBench. lm-eval's scores fill what room is left.
+The losses on documents (`val` first), the loss after the marks of recall exercises, the needles at their longest
+length, the mean over all needles, over the questions, over LongBench. lm-eval's scores fill what room is left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from refine.reports.paper_columns import GROUPS, QUESTIONS
 from refine.reports.paper_tables import Table
 
 MOST = 6  # columns that fit on 80 columns of a terminal
-LOSSES = 2
+LOSSES, VAL = 2, "val/loss"
 PERCENT = {"scale": 100.0, "digits": 0}
 SCORE = re.compile(r"eval/([^/]+)/(\d+)/score")
 OTHER_SCORE = re.compile(r"eval/([^/]+)/([^/]+)/score")
@@ -28,12 +28,24 @@ def headline(arms: Sequence[Arm]) -> Table:
     return table(arms, columns([name for one in arms for name in one.estimates]))
 
 
+def values_of(made: Table) -> dict[str, float]:
+    """Each value of a headline table by the name `PHASE-ARM/METRIC`, as in `mid-refine/val/loss`."""
+    return {
+        f"{'-'.join(part for part in (row.phase, row.arm) if part)}/{getattr(column, 'name', column.title)}": one.value
+        for row in made.rows
+        for column, cell in zip(made.columns, row.cells, strict=True)
+        if (one := cell.estimate) is not None
+    }
+
+
 def columns(metrics: Iterable[str]) -> list[MetricColumn]:
     """The headline columns for these metrics."""
     names = list(dict.fromkeys(metrics))
     keys = [(found[1], int(found[2])) for name in names if (found := SCORE.fullmatch(name)) and found[1] in TASKS]
     of = {family: [key for key in keys if TASKS[key[0]].family == family] for family in _families()}
-    losses = [_loss(name) for name in sorted(_losses(names), key=lambda name: name != "val/loss")][:LOSSES]
+    marked = [name for name in names if re.fullmatch(r"[^/]+/marked_loss", name)]
+    whole = [name for name in _losses(names) if name.replace("/loss", "/marked_loss") not in marked or name == VAL]
+    losses = [_loss(name) for name in [*sorted(whole, key=lambda name: name != VAL)[:LOSSES], *marked[:1]]]
     means = [_mean(of[family], family) for family in _families() if of[family]]
     chosen = [*losses, *_longest_needles(of["needles"], MOST - len(losses) - len(means)), *means]
     others = [one for name in names if (one := OTHER_SCORE.fullmatch(name)) and not one[2].isdigit()]

@@ -105,8 +105,19 @@ def _next_token(evaluations: Sequence[Evaluation]) -> list[Column]:
     def losses(name: str) -> Values:
         return lambda one: [one.next_token[name].sequence_losses] if name in one.next_token else None
 
+    def at_marks(name: str) -> Values:
+        def values(one: Evaluation) -> list[Stratum] | None:
+            found = one.next_token[name].sequence_marked_losses if name in one.next_token else ()
+            return [found] if found else None
+
+        return values
+
     names = dict.fromkeys(name for one in evaluations for name in one.next_token)
-    return [Column(f"{name} loss", losses(name), 1.0, 4, less_is_better=True) for name in names]
+    marked = [name for name in names if any(at_marks(name)(one) for one in evaluations)]
+    return [
+        *(Column(f"{name} loss", losses(name), 1.0, 4, less_is_better=True) for name in names),
+        *(Column(f"{name} loss after marks", at_marks(name), 1.0, 4, less_is_better=True) for name in marked),
+    ]
 
 
 def _by_position(name: str) -> Callable[[Sequence[Evaluation]], list[Column]]:

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.metric_names import QUANTILES, quantile
+from refine.metric_names import MARKED_TOKENS, QUANTILES, quantile
 from refine.objective.candidates import candidates
 from refine.objective.documents import Documents
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
 from refine.training import reward_histograms
-
-MARKED_TOKENS = 8  # after a mark; their mean cross-entropy is marked_loss: a needle's value, whatever k an arm has
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,25 @@ def test_a_data_set_with_a_tokens_column_and_tensors_score_as_lists_do(model, ro
     assert next_token.evaluate(model, [torch.tensor(row) for row in rows]) == expected
 
 
+def test_the_documents_of_a_packed_row_are_scored_apart_with_their_marks(model, rows):
+    packed = {"tokens": [rows[1] + rows[2], rows[3], rows[4]], "lengths": [[17, 40], [40], [95]]}
+    marks = [[5, 17 + 30, 17 + 38], [], [90]]
+    score = next_token.evaluate(model, datasets.Dataset.from_dict({**packed, "marks": marks}))
+    apart = next_token.evaluate(model, rows[1:5])
+    assert (score.loss, score.sequences, score.tokens) == (apart.loss, 4, apart.tokens) and apart.marked_loss is None
+    one, two, _, four = (plain(model, row)[0] for row in rows[1:5])  # column t: the loss of token t + 1
+    at = [one[4:12]], [two[29:37], two[37:]], [four[89:]]
+    assert score.sequence_marked_losses == pytest.approx([float(torch.cat(parts).mean()) for parts in at], rel=1e-5)
+    together = torch.cat([part for parts in at for part in parts])
+    assert score.marked_loss == pytest.approx(float(together.mean()), rel=1e-5) and len(together) == 8 + 8 + 2 + 5
+    assert score.marked_loss_interval[0] <= score.marked_loss <= score.marked_loss_interval[1]
+
+
+def test_lengths_that_do_not_add_up_are_refused(model, rows):
+    with pytest.raises(DataError, match="sequence 0 has 17 tokens, but its lengths add up to 16"):
+        next_token.evaluate(model, datasets.Dataset.from_dict({"tokens": [rows[1]], "lengths": [[16]]}))
+
+
 def test_one_sequence_has_no_interval(model, rows):
     assert next_token.evaluate(model, rows[:2][1:]).loss_interval is None
 

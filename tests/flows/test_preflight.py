@@ -7,11 +7,12 @@ import types
 
 import pytest
 
-from flows.preflight import check_rewards, validated
+from flows.preflight import check_metrics, check_rewards, validated
 from refine import settings
 from refine.errors import SettingError
 from refine.phases import mid
 from refine.phases.prepared_data import Prepared
+from tests.fixtures.flows import write_rows
 
 
 @pytest.fixture
@@ -43,6 +44,17 @@ def test_a_bad_one_is_named_before_anything_runs(training, prepared_folder):
         check_rewards(training("bad"), Prepared(prepared_folder))
     with pytest.raises(SettingError, match="has no 'absent'"):
         check_rewards(training("absent"), Prepared(prepared_folder))
+
+
+def test_the_champion_s_metric_is_known_before_anything_runs(workplace, settings_with):
+    data, by_recall = Prepared(workplace / "prepared"), {"registry": {"metric": "recall/marked_loss"}}
+    with pytest.raises(SettingError, match=r"registry\.metric: no version will have a metric 'recall/marked_loss'"):
+        check_metrics(settings_with(by_recall), data)
+    write_rows(data.documents("recall"), {"tokens": [[1, 2, 3]]})
+    with pytest.raises(SettingError, match=r"\(did you mean 'recall/loss'\?\); .* recall/loss"):
+        check_metrics(settings_with(by_recall), data)
+    write_rows(data.documents("recall"), {"tokens": [[1, 2, 3]], "marks": [[1]]})
+    check_metrics(settings_with(by_recall), data)
 
 
 def test_the_code_of_a_reward_is_part_of_a_stage_s_identity(training):

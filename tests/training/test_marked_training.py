@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from refine.errors import DataError
+from refine.evaluation import next_token
 from refine.training.trainer import RefineTrainer
 from tests.training.trained import logged, trained
 
@@ -68,3 +69,6 @@ def test_validation_sets_with_names_are_logged_under_them(tiny_model, arguments,
     assert (
         logged(trainer, "recall/marked_loss") and logged(trainer, "val/loss") and not logged(trainer, "val/marked_loss")
     )
+    scored = next_token.evaluate(trainer.model, held_out["recall"])  # the champion's rule reads what `best_by` reads
+    assert scored.marked_loss == pytest.approx(logged(trainer, "recall/marked_loss")[-1], rel=1e-5)
+    assert scored.loss == pytest.approx(logged(trainer, "recall/loss")[-1], rel=1e-5)
