@@ -10,18 +10,9 @@ import time
 import psutil
 import pytest
 
-from tests.fixtures.flows import finished, runs
+from tests.fixtures.flows import finished, runs, told
 
 ALL = ["start", "mid none", "mid sft", "mid refine", "evaluation"]
-
-
-def told(workplace: Path, name: str):
-    """The newest run called `name`."""
-    from refine.tracking.connection import connect
-
-    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
-    (experiment,) = [one for one in client.search_experiments() if one.name == "refine-sample"]
-    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")[0]
 
 
 def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, workplace):
