@@ -57,7 +57,7 @@ def use_store(database: Path, store: str, say: Callable[[str], None]) -> None:
     moved: list[str] = []
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)) as connection:
-            if NEEDED <= _tables(connection):  # else MLflow's server says what is wrong with its tables
+            if _tables(connection) >= NEEDED:  # else MLflow's server says what is wrong with its tables
                 moved = _move(connection, database, store, say)
     except sqlite3.Error as error:
         raise ServiceError(
@@ -132,8 +132,8 @@ def _is_served(root: Root, store: str, say: Callable[[str], None]) -> bool:
     names = ", ".join(sorted(root.experiments))
     if any(_holds(root.address, place) for place in missing):
         raise ServiceError(
-            f"the models and files of {names} are in {_shown(root.address)}, and MLflow's server would not find them in "
-            f"{_shown(store)}: name the first with --artifacts, or copy its content to the second"
+            f"the models and files of {names} are in {_shown(root.address)}, and MLflow's server would not find them "
+            f"in {_shown(store)}: name the first with --artifacts, or copy its content to the second"
         )
     if root.models & set(missing):
         say(f"the models of {names} are no longer in {_shown(root.address)}: their addresses stay as they are")

@@ -1,7 +1,7 @@
-"""Reads and writes `mlflow-artifacts:/...`, the addresses of what an MLflow server keeps, while that server does not run.
+"""Reads and writes `mlflow-artifacts:/...`, the addresses of what an MLflow server keeps, while no server runs.
 
-MLflow itself reads them through a server only. Where records go to the server's SQLite file, this module opens the store
-that the server serves: mlartifacts/ beside that file, or what the file `mlflow.db.artifacts` names. MLflow finds
+MLflow itself reads them through a server only. Where records go to the server's SQLite file, this module opens the
+store that the server serves: mlartifacts/ beside that file, or what the file `mlflow.db.artifacts` names. MLflow finds
 `repository` by the entry point in pyproject.toml.
 """
 
