@@ -83,7 +83,7 @@ def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
     own_pages = os.environ.get(prefect_server.ORIGINS) or prefect_server.origins(options.host, options.prefect_port)
     return {
         "prefect": {"PREFECT_UI_API_URL": urls["prefect_api"], prefect_secret.SERVER: secret}
-        | {prefect_server.ORIGINS: own_pages}
+        | {prefect_server.ORIGINS: own_pages, "PREFECT_UI_URL": urls["prefect"]}  # notifications link to its pages
         | ({"PREFECT_API_DATABASE_CONNECTION_URL": options.prefect_database} if options.prefect_database else {}),
         "mlflow": {
             "MLFLOW_BACKEND_STORE_URI": mlflow_database(options),

@@ -120,8 +120,7 @@ def _check(options: UpOptions) -> None:
 
 
 def _prepare_mlflow(options: UpOptions, say: Callable[[str], None]) -> None:
-    """If MLflow's database is a SQLite file: make it if it is missing, and let the server reach the files of
-    experiments that were made without it. Raises as `up` does."""
+    """If MLflow's database is a SQLite file: make it if it is missing, and let the server reach all models."""
     uri = supervisord_conf.mlflow_database(options)
     if uri.startswith(SQLITE_PREFIX):
         check_answers(uri)
