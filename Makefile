@@ -60,7 +60,7 @@ pins: $(BIN)/.installed-dev  ## write the installed versions to .ci/pins.txt
 clean:           ## remove what the pipeline wrote (keeps data/, recorded runs and models; REGISTRY=1: these go too)
 ifdef REGISTRY
 	@test ! -e services/state.json || { echo "error: the services use the registry: stop them first (refine down)"; exit 1; }
-	@rm -rf mlflow.db mlartifacts
+	@rm -rf mlflow.db mlflow.db.artifacts mlartifacts
 else
 	@test ! -e mlflow.db || echo "mlflow.db and mlartifacts stay, with every recorded run and model (REGISTRY=1 removes them)"
 endif

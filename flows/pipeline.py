@@ -27,7 +27,7 @@ from refine.phases.stages import Scored, Stage, Target, Trained
 from refine.reports import arms, experiment_files
 from refine.reports.comparison import compare
 from refine.reports.headline import headline, values_of
-from refine.services import prefect_api
+from refine.services import notifications, prefect_api
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
 from refine.settings.training import BEST, MidSettings, PostSettings
@@ -35,6 +35,7 @@ from refine.system.leftovers import sweep
 from refine.system.names import check_name
 from refine.system.one_line_errors import one_line_errors
 from refine.system.processes import die_with_dvc
+from refine.tracking import registry
 from refine.tracking.connection import connect
 from refine.tracking.registered_folders import local
 from refine.tracking.registry import Version, version_of
@@ -145,7 +146,10 @@ def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], li
     targets = _targets(this, models)
     scores = _scored(this, targets)
     versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
-    return scores, versions, tasks.champion(this, versions, this.settings.registry.metric)
+    known = registry.versions(this.client, this.settings.registry.model_name)
+    best = tasks.champion(this, versions, this.settings.registry.metric)
+    notifications.champion_changed(next((one for one in known if one.is_champion), None), best)
+    return scores, versions, best
 
 
 def _scored(this: Experiment, targets: list[Target]) -> list[Scored]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from refine.cli import options
+from refine.errors import RefineError
+
+if TYPE_CHECKING:
+    from refine.tracking.champion import Verdict
 
 
 @click.command()
@@ -32,3 +37,23 @@ def promote(version: str, params: Path, overrides: tuple[str, ...], dry_run: boo
         click.echo(f"  {reason}")
     if not verdict.accepted:
         sys.exit(1)
+    if not dry_run and (verdict.champion is None or verdict.champion.number != verdict.challenger.number):
+        tell_prefect(verdict)
+
+
+def tell_prefect(verdict: Verdict) -> None:
+    """Send the event of a new champion to the Prefect server in use, if there is one: its automations may notify."""
+    from refine.services import prefect_api
+
+    try:
+        api = prefect_api.chosen()
+        if api is None:
+            return
+        prefect_api.check_answers(api)
+    except RefineError as error:
+        click.echo(f"nobody is notified: {error}", err=True)
+        return
+    with prefect_api.using(api):
+        from refine.services.notifications import champion_changed
+
+        champion_changed(verdict.champion, verdict.challenger, "; ".join(verdict.reasons))

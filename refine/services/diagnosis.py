@@ -13,13 +13,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from refine import paths
 from refine.errors import RefineError, SettingError, reason, without_secrets
 from refine.services.prefect_api import check_answers as check_prefect
 from refine.services.prefect_api import chosen
-from refine.tracking.connection import check_answers, connect, tracking_uri, writable
+from refine.system.addresses import local_path
+from refine.system.leftovers import temporary_folder
+from refine.system.quiet import no_download_bars
+from refine.tracking.connection import SQLITE_PREFIX, check_answers, connect, sqlite_file, tracking_uri, writable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Status = Literal["good", "note", "broken"]
 PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
@@ -172,30 +178,57 @@ def _mlflow() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    """Whether other machines can fetch the models: an experiment that was made without a server keeps its files in a
-    folder of the machine that made it, also after `refine up`."""
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
+    """Whether workers can fetch the models. An experiment that was made without a server keeps its files in a folder of
+    the machine that made it, until `refine up` moves their addresses."""
     uri = tracking_uri()
+    served = uri.startswith("http")
+    if not served and not (uri.startswith(SQLITE_PREFIX) and sqlite_file(uri).exists()):
+        return
     try:
-        if not uri.startswith("http"):
-            return
         check_answers(uri, patience=2.0)
-        found = connect(uri).search_experiments()
+        client = connect(uri)
+        found = client.search_experiments()
     except RefineError:  # the check of MLflow tells it
         return
     ours = [one for one in found if one.name != "Default"]  # MLflow makes that one
-    bound = {one.name: one.artifact_location for one in ours if one.artifact_location.startswith("file:")}
-    if bound:
-        here = all(Path(url2pathname(urlsplit(place).path)).parent.is_dir() for place in bound.values())
+    bound = {one.name: place for one in ours if (place := local_path(one.artifact_location)) is not None}
+    if served and bound:
+        here = all(place.parent.is_dir() for place in bound.values())
         yield Finding(
             "models",
             "note" if here else "broken",
             f"experiments made without a server, whose models only the machine that made them can read: "
             f"{', '.join(sorted(bound))}",
-            "run them under another name (--experiment) while `refine up` runs, so that workers can fetch the models",
+            "`refine down` and `refine up` on the servers' machine let MLflow's server serve them; or run them under "
+            "another name (--experiment)",
         )
+    yield from _fetched(client, served)
+
+
+def _fetched(client: MlflowClient, served: bool) -> Iterator[Finding]:
+    """Fetches a small file of the newest version, as a worker fetches its model. served: by an MLflow server."""
+    newest = client.search_model_versions(max_results=1, order_by=["creation_timestamp DESC"])
+    if not newest:
+        return
+    name, number = newest[0].name, newest[0].version
+    place = client.get_model_version_download_uri(name, number)
+    if served and local_path(place) is not None:
+        return  # it can be read here, and not by workers; the check above tells it
+    import mlflow
+
+    try:
+        with temporary_folder("doctor") as folder, no_download_bars():
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{name}/{number}/config.json",
+                dst_path=str(folder),
+                tracking_uri=client.tracking_uri,
+            )
+    except Exception as error:  # MLflow, its HTTP client and boto raise their own
+        found = f"{name} version {number} cannot be fetched: {reason(without_secrets(str(error)))}"
+        yield Finding("models", "broken", found, "check the place and the credentials of MLflow's artifacts")
+        return
+    how = "through the server, as a worker does" if served else "without a server"
+    yield Finding("models", "good", f"a file of {name} version {number} was fetched {how}")
 
 
 def _prefect() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from refine import paths
 from refine.errors import SettingError
 from refine.services import checkout, environment, prefect_secret, prefect_server
+from refine.system.addresses import local_path
 from refine.system.local_services import services_folder
 
 LOOPBACK = "127.0.0.1"
@@ -42,6 +43,17 @@ def addresses(options: UpOptions) -> dict[str, str]:
     return {"prefect": prefect, "prefect_api": f"{prefect}/api", "mlflow": mlflow}
 
 
+def mlflow_database(options: UpOptions) -> str:
+    """The address of MLflow's database."""
+    return options.mlflow_database or f"sqlite:///{paths.home() / 'mlflow.db'}"
+
+
+def artifacts(options: UpOptions) -> str:
+    """The address of the folder or bucket in which MLflow's server keeps models and files."""
+    folder = local_path(options.artifacts or str(paths.home() / "mlartifacts"))
+    return str(options.artifacts) if folder is None else folder.absolute().as_uri()
+
+
 def render(options: UpOptions, socket: Path) -> str:
     """The text of supervisord.conf. supervisord listens on the Unix socket `socket`."""
     commands, variables = _commands(options), _variables(options)
@@ -62,7 +74,7 @@ def _commands(options: UpOptions) -> dict[str, list[str]]:
 
 def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
     """The environment variables of each program, beside those that all share."""
-    home, urls, secret = paths.home(), addresses(options), prefect_secret.choose()
+    urls, secret = addresses(options), prefect_secret.choose()
     client = {
         "PREFECT_API_URL": urls["prefect_api"],
         "MLFLOW_TRACKING_URI": urls["mlflow"],
@@ -71,11 +83,11 @@ def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
     own_pages = os.environ.get(prefect_server.ORIGINS) or prefect_server.origins(options.host, options.prefect_port)
     return {
         "prefect": {"PREFECT_UI_API_URL": urls["prefect_api"], prefect_secret.SERVER: secret}
-        | {prefect_server.ORIGINS: own_pages}
+        | {prefect_server.ORIGINS: own_pages, "PREFECT_UI_URL": urls["prefect"]}  # notifications link to its pages
         | ({"PREFECT_API_DATABASE_CONNECTION_URL": options.prefect_database} if options.prefect_database else {}),
         "mlflow": {
-            "MLFLOW_BACKEND_STORE_URI": options.mlflow_database or f"sqlite:///{home / 'mlflow.db'}",
-            "MLFLOW_ARTIFACTS_DESTINATION": options.artifacts or (home / "mlartifacts").as_uri(),
+            "MLFLOW_BACKEND_STORE_URI": mlflow_database(options),
+            "MLFLOW_ARTIFACTS_DESTINATION": artifacts(options),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         | _allowed_hosts(options, urls["mlflow"]),

@@ -28,7 +28,14 @@ import psutil
 
 from refine import paths
 from refine.errors import ServiceError, SettingError, reason
-from refine.services import flow_runs, last_records, prefect_secret, server_databases, supervisord_conf
+from refine.services import (
+    artifact_locations,
+    flow_runs,
+    last_records,
+    prefect_secret,
+    server_databases,
+    supervisord_conf,
+)
 from refine.services.supervisord_conf import PROGRAMS, UpOptions
 from refine.system.addresses import basic, reach_directly, request
 from refine.system.files import private_folder, write_private
@@ -43,7 +50,7 @@ from refine.system.local_services import (
     supervisor_runs,
 )
 from refine.system.locks import Locked, hold
-from refine.tracking.connection import writable
+from refine.tracking.connection import SQLITE_PREFIX, check_answers, make_database, sqlite_file, writable
 
 PATIENCE = 120.0  # seconds that the servers have to answer
 
@@ -83,6 +90,7 @@ def _up(options: UpOptions, say: Callable[[str], None]) -> dict[str, str]:
     reach_directly(options.host)
     sweep(services_folder())
     _check(options)
+    _prepare_mlflow(options, say)
     addresses = supervisord_conf.addresses(options)
     write_private(configuration_file(), supervisord_conf.render(options, _socket_file()))
     try:
@@ -109,6 +117,15 @@ def _check(options: UpOptions) -> None:
             server_databases.check(database, name)
     if options.artifacts:
         server_databases.check_artifacts(options.artifacts)
+
+
+def _prepare_mlflow(options: UpOptions, say: Callable[[str], None]) -> None:
+    """If MLflow's database is a SQLite file: make it if it is missing, and let the server reach all models."""
+    uri = supervisord_conf.mlflow_database(options)
+    if uri.startswith(SQLITE_PREFIX):
+        check_answers(uri)
+        make_database(uri)
+        artifact_locations.use_store(sqlite_file(uri).absolute(), supervisord_conf.artifacts(options), say)
 
 
 def down(say: Callable[[str], None] = lambda line: None) -> bool:

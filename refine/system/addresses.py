@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import urllib.request
+from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from refine.errors import SettingError
@@ -40,6 +41,17 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def local_path(address: str) -> Path | None:
+    """The path that a file:// address or a plain path names. None for an address of anything else."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return None
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(urllib.request.url2pathname(parts.path))
+    return None if parts.scheme or not address else Path(address)
 
 
 def basic(credentials: str) -> str:

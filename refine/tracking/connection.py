@@ -23,13 +23,13 @@ from refine.system.files import flush, why_not_writable
 from refine.system.leftovers import hidden, sweep
 from refine.system.local_services import services_state, supervisor_runs
 from refine.system.names import check_name
-from refine.tracking import outbox
+from refine.tracking import outbox, served_artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-SQLITE_PREFIX = "sqlite:///"
+SQLITE_PREFIX = served_artifacts.SQLITE_PREFIX
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows charts of training runs
 PATIENCE = 5.0  # time for a server to answer, before work starts [s]
 # Set before mlflow is imported. MLflow retries a failed request for about half a minute, by default for many minutes.
@@ -71,7 +71,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     mlflow = _mlflow()
     _use(mlflow, uri)
     try:
-        _make_database(uri)
+        make_database(uri)
         client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store, driver or server raise
@@ -141,7 +141,7 @@ def made_without_syncing(uri: str) -> Iterator[None]:
                 connection.execute("PRAGMA synchronous = FULL")
 
 
-def _make_database(uri: str) -> None:
+def make_database(uri: str) -> None:
     """If `uri` is a SQLite file that does not exist: make it, with MLflow's tables, completely or not at all. MLflow
     cannot go on with a half-made one, which a kill or a full disk leaves."""
     if not uri.startswith(SQLITE_PREFIX) or (file := sqlite_file(uri)).exists():
@@ -214,6 +214,7 @@ def _mlflow() -> Any:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
 
+    served_artifacts.use()
     return mlflow
 
 

@@ -15,13 +15,13 @@ from refine.system.files import write_text
 from refine.system.leftovers import temporary_folder
 from refine.system.retries import patiently
 from refine.tracking.pyfunc_model import write_flavour
+from refine.tracking.served_artifacts import SCHEME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # In messages of S3 and its client, about errors that no retry mends.
 LASTING = ("NoSuchBucket", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "credentials")
-SERVED = "mlflow-artifacts"  # scheme of addresses that only an MLflow server can read
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def from_store(action: Callable[[], T], what: str) -> T:
 
 
 def _served(error: Exception) -> bool:
-    return SERVED in str(error) and "tracking" in str(error)
+    return SCHEME in str(error) and "tracking" in str(error)
 
 
 def _lasting(error: Exception) -> bool:

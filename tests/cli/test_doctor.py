@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from refine.cli.main import cli
 from refine.services import diagnosis
 from refine.tracking.connection import connect, experiment_id
+from refine.tracking.registry import register
 
 
 @pytest.fixture
@@ -79,23 +80,54 @@ def test_missing_packages_an_unwritable_home_and_impossible_kernels_are_broken(d
     assert found["home"].startswith("BROKEN") and found["kernels"].startswith("BROKEN REFINE_KERNELS is 'cuda'")
 
 
-def test_experiments_whose_models_stay_on_one_machine_are_named(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """MLflow's client of a SQLite file, which the checks take for that of a server."""
     monkeypatch.setenv("REFINE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client = connect()
-    assert list(diagnosis._models()) == [], "no server is in use"
+    (tmp_path / "mlartifacts").mkdir()
     for name in ("check_answers", "connect"):
         monkeypatch.setattr(diagnosis, name, lambda *_, **__: client)
     monkeypatch.setattr(diagnosis, "tracking_uri", lambda: "http://server:5000")
-    client.create_experiment("served", artifact_location="mlflow-artifacts:/1")
+    return client
+
+
+def test_experiments_whose_models_stay_on_one_machine_are_named(tmp_path, served):
+    served.create_experiment("served", artifact_location="mlflow-artifacts:/1")
     assert list(diagnosis._models()) == []
-    experiment_id(client, "sample")
-    (tmp_path / "mlartifacts").mkdir(exist_ok=True)
+    served.create_experiment("sample", artifact_location=(tmp_path / "mlartifacts").as_uri())
     (found,) = diagnosis._models()
-    assert found.status == "note" and found.found.endswith("can read: sample") and "--experiment" in found.advice
-    client.create_experiment("elsewhere", artifact_location="file:///not/mounted/here")
+    assert found.status == "note" and found.found.endswith("can read: sample") and "`refine up`" in found.advice
+    served.create_experiment("elsewhere", artifact_location="file:///not/mounted/here")
     (found,) = diagnosis._models()
     assert found.status == "broken" and found.found.endswith("can read: elsewhere, sample")
+
+
+def test_one_file_of_the_newest_version_is_fetched_as_a_worker_does(served, tmp_path, model_folder):
+    register(
+        served, "sample", model_folder, key="k", run_id="", metrics={}, settings={}, tags={},
+        experiment_id=served.create_experiment("served", artifact_location="mlflow-artifacts:/1"),
+    )  # fmt: skip
+    (found,) = diagnosis._models()
+    assert found.status == "good" and "file of sample version 1 was fetched through the server" in found.found
+    (stored,) = (tmp_path / "mlartifacts").rglob("config.json")
+    stored.unlink()
+    (found,) = diagnosis._models()
+    assert found.status == "broken" and found.found.startswith("sample version 1 cannot be fetched: ")
+
+
+def test_without_a_server_a_file_is_fetched_too(tmp_path, monkeypatch, model_folder):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert list(diagnosis._models()) == [], "nothing is recorded yet"
+    client = connect()
+    register(
+        client, "sample", model_folder, key="k", run_id="", metrics={}, settings={}, tags={},
+        experiment_id=experiment_id(client, "sample"),
+    )  # fmt: skip
+    (found,) = diagnosis._models()
+    assert found.status == "good" and found.found.endswith("fetched without a server")
 
 
 def test_a_check_that_fails_is_a_finding_and_no_traceback(doctor, monkeypatch):

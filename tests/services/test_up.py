@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import stat
 
 import psutil
@@ -102,7 +103,9 @@ def test_nothing_outlives_a_supervisor_that_is_killed(services):
 def test_when_one_server_does_not_come_up_all_end_with_its_last_line_and_log(home, monkeypatch):
     from refine.services.prefect_api import free_port
 
-    wanted = up.UpOptions(free_port(), free_port(), mlflow_database="sqlite:////proc/none/mlflow.db")
+    with sqlite3.connect(home / "half.db") as half:
+        half.execute("CREATE TABLE experiments (name TEXT)")  # MLflow cannot add its own table of this name
+    wanted = up.UpOptions(free_port(), free_port(), mlflow_database=f"sqlite:///{home / 'half.db'}")
     with pytest.raises(ServiceError, match=r"mlflow ends instead of answering: .*mlflow\.log"):
         up.up(wanted)
     assert not up.supervisor_runs() and not state_file().exists()
