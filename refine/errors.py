@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-# Of an address: `user:password@` (a password may hold any character but space), or a name without password before @.
-_USER = re.compile(r"(?<=://)(?:[^/?#\s:@]*:(?:(?!://)\S)*@|[^/?#\s]*@)")
+# Of an address: `user:password@` (both may hold any character but space), or a name without password before @.
+_USER = re.compile(r"(?<=://)(?:(?:(?!://)[^\s:@])*:(?:(?!://)\S)*@|[^/?#\s]*@)")
 _USER_ALONE = re.compile(r"(?<![^\s'\"(=,])[\w.%+~-]+:[^\s/@:'\"]+@(?=[\w\[])")  # where the scheme was forgotten
 _NAMES = "token|secret|passw|passphrase|pwd|signature|sig|credential|auth|api_?key|access_?key|account_?key"
 _QUERY = re.compile(rf"(?i)([?&;#][^=&;#?\s]{{0,40}}(?:{_NAMES})[^=&;#?\s]{{0,40}}=)([^&;#\s'\"]+)")

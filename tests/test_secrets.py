@@ -20,7 +20,7 @@ from refine.system.one_line_errors import one_line_errors
 from refine.tracking.connection import check_answers, connect
 
 SECRET = "Hush/99+x"
-USERS = ("me:{}@", ":{}@", "{}:x@", "me:a@{}@", "me:{}#?/@", "{}@")
+USERS = ("me:{}@", ":{}@", "{}:x@", "me:a@{}@", "me:{}#?/@", "{}@", "m/e:{}@", "m?e:{}@", "me/:{}@")
 SCHEMES = ("http", "https", "postgresql+asyncpg", "postgresql", "s3", "sqlite", "git+https", "mysql", "ws", "gs")
 ADDRESSES = [
     f"{scheme}://{user.format(written)}host:5000/place?x=1"

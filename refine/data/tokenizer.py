@@ -15,7 +15,7 @@ from typing import Any
 from refine import paths
 from refine.data import hub
 from refine.data.raw_documents import read_texts
-from refine.errors import DataError
+from refine.errors import DataError, reason
 from refine.settings.data import TokenizerSettings
 from refine.system.files import folder_beside
 from refine.system.quiet import quiet_logger
@@ -161,7 +161,13 @@ def by_our_rule(tokenizer: Any, name: str) -> Any:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if not _begins_with_bos(tokenizer):
-        _set_post_processor(tokenizer)
+        try:
+            _set_post_processor(tokenizer)
+        except ValueError as error:  # a bos such as " " is no piece that a template can name
+            raise DataError(
+                f"{name}: its bos {tokenizer.bos_token!r} cannot stand before a text ({reason(error)}): use another "
+                "tokenizer"
+            ) from None
     if not _begins_with_bos(tokenizer):
         raise DataError(f"{name}: reads a text as other tokens than its bos and the text's own: use another tokenizer")
     return tokenizer

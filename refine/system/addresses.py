@@ -23,6 +23,7 @@ def http_address(url: str, name: str, example: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = good and "@" not in parts.path + parts.query + parts.fragment  # a user or password that holds / ? or #
     except ValueError:
         good = False
     if not good or any(sign.isspace() or not sign.isprintable() for sign in url):

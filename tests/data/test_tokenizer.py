@@ -197,6 +197,12 @@ def test_a_tokenizer_that_cuts_pads_or_begins_otherwise_is_brought_to_the_rule(s
     assert sequence == reference
 
 
+def test_a_bos_that_no_template_can_name_is_refused(small_tokenizer):
+    bent = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, bos_token=" ")
+    with pytest.raises(DataError, match="mine: its bos ' ' cannot stand before a text"):
+        by_our_rule(bent, "mine")
+
+
 def test_the_user_s_own_tokenizer_stays_as_it_was(small_tokenizer):
     bent = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, bos_token="<s>")
     bent.backend_tokenizer.enable_truncation(4)

@@ -117,7 +117,11 @@ def test_credentials_are_taken_from_an_address_as_they_are_meant():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "h:1", "http://", "http://h:x", "http://h:99999", "http://[::1", "http://a b", "//h"]
+    "url",
+    [
+        *("", "h:1", "http://", "http://h:x", "http://h:99999", "http://[::1", "http://a b", "//h"),
+        *("http://m/e:pass@h:1", "http://m?e:pass@h", "http://m/:pass@h", "http://h#:pass@h"),
+    ],
 )
 def test_what_is_no_address_is_refused_with_the_settings_name(url):
     with pytest.raises(SettingError, match=r"^THE_VARIABLE is not the address of a server: expected http://HOST"):
