@@ -89,6 +89,7 @@ def _variables(options: UpOptions) -> dict[str, dict[str, str]]:
             "MLFLOW_BACKEND_STORE_URI": mlflow_database(options),
             "MLFLOW_ARTIFACTS_DESTINATION": artifacts(options),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ENABLE_ASSISTANT_SANDBOX": "true",  # MLflow's assistant runs no command outside of a container
         }
         | _allowed_hosts(options, urls["mlflow"]),
         "worker": client | {checkout.VARIABLE: os.environ.get(checkout.VARIABLE) or str(Path.cwd())},

@@ -66,3 +66,15 @@ def test_mlflow_accepts_other_host_names_only_with_another_host(home):
     assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
     alone = render(UpOptions(), home / "socket")
     assert "MLFLOW_SERVER_ALLOWED" not in alone and "MLFLOW_SERVER_CORS" not in alone and '"127.0.0.1"' in alone
+
+
+def test_mlflows_server_runs_no_jobs_and_its_assistant_no_command_on_this_machine(home):
+    """Both take requests from every user of the machine."""
+    _, programs = as_supervisord_reads(render(UpOptions(), home / "socket"))
+    given = programs["mlflow"].environment
+    assert given["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false" and given["MLFLOW_ENABLE_ASSISTANT_SANDBOX"] == "true"
+
+
+def test_notifications_link_to_the_pages_of_this_server(home):
+    _, programs = as_supervisord_reads(render(UpOptions(prefect_port=4300), home / "socket"))
+    assert programs["prefect"].environment["PREFECT_UI_URL"] == "http://127.0.0.1:4300"
