@@ -60,7 +60,7 @@ def test_mlflow_accepts_other_host_names_only_with_another_host(home):
     read = configparser.RawConfigParser()
     read.read_string(render(options, home / "socket"))
     mlflow, prefect, worker = (read[f"program:{name}"] for name in ("mlflow", "prefect", "worker"))
-    assert '"--host" "trainer-1"' in mlflow["command"] and '"trainer-1" "4200"' in prefect["command"]
+    assert '"trainer-1" "5001"' in mlflow["command"] and '"trainer-1" "4200"' in prefect["command"]
     assert 'MLFLOW_SERVER_CORS_ALLOWED_ORIGINS="http://trainer-1:5001"' in mlflow["environment"]
     assert "trainer-1,trainer-1:*" in mlflow["environment"]
     assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
@@ -68,11 +68,11 @@ def test_mlflow_accepts_other_host_names_only_with_another_host(home):
     assert "MLFLOW_SERVER_ALLOWED" not in alone and "MLFLOW_SERVER_CORS" not in alone and '"127.0.0.1"' in alone
 
 
-def test_mlflows_server_runs_no_jobs_and_its_assistant_no_command_on_this_machine(home):
+def test_mlflows_server_runs_no_jobs_and_has_no_assistant(home):
     """Both take requests from every user of the machine."""
     _, programs = as_supervisord_reads(render(UpOptions(), home / "socket"))
-    given = programs["mlflow"].environment
-    assert given["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false" and given["MLFLOW_ENABLE_ASSISTANT_SANDBOX"] == "true"
+    assert programs["mlflow"].environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert "refine.services.mlflow_server" in programs["mlflow"].command
 
 
 def test_notifications_link_to_the_pages_of_this_server(home):
