@@ -1,8 +1,8 @@
 """MLflow's server without its assistant: `python -m refine.services.mlflow_server HOST PORT`.
 
 It runs what `mlflow server` runs, with MLflow's own settings in the environment. The assistant of MLflow's pages
-answers every user of the machine, and has tools that run commands and write files as the user who started the server. So
-its addresses do not exist here.
+answers every user of the machine, and has tools that run commands and write files as the user who started the server.
+So its addresses do not exist here.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def main(host: str, port: str) -> None:
 
     build = mlflow.server._build_uvicorn_command  # it takes no other application from the command line
 
-    def with_own_app(options: Any, host: str, port: int, workers: int, name: str, *rest: Any) -> list[str]:
-        return build(options, host, port, workers, APP, *rest[:1], True)
+    def with_own_app(
+        options: str | None, host: str, port: int, workers: int, name: str, env_file: Any = None, factory: bool = False
+    ) -> list[str]:
+        return build(options, host, port, workers, APP, env_file, True)
 
     mlflow.server._build_uvicorn_command = with_own_app
     cli.main(["server", "--host", host, "--port", port, "--workers", "1"], prog_name="mlflow")
