@@ -54,6 +54,7 @@ def tell_prefect(verdict: Verdict) -> None:
         click.echo(f"nobody is notified: {error}", err=True)
         return
     with prefect_api.using(api):
-        from refine.services.notifications import champion_changed
+        from refine.services import notifications
 
-        champion_changed(verdict.champion, verdict.challenger, "; ".join(verdict.reasons))
+        notifications.champion_changed(verdict.champion, verdict.challenger, "; ".join(verdict.reasons))
+        notifications.send_events()

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from refine.errors import ServiceError, SettingError
 from refine.system.addresses import http_address
+from refine.system.quiet import quiet_logger
 from refine.tracking.registry import Version
 from refine.tracking.tags import CHAMPION_WHY
 
@@ -56,10 +57,11 @@ def notify(target: str) -> None:
 def champion_changed(before: Version | None, now: Version, why: str = "") -> None:
     """Send the event that `now` is champion, for the automations and Prefect's pages, unless it was so `before`.
 
+    It goes in the background. A flow sends what waits before it ends; any other process calls `send_events`.
+
     why: default: what the version records.
     """
     from prefect.events import emit_event
-    from prefect.events.worker import EventsWorker
 
     if before is not None and before.number == now.number:
         return
@@ -73,7 +75,14 @@ def champion_changed(before: Version | None, now: Version, why: str = "") -> Non
             "why": why or now.tags.get(CHAMPION_WHY, ""),
         },
     )
-    EventsWorker.drain_all(timeout=5)
+
+
+def send_events() -> None:
+    """Wait up to 5 s until Prefect's server has the events of this process."""
+    from prefect.events.worker import EventsWorker
+
+    with quiet_logger(EventsWorker.__name__):  # it warns that the events wait, which is why they are sent
+        EventsWorker.drain_all(timeout=5)
 
 
 def check(target: str) -> None:
@@ -102,7 +111,7 @@ def _block(client: SyncPrefectClient, target: str) -> UUID:
             f"{OPTION}: Prefect's server has no block {target}: make it on its page Blocks, or give the https:// "
             "address of a webhook; `prefect block ls` lists the blocks"
         ) from None
-    if "notify" not in document.block_schema.capabilities:
+    if document.block_schema is None or "notify" not in document.block_schema.capabilities:
         raise ServiceError(
             f"{OPTION}: block {target} sends no notifications: name one that does, as slack-webhook/NAME"
         )

@@ -62,11 +62,9 @@ def render(options: UpOptions, socket: Path) -> str:
 
 
 def _commands(options: UpOptions) -> dict[str, list[str]]:
-    server = ["--host", options.host, "--port"]
-    bin_folder = Path(sys.executable).parent
     return {
         "prefect": [sys.executable, "-m", "refine.services.prefect_server", options.host, str(options.prefect_port)],
-        "mlflow": [str(bin_folder / "mlflow"), "server", *server, str(options.mlflow_port), "--workers", "1"],
+        "mlflow": [sys.executable, "-m", "refine.services.mlflow_server", options.host, str(options.mlflow_port)],
         "worker": [sys.executable, "-m", "refine.services.worker", options.pool],
         "janitor": [sys.executable, "-m", "refine.services.janitor"],
     }

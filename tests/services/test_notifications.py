@@ -158,6 +158,7 @@ with get_client(sync_client=True) as client:
     made = client.read_deployment_by_name(notifications.NIGHTLY).id
     print(made)
     notifications.champion_changed(None, Version("sample", 7, {"phase": "mid", "arm": "refine"}), "better by 0.1")
+    notifications.send_events()
     run = client.create_flow_run_from_deployment(made, name="nightly 2026-11-27")
     client.set_flow_run_state(run.id, State(type="CRASHED", name="Crashed", message="its process is gone"), force=True)
 """

@@ -60,9 +60,21 @@ def test_mlflow_accepts_other_host_names_only_with_another_host(home):
     read = configparser.RawConfigParser()
     read.read_string(render(options, home / "socket"))
     mlflow, prefect, worker = (read[f"program:{name}"] for name in ("mlflow", "prefect", "worker"))
-    assert '"--host" "trainer-1"' in mlflow["command"] and '"trainer-1" "4200"' in prefect["command"]
+    assert '"trainer-1" "5001"' in mlflow["command"] and '"trainer-1" "4200"' in prefect["command"]
     assert 'MLFLOW_SERVER_CORS_ALLOWED_ORIGINS="http://trainer-1:5001"' in mlflow["environment"]
     assert "trainer-1,trainer-1:*" in mlflow["environment"]
     assert 'MLFLOW_TRACKING_URI="http://trainer-1:5001"' in worker["environment"]
     alone = render(UpOptions(), home / "socket")
     assert "MLFLOW_SERVER_ALLOWED" not in alone and "MLFLOW_SERVER_CORS" not in alone and '"127.0.0.1"' in alone
+
+
+def test_mlflows_server_runs_no_jobs_and_has_no_assistant(home):
+    """Both take requests from every user of the machine."""
+    _, programs = as_supervisord_reads(render(UpOptions(), home / "socket"))
+    assert programs["mlflow"].environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert "refine.services.mlflow_server" in programs["mlflow"].command
+
+
+def test_notifications_link_to_the_pages_of_this_server(home):
+    _, programs = as_supervisord_reads(render(UpOptions(prefect_port=4300), home / "socket"))
+    assert programs["prefect"].environment["PREFECT_UI_URL"] == "http://127.0.0.1:4300"
