@@ -177,7 +177,9 @@ def _changes(connection: sqlite3.Connection, moving: list[Path], known: list[Pat
 def _inside(folder: Path, top: Path) -> str | None:
     """The path of `folder` relative to `top`, empty for `top` itself. None if it lies elsewhere."""
     folder, top = folder.resolve(), top.resolve()
-    return folder.relative_to(top).as_posix().removeprefix(".") if folder.is_relative_to(top) else None
+    if folder == top:
+        return ""
+    return folder.relative_to(top).as_posix() if folder.is_relative_to(top) else None
 
 
 def _change(connection: sqlite3.Connection, database: Path, changes: list[tuple[str, str, str, str]]) -> None:

@@ -161,6 +161,13 @@ def test_another_store_is_recorded_and_refused_while_it_lacks_the_models(home, m
     assert (folder_of("models:/model-of-sample/1") / "config.json").is_file(), "found without a server, too"
 
 
+def test_a_folder_whose_name_begins_with_a_dot_keeps_it(home, model):
+    made_without_a_server(model, "hidden", (home / "mlartifacts" / ".mine").as_uri())
+    moved(home)
+    assert "mlflow-artifacts:/.mine" in addresses(home)
+    assert (folder_of("models:/model-of-hidden/1") / "config.json").is_file()
+
+
 def test_a_database_without_mlflows_tables_is_left_to_mlflow(home):
     (home / "mlflow.db").unlink()
     sqlite3.connect(home / "mlflow.db").close()
