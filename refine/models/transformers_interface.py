@@ -104,7 +104,7 @@ class TransformersInterface:
             batch = Batch.packed(tokens, None, memory)
         else:
             batch = Batch.masked(tokens, attention_mask[:, -tokens.shape[1] :], memory)
-        x = self.model.embeddings(batch.flat(tokens)) if inputs_embeds is None else batch.flat(inputs_embeds)
+        x = self.model.embedding(batch.flat(tokens)) if inputs_embeds is None else batch.flat(inputs_embeds)
         reading = self.read_batch(batch, x, memory)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.logits(reading.hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
@@ -124,11 +124,11 @@ class TransformersInterface:
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of tokens [V, D]."""
-        return self.model.embeddings
+        return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding of tokens."""
-        self.model.embeddings = value
+        setattr(self.model, self.model.embeddings_name, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head [V, D]."""

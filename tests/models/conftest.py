@@ -34,6 +34,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "lact_chunk_size": 20,
         "window_size": 24,
     },
+    "gated_deltanet with attention": {
+        "model_type": "gated_deltanet",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+    },
 }
 # options that change the mathematics of a layer; read in fewer ways than the plain models
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,6 +59,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **CONFIGS["gated_deltanet"],
         "output_gate_activation": "sigmoid",
         "allow_neg_eigval": True,
+    },
+    "delta_net with windows of 24 and full attention": {
+        **CONFIGS["delta_net"],
+        "num_hidden_layers": 3,
+        "attn": [
+            {"layers": [0], "num_heads": 4, "num_kv_heads": 1, "window_size": 24, "qkv_bias": True},
+            {"layers": [2], "num_heads": 2, "rope_theta": 100.0},
+        ],
+    },
+    "delta_net with attention alone, a window of 2": {
+        **CONFIGS["delta_net"],
+        "attn": [{"layers": [0], "num_heads": 4}, {"layers": [1], "num_heads": 4, "window_size": 2}],
     },
     "lact without momentum, scale": {**CONFIGS["lact"], "use_momentum": False, "learnable_ttt_scale": False},
     "lact muon, qk norm": {**CONFIGS["lact"], "use_muon": True, "attn_qk_norm": True},
@@ -94,7 +114,8 @@ def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed:
                 parameter.uniform_(0.5, 1.5)
         if "A_log" in "".join(dict(model.named_parameters())):
             for block in model.model.layers:
-                block.attn.A_log.uniform_(-2, 1)
+                if hasattr(block.mixer, "A_log"):
+                    block.mixer.A_log.uniform_(-2, 1)
     return model.to(dtype)
 
 

@@ -29,7 +29,7 @@ def test_states_are_at_least_float32():
 def layer(model):
     """The first token mixer of each kind of model, and inputs for three documents."""
     torch.manual_seed(0)
-    return model.model.layers[0].attn, torch.randn(30, 32, dtype=model.dtype), Layout([3, 22, 5])
+    return model.model.layers[0].mixer, torch.randn(30, 32, dtype=model.dtype), Layout([3, 22, 5])
 
 
 def test_every_way_to_keep_a_read_gives_the_same_ends(layer, compare):

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from refine.models.configuration import FastWeightConfig, check
+from refine.models.attention.fla import attention_layers, memory_text
+from refine.models.attention.mixer import Attention
+from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.token_mixer import TokenMixer
 from refine.ops.rms_norm import unit_length
 
 
-class GatedDeltaNetConfig(FastWeightConfig):
-    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FastWeightConfig` has the shared ones."""
+class GatedDeltaNetConfig(FlaConfig):
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
 
     model_type = "gated_deltanet"
     num_hidden_layers: int = 21
@@ -50,11 +53,16 @@ class GatedDeltaNetConfig(FastWeightConfig):
             f"{self.head_dim} (head_dim) times this must be a whole number above 0",
         )
 
+    def refuse_attention(self) -> None:
+        """Raises ModelError that names a field of `attn` that is unknown or not possible."""
+        attention_layers(self)
+
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
         heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
         widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
-        return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
+        convolution = f"convolution {self.conv_size * self.use_short_conv}"
+        return f"layers {self.num_hidden_layers}, {heads}, {widths}, {convolution}{memory_text(self)}"
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -107,8 +115,9 @@ class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
 
     config_class = GatedDeltaNetConfig
 
-    def make_mixer(self, config: Any) -> GatedDeltaNet:
-        return GatedDeltaNet(config)
+    def make_mixer(self, config: Any, layer: int) -> TokenMixer:
+        options = attention_layers(config).get(layer)
+        return GatedDeltaNet(config) if options is None else Attention(options)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
