@@ -99,6 +99,17 @@ class FastWeightConfig(PreTrainedConfig):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             self.require(number and 0 <= value <= 1, name, "expected a number from 0 to 1")
 
+    @classmethod
+    def of_file(cls, values: dict[str, Any]) -> FastWeightConfig:
+        """The config of the fields of a config.json. Raises ModelError: a field or value that is not implemented."""
+        config = cls(**{name: value for name, value in values.items() if name != "model_type"})
+        config.refuse_unsupported()
+        return config
+
+    def position_limit(self) -> int | None:
+        """How many tokens a text may have, all reads together; None: any number."""
+        return None
+
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
         raise NotImplementedError

@@ -123,11 +123,12 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         `tappable`: keep what `Reading.tap` needs. `lengths[b]`: lengths of the documents packed in row b. The first
         continues the row's memory, the others start fresh, and none sees another; the rest of the row is padding.
         Raises ModelError: no tokens, a token outside the vocabulary, taps out of range, lengths or a memory that do
-        not fit.
+        not fit, more tokens than rotary positions allow.
         """
         self._check_tokens(tokens)
         self._check_memory(memory, tokens)
         batch = Batch.packed(tokens, lengths, memory)
+        self._check_positions(batch)
         return self.read_batch(batch, self.model.embedding(batch.flat(tokens)), memory, taps, tappable)
 
     def read_batch(
@@ -209,6 +210,15 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             raise ModelError(
                 f"token {int(tokens[b, t])} at row {b}, place {t} is outside the vocabulary, "
                 f"0 .. {self.config.vocab_size - 1}: do the tokens come from this model's tokenizer?"
+            )
+
+    def _check_positions(self, batch: Batch) -> None:
+        limit, layout = self.config.position_limit(), batch.layout
+        longest = max(before + n for before, n in zip(layout.positions, layout.lengths, strict=True))
+        if limit is not None and longest > limit:
+            raise ModelError(
+                f"a text of {longest} tokens is longer than the {limit} that this model's rotary positions allow "
+                "(max_position_embeddings): read a shorter one"
             )
 
     def _check_memory(self, memory: Memory | None, tokens: Tensor) -> None:

@@ -13,6 +13,8 @@ from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
+from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
 from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.weights import resolve
@@ -70,9 +72,7 @@ def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
     if not isinstance(kind, str) or kind not in MODELS:
         given = f"{reason(repr(kind), 100)}{nearest(str(kind), MODELS)}"
         raise ModelError(f"{where}: model_type is {given}; expected one of {', '.join(MODELS)}")
-    config = _config_class(MODELS[kind])(**{name: value for name, value in values.items() if name != "model_type"})
-    config.refuse_unsupported()
-    return config
+    return _config_class(MODELS[kind]).of_file(values)
 
 
 def from_pretrained(
@@ -91,3 +91,6 @@ def from_pretrained(
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
 register(LactForCausalLM)
+# transformers has these types, and keeps them: they are found here alone
+MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
+MODELS["olmo_hybrid"] = OlmoHybridForCausalLM

@@ -34,13 +34,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "lact_chunk_size": 20,
         "window_size": 24,
     },
-    "gated_deltanet with attention": {
-        "model_type": "gated_deltanet",
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
         "hidden_size": 32,
         "num_hidden_layers": 2,
-        "num_heads": 2,
-        "head_dim": 8,
-        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+        "full_attention_interval": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+    },
+    "olmo_hybrid": {
+        "model_type": "olmo_hybrid",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "rope_parameters": {"rope_theta": None},
     },
 }
 # options that change the mathematics of a layer; read in fewer ways than the plain models
@@ -60,6 +77,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "output_gate_activation": "sigmoid",
         "allow_neg_eigval": True,
     },
+    "gated_deltanet with attention": {
+        **CONFIGS["gated_deltanet"],
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+    },
+    "qwen3_5 biases, all channels turned, tied": {
+        **CONFIGS["qwen3_5"],
+        "attention_bias": True,
+        "partial_rotary_factor": 1.0,
+        "tie_word_embeddings": True,
+    },
+    "olmo_hybrid with positions": {**CONFIGS["olmo_hybrid"], "rope_parameters": None, "linear_allow_neg_eigval": False},
     "delta_net with windows of 24 and full attention": {
         **CONFIGS["delta_net"],
         "num_hidden_layers": 3,

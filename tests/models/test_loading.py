@@ -18,6 +18,12 @@ from refine.errors import ModelError
 SMALL = {"vocab_size": 61, "intermediate_size": 48}
 
 
+@pytest.fixture(params=["delta_net", "gated_deltanet", "lact"])
+def name(request):
+    """The models that transformers does not have; the others are in hybrids/test_loading.py."""
+    return request.param
+
+
 def _same(a, b):
     one, other = a.state_dict(), b.state_dict()
     assert one.keys() == other.keys()

@@ -68,23 +68,22 @@ class GatedDeltaNetConfig(FlaConfig):
 class GatedDeltaNet(DeltaMixer):
     """The delta rule with decay: beta = sigmoid(b_proj x), decay exp(−exp(A_log) softplus(a_proj x + dt_bias))."""
 
-    def __init__(self, config: GatedDeltaNetConfig) -> None:
-        value_heads = config.num_v_heads or config.num_heads
-        conv_size = config.conv_size if config.use_short_conv else 0
-        value = int(config.head_dim * config.expand_v)
-        super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            value_heads,
-            config.head_dim,
-            value,
-            conv_size,
-            config.use_gate,
-            config.norm_eps,
-        )
-        self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
-        self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
-        self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        value_heads: int,
+        key: int,
+        value: int,
+        conv_size: int,
+        norm_eps: float,
+        gate: str | None = "swish",
+        negative: bool = False,
+    ) -> None:
+        super().__init__(hidden, heads, value_heads, key, value, conv_size, gate is not None, norm_eps)
+        self.negative, self.output_gate = negative, gate
+        self.a_proj = nn.Linear(hidden, value_heads, bias=False)
+        self.b_proj = nn.Linear(hidden, value_heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(value_heads))
         self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
@@ -116,8 +115,19 @@ class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
     config_class = GatedDeltaNetConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        options = attention_layers(config).get(layer)
-        return GatedDeltaNet(config) if options is None else Attention(options)
+        if (options := attention_layers(config).get(layer)) is not None:
+            return Attention(options)
+        return GatedDeltaNet(
+            config.hidden_size,
+            config.num_heads,
+            config.num_v_heads or config.num_heads,
+            config.head_dim,
+            int(config.head_dim * config.expand_v),
+            config.conv_size if config.use_short_conv else 0,
+            config.norm_eps,
+            gate=config.output_gate_activation if config.use_gate else None,
+            negative=config.allow_neg_eigval,
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

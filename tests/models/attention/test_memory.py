@@ -8,13 +8,20 @@ from refine.models import Memory
 from refine.models.attention.memory import AttentionMemory
 from refine.models.attention.spans import Spans
 
-HYBRID = "gated_deltanet with attention"
+HYBRID = {
+    "model_type": "gated_deltanet",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "head_dim": 8,
+    "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+}
 
 
 @pytest.fixture
-def hybrid(build, configs):
+def hybrid(build):
     """A model with one layer of full attention, the second."""
-    return build(configs[HYBRID], torch.float32)
+    return build(HYBRID, torch.float32)
 
 
 def pointers(memory):
@@ -80,8 +87,8 @@ def test_tensors_that_are_no_memory_of_attention_are_refused(change, message):
         AttentionMemory.from_tensors(tensors)
 
 
-def test_a_window_keeps_no_more_than_it_sees(build, configs, tokens):
-    config = {**configs[HYBRID], "attn": {"layers": [1], "num_heads": 4, "window_size": 9}}
+def test_a_window_keeps_no_more_than_it_sees(build, tokens):
+    config = {**HYBRID, "attn": {"layers": [1], "num_heads": 4, "window_size": 9}}
     model, memory = build(config, torch.float32), None
     for length in (200, 1, 1, 3, 1):
         with torch.no_grad():
