@@ -1,4 +1,4 @@
-"""A language model with a fixed-size memory: embedding, pre-norm blocks (token mixer, SwiGLU MLP), final norm, head.
+"""A language model with a memory that can be tapped: embedding, blocks (token mixer, SwiGLU MLP), final norm, head.
 
 Shape legend: B rows · T tokens of a row · N real tokens · D hidden size · V vocabulary · c taps of a row.
 

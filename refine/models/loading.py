@@ -58,7 +58,7 @@ def from_config(config: dict[str, Any] | str | Path | FastWeightConfig) -> FastW
     """
     if not isinstance(config, FastWeightConfig):
         values, where = (config, "config") if isinstance(config, dict) else (_read_config(Path(config)), str(config))
-        config = _config(values, where)
+        config = config_of(values, where)
     return MODELS[config.model_type](config)
 
 
@@ -67,7 +67,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json(path, "the fields of a model's config", ModelError, "no such config file")
 
 
-def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
+def config_of(values: dict[str, Any], where: str) -> FastWeightConfig:
+    """The config of config.json's fields `values`. Raises ModelError that names the type or field not implemented."""
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         given = f"{reason(repr(kind), 100)}{nearest(str(kind), MODELS)}"
@@ -84,7 +85,7 @@ def from_pretrained(
     that is missing, not expected, damaged, of another shape or not finite, or a config that is not implemented.
     """
     folder = resolve(name, revision)
-    config = _config(_read_config(folder), str(folder / "config.json"))
+    config = config_of(_read_config(folder), str(folder / "config.json"))
     return MODELS[config.model_type].from_pretrained(str(folder), dtype=dtype)
 
 

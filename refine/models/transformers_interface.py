@@ -17,7 +17,8 @@ from refine.models.memory import Memory
 
 
 class MemoryCache:
-    """The memory, in the place where `generate` expects a key-value cache. Each step replaces it; it never grows."""
+    """The memory, in the place where `generate` expects a key-value cache. Each step replaces it; only full
+    attention lets it grow."""
 
     is_compileable = False
 
