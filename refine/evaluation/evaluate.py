@@ -99,14 +99,18 @@ def model_tokenizer(model: str | Path) -> Any:
 
 def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) -> None:
     """Raise ModelError, without loading weights, if the model has no config or the tokenizer does not fit it."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
-    from refine.models.configuration import FastWeightConfig  # also registers the model types
+    from refine.models.configuration import FastWeightConfig
+    from refine.models.loading import MODELS, config_of  # also registers the model types
     from refine.models.weights import refuse_adapters
 
     refuse_adapters(paths.model(model))
+    place = str(paths.model(model))
     try:
-        config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        if config.model_type in MODELS and not isinstance(config, FastWeightConfig):  # transformers has this type, too
+            config = config_of(PreTrainedConfig.get_config_dict(place, revision=revision)[0], str(model))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{model}: neither a checkpoint folder nor a model that the hub gives ({reason(error)})"

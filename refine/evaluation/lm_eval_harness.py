@@ -1,6 +1,6 @@
 """lm-eval's tasks (EleutherAI's evaluation harness) for our models, which score and generate from the memory.
 
-The model reads each context once, for any number of continuations. No context is cut: a fixed-size memory reads any
+The model reads each context once, for any number of continuations. No context is cut: a memory reads any
 length. Needs the extra `harness`.
 """
 

@@ -1,4 +1,4 @@
-"""The config that all models share: fla's fields and defaults. A field or value that is not implemented is refused."""
+"""The config that all models share. A field or value that is not implemented is refused by its name."""
 
 from __future__ import annotations
 
@@ -27,50 +27,38 @@ LARGEST = {
     "expand_k": 2**10,
     "expand_v": 2**10,
     "inter_multi": 2**10,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "linear_num_key_heads": 2**16,
+    "linear_num_value_heads": 2**16,
+    "linear_key_head_dim": 2**16,
+    "linear_value_head_dim": 2**16,
+    "linear_conv_kernel_dim": 2**12,
 }
+COUNTS = ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size")
 
 
 class FastWeightConfig(PreTrainedConfig):
-    """config.json of a model with a fixed-size memory: the fields that all models share, with fla's defaults.
-
-    A subclass adds its own as annotated class attributes. Fields of fla that choose an implementation (attn_mode,
-    fuse_*) or have no effect here (max_position_embeddings) are saved again and change no result.
-    """
+    """config.json of a model with a memory that can be tapped. A family adds its fields as annotated class attributes,
+    with the defaults of its public format; those of flash-linear-attention derive from `FlaConfig`."""
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    # fields of older releases that published configs may contain, each with the only value that is implemented
-    legacy: ClassVar[dict[str, Any]] = {
-        "norm_first": False,
-        "share_conv_kernel": False,
-        "conv_bias": False,
-        "elementwise_affine": True,
-        "clamp_min": None,
-        "clamp_max": None,
-        "rope_scaling": None,
-    }
+    # fields that are no attributes but may stand in published configs, each with the only value that is implemented
+    legacy: ClassVar[dict[str, Any]] = {}
+    # fields that must be whole numbers above 0; fields that must be numbers from 0 to 1
+    counts: ClassVar[tuple[str, ...]] = COUNTS
+    fractions: ClassVar[tuple[str, ...]] = ("initializer_range",)
 
-    attn_mode: str = "chunk"
     hidden_size: int = 2048
     num_hidden_layers: int = 24
     vocab_size: int = 32000
-    hidden_ratio: int | float | None = 4
     intermediate_size: int | None = None
-    hidden_act: str = "swish"
-    norm_eps: float = 1e-6
     initializer_range: float = 0.02
-    max_position_embeddings: int = 2048
     use_cache: bool = True
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
-    fuse_norm: bool = True
-    fuse_swiglu: bool = True
-    fuse_cross_entropy: bool = True
-    fuse_linear_cross_entropy: bool = False
-    attn: Any = None
-    attnres_block_size: int | None = None
-    use_l2warp: bool = False
 
     def __post_init__(self, **more: Any) -> None:
         unknown = {name: value for name, value in more.items() if not _belongs_to_transformers(name)}
@@ -90,12 +78,9 @@ class FastWeightConfig(PreTrainedConfig):
             raise self.refusal(
                 name, f"unknown to {self.model_type}{nearest(name, type(self).__dataclass_fields__)}", value
             )
-        check(self, "attn", (None, [], {}), "layers of softmax attention are not implemented")
-        check(self, "attnres_block_size", (None,), "attention residuals are not implemented")
-        check(self, "use_l2warp", (False, None), "the l2-warp loss is not implemented")
         check(self, "hidden_act", ("swish", "silu"))
         check(self, "quantization_config", (None,), "quantised weights are not implemented")
-        for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size"):
+        for name in self.counts:
             value = getattr(self, name, 1)
             optional = name == "intermediate_size" and value is None
             positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -109,10 +94,21 @@ class FastWeightConfig(PreTrainedConfig):
             value = getattr(self, name)
             ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
             self.require(all(isinstance(one, int) for one in ids), name, "expected the number of a token")
-        for name in ("norm_eps", "initializer_range"):
+        for name in self.fractions:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             self.require(number and 0 <= value <= 1, name, "expected a number from 0 to 1")
+
+    @classmethod
+    def of_file(cls, values: dict[str, Any]) -> FastWeightConfig:
+        """The config of the fields of a config.json. Raises ModelError: a field or value that is not implemented."""
+        config = cls(**{name: value for name, value in values.items() if name != "model_type"})
+        config.refuse_unsupported()
+        return config
+
+    def position_limit(self) -> int | None:
+        """How many tokens a text may have, all reads together; None: any number."""
+        return None
 
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
@@ -131,6 +127,51 @@ class FastWeightConfig(PreTrainedConfig):
         """The fields of config.json, unknown ones included."""
         values = super().to_dict()
         return {**{k: v for k, v in values.items() if k != "_unknown"}, **self._unknown}
+
+
+class FlaConfig(FastWeightConfig):
+    """The fields and defaults that flash-linear-attention's formats share.
+
+    Fields that choose an implementation (attn_mode, fuse_*) or have no effect here (max_position_embeddings) are saved
+    again and change no result.
+    """
+
+    legacy: ClassVar[dict[str, Any]] = {
+        "norm_first": False,
+        "share_conv_kernel": False,
+        "conv_bias": False,
+        "elementwise_affine": True,
+        "clamp_min": None,
+        "clamp_max": None,
+        "rope_scaling": None,
+    }
+    fractions: ClassVar[tuple[str, ...]] = ("norm_eps", "initializer_range")
+
+    attn_mode: str = "chunk"
+    hidden_ratio: int | float | None = 4
+    hidden_act: str = "swish"
+    norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    fuse_norm: bool = True
+    fuse_swiglu: bool = True
+    fuse_cross_entropy: bool = True
+    fuse_linear_cross_entropy: bool = False
+    attn: Any = None
+    attnres_block_size: int | None = None
+    use_l2warp: bool = False
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
+        super().refuse_unsupported()
+        self.refuse_attention()
+        check(self, "attnres_block_size", (None,), "attention residuals are not implemented")
+        check(self, "use_l2warp", (False, None), "the l2-warp loss is not implemented")
+
+    def refuse_attention(self) -> None:
+        """Raises ModelError unless the layers of softmax attention that `attn` asks for are implemented."""
+        check(self, "attn", (None, [], {}), "layers of softmax attention are not implemented")
 
 
 def check(config: FastWeightConfig, name: str, allowed: tuple[Any, ...], why: str | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Continuations from a memory, greedy and sampled, at a constant cost for each token.
+"""Continuations from a memory, greedy and sampled, at a constant cost for each token (full attention, in hybrids, looks
+at all earlier tokens).
 
 Shape legend: R rows of a memory · k tokens of a continuation · D hidden size · V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""A language model with a fixed-size memory: embedding, pre-norm blocks (token mixer, SwiGLU MLP), final norm, head.
+"""A language model with a memory that can be tapped: embedding, blocks (token mixer, SwiGLU MLP), final norm, head.
 
 Shape legend: B rows · T tokens of a row · N real tokens · D hidden size · V vocabulary · c taps of a row.
 
@@ -11,101 +11,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from refine.errors import ModelError
 from refine.models.batch import Batch
+from refine.models.blocks import Backbone, Block, BlockNames, SwiGLU
 from refine.models.generation import Continuation, continue_greedily, continue_sampled
 from refine.models.memory import Memory, Reading
-from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
+from refine.models.token_mixer import Keep, LayerMemory, TokenMixer
 from refine.models.transformers_interface import TransformersInterface
 from refine.models.weights import INDEX, SINGLE, check_finite, check_weights, resolve
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Taps
 from refine.ops.rms_norm import RMSNorm
-from refine.ops.swiglu import swiglu
 from refine.system.readers import in_form
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__()
-        inner = config.intermediate_size
-        if inner is None:
-            inner = 256 * ((int(config.hidden_size * (config.hidden_ratio or 4) * 2 / 3) + 255) // 256)
-        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, D] -> [N, D]."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x)."""
-
-    def __init__(self, config: PreTrainedConfig, mixer: TokenMixer) -> None:
-        super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attn = mixer
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = SwiGLU(config)
-
-    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
-        """x [N, D] -> [N, D] and the mixer's trace."""
-        y, trace = self.attn(self.attn_norm(x), layout, memory, keep)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), trace
-
-    def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
-        """The mixer's inputs [M, D] for tokens `index` [M] of the block input x [N, D]."""
-        return self.attn_norm(x.index_select(0, index))
-
-
-class Backbone(nn.Module):
-    """Embeddings, blocks and final norm: returns hidden states, and one trace for each layer."""
-
-    def __init__(self, config: PreTrainedConfig, mixers: Sequence[TokenMixer]) -> None:
-        super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([Block(config, mixer) for mixer in mixers])
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.gradient_checkpointing = False  # set by PreTrainedModel.gradient_checkpointing_enable
-
-    def forward(
-        self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None, ends: Taps
-    ) -> tuple[Tensor, list[tuple[Trace, MixerInputs | None]], list[LayerMemory] | None]:
-        """x [N, D] embeddings -> hidden [N, D], and of each layer: trace and inputs; memory at `taps` (or None)."""
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        kept = Keep.ALL if taps is not None else keep
-        if kept is Keep.ALL and recompute:
-            kept = Keep.SPARSE
-        traces: list[tuple[Trace, MixerInputs | None]] = []
-        tapped: list[LayerMemory] | None = None if taps is None else []
-        for number, layer in enumerate(self.layers):
-            block = cast(Block, layer)
-            before = memory[number] if memory is not None else None
-            inputs = partial(block.mixer_inputs, x) if kept is Keep.SPARSE else None
-            if recompute:
-                x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x, trace = block(x, layout, before, kept)
-            if taps is not None and tapped is not None:
-                tapped.append(trace.tap(taps, inputs))
-                if keep is Keep.ENDS and not torch.is_grad_enabled():
-                    # without a graph only the trace holds the read: free it
-                    trace, inputs = EndsOnly(trace.tap(ends, inputs), ends), None
-            traces.append((trace, inputs))
-        return self.norm(x), traces, tapped
 
 
 class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -119,12 +42,15 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+    embeddings_name = "embeddings"  # as published
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         config.refuse_unsupported()
-        mixers = [self.make_mixer(config) for _ in range(config.num_hidden_layers)]
-        self.model = Backbone(config, mixers)
+        mixers = [self.make_mixer(config, layer) for layer in range(config.num_hidden_layers)]
+        embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        blocks = [self.make_block(config, layer, mixer) for layer, mixer in enumerate(mixers)]
+        self.model = Backbone(embeddings, blocks, self.make_norm(config), self.embeddings_name)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -163,8 +89,17 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         return saved
 
     @abstractmethod
-    def make_mixer(self, config: PreTrainedConfig) -> TokenMixer:
-        """One layer's token mixer."""
+    def make_mixer(self, config: PreTrainedConfig, layer: int) -> TokenMixer:
+        """The token mixer of layer number `layer`."""
+
+    def make_block(self, config: PreTrainedConfig, layer: int, mixer: TokenMixer) -> Block:
+        """Layer number `layer`, with its mixer."""
+        first = self.make_norm(config)
+        return Block(mixer, SwiGLU(config), (first, self.make_norm(config)), BlockNames())
+
+    def make_norm(self, config: PreTrainedConfig) -> nn.Module:
+        """A norm of the hidden size."""
+        return RMSNorm(config.hidden_size, config.norm_eps)
 
     def signature(self) -> str:
         """The architecture in one line. A model refuses a memory with another signature."""
@@ -188,12 +123,13 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         `tappable`: keep what `Reading.tap` needs. `lengths[b]`: lengths of the documents packed in row b. The first
         continues the row's memory, the others start fresh, and none sees another; the rest of the row is padding.
         Raises ModelError: no tokens, a token outside the vocabulary, taps out of range, lengths or a memory that do
-        not fit.
+        not fit, more tokens than rotary positions allow.
         """
         self._check_tokens(tokens)
         self._check_memory(memory, tokens)
         batch = Batch.packed(tokens, lengths, memory)
-        return self.read_batch(batch, self.model.embeddings(batch.flat(tokens)), memory, taps, tappable)
+        self._check_positions(batch)
+        return self.read_batch(batch, self.model.embedding(batch.flat(tokens)), memory, taps, tappable)
 
     def read_batch(
         self, batch: Batch, x: Tensor, memory: Memory | None, taps: Tensor | None = None, tappable: bool = False
@@ -220,7 +156,7 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
 
     def fresh_memory(self, rows: int) -> Memory:
         """The memory of `rows` sequences that have read nothing."""
-        layers = [block.attn.fresh(rows, self.device, self.dtype) for block in self.model.layers]
+        layers = [block.mixer.fresh(rows, self.device, self.dtype) for block in self.model.layers]
         return Memory(layers, torch.zeros(rows, dtype=torch.int64), self.signature(), self.dtype)
 
     def continue_greedily(
@@ -274,6 +210,15 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             raise ModelError(
                 f"token {int(tokens[b, t])} at row {b}, place {t} is outside the vocabulary, "
                 f"0 .. {self.config.vocab_size - 1}: do the tokens come from this model's tokenizer?"
+            )
+
+    def _check_positions(self, batch: Batch) -> None:
+        limit, layout = self.config.position_limit(), batch.layout
+        longest = max(before + n for before, n in zip(layout.positions, layout.lengths, strict=True))
+        if limit is not None and longest > limit:
+            raise ModelError(
+                f"a text of {longest} tokens is longer than the {limit} that this model's rotary positions allow "
+                "(max_position_embeddings): read a shorter one"
             )
 
     def _check_memory(self, memory: Memory | None, tokens: Tensor) -> None:

@@ -13,6 +13,8 @@ from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
+from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
 from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.weights import resolve
@@ -56,7 +58,7 @@ def from_config(config: dict[str, Any] | str | Path | FastWeightConfig) -> FastW
     """
     if not isinstance(config, FastWeightConfig):
         values, where = (config, "config") if isinstance(config, dict) else (_read_config(Path(config)), str(config))
-        config = _config(values, where)
+        config = config_of(values, where)
     return MODELS[config.model_type](config)
 
 
@@ -65,14 +67,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json(path, "the fields of a model's config", ModelError, "no such config file")
 
 
-def _config(values: dict[str, Any], where: str) -> FastWeightConfig:
+def config_of(values: dict[str, Any], where: str) -> FastWeightConfig:
+    """The config of config.json's fields `values`. Raises ModelError that names the type or field not implemented."""
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         given = f"{reason(repr(kind), 100)}{nearest(str(kind), MODELS)}"
         raise ModelError(f"{where}: model_type is {given}; expected one of {', '.join(MODELS)}")
-    config = _config_class(MODELS[kind])(**{name: value for name, value in values.items() if name != "model_type"})
-    config.refuse_unsupported()
-    return config
+    return _config_class(MODELS[kind]).of_file(values)
 
 
 def from_pretrained(
@@ -84,7 +85,7 @@ def from_pretrained(
     that is missing, not expected, damaged, of another shape or not finite, or a config that is not implemented.
     """
     folder = resolve(name, revision)
-    config = _config(_read_config(folder), str(folder / "config.json"))
+    config = config_of(_read_config(folder), str(folder / "config.json"))
     return MODELS[config.model_type].from_pretrained(str(folder), dtype=dtype)
 
 
@@ -103,3 +104,6 @@ def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightL
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
 register(LactForCausalLM)
+# transformers has these types, and keeps them: they are found here alone
+MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
+MODELS["olmo_hybrid"] = OlmoHybridForCausalLM

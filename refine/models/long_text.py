@@ -1,4 +1,5 @@
-"""Reads a text of any length into the memory, piece by piece: what it takes does not grow with the text.
+"""Reads a text of any length into the memory, piece by piece: what it takes does not grow with the text, but by what
+the memory keeps of it.
 
 Shape legend: B rows · T tokens · P tokens of a piece · D hidden size.
 """

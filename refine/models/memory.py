@@ -47,7 +47,8 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows and layers [bytes]; does not grow with the number of tokens read."""
+        """Bytes of all rows and layers [bytes]; what rows share counts once. It grows with the tokens read only by
+        the keys and values of full attention."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property

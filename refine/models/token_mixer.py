@@ -94,30 +94,52 @@ class LayerMemory(ABC):
 
 
 class TensorMemory(LayerMemory):
-    """A memory that is no more than a few tensors with the rows in front: `tensors[name]` [R, ...]."""
+    """A memory that is no more than a few tensors with the rows in front: row r is tensors[name][shared[r]].
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
+    `shared` (default: every row its own) lets the n rollouts of a tap hold one state, which no read changes: `select`
+    and `repeat` copy a row only to leave others behind, and `tensors` lays all rows out, for the layer that reads.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], shared: Sequence[int] | None = None) -> None:
+        self._held = tensors
+        stored = next(iter(tensors.values())).shape[0]
+        self.shared = tuple(range(stored)) if shared is None else tuple(shared)
+        self._own_rows = self.shared == tuple(range(stored))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self.tensors()[name]
 
     @property
     def rows(self) -> int:
-        return next(iter(self._tensors.values())).shape[0]
+        return len(self.shared)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+        """Bytes that these rows hold [bytes]; what rows share counts once."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._held.values())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._held.values())).device
 
     def select(self, index: Tensor) -> TensorMemory:
-        return TensorMemory({name: tensor.index_select(0, index) for name, tensor in self._tensors.items()})
+        wanted = [self.shared[r] for r in index.tolist()]
+        distinct = sorted(set(wanted))
+        if len(distinct) == next(iter(self._held.values())).shape[0]:
+            return TensorMemory(self._held, wanted)
+        kept = torch.tensor(distinct, dtype=torch.int64, device=self.device)
+        place = {row: i for i, row in enumerate(distinct)}
+        held = {name: tensor.index_select(0, kept) for name, tensor in self._held.items()}
+        return TensorMemory(held, [place[row] for row in wanted])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TensorMemory:
-        return TensorMemory({name: function(tensor) for name, tensor in self._tensors.items()})
+        return TensorMemory({name: function(tensor) for name, tensor in self._held.items()}, self.shared)
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self._tensors)
+        if self._own_rows:
+            return dict(self._held)
+        index = torch.tensor(self.shared, dtype=torch.int64, device=self.device)
+        return {name: tensor.index_select(0, index) for name, tensor in self._held.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> TensorMemory:
@@ -128,7 +150,12 @@ class TensorMemory(LayerMemory):
 
     @classmethod
     def cat(cls, memories: Sequence[TensorMemory]) -> TensorMemory:
-        return cls({name: torch.cat([memory[name] for memory in memories]) for name in memories[0]._tensors})
+        shared: list[int] = []
+        before = 0
+        for memory in memories:
+            shared += [before + row for row in memory.shared]
+            before += next(iter(memory._held.values())).shape[0]
+        return cls({name: torch.cat([m._held[name] for m in memories]) for name in memories[0]._held}, shared)
 
 
 class Trace(ABC):

@@ -18,7 +18,8 @@ from refine.models.memory import Memory
 
 
 class MemoryCache:
-    """The memory, in the place where `generate` expects a key-value cache. Each step replaces it; it never grows."""
+    """The memory, in the place where `generate` expects a key-value cache. Each step replaces it; only full
+    attention lets it grow."""
 
     is_compileable = False
 
@@ -47,8 +48,11 @@ class MemoryCache:
         self.memory = self.memory.select(indices)
 
     def crop(self, max_length: int) -> None:
-        """Raises ModelError: a fixed-size memory cannot forget its last tokens."""
-        raise ModelError("a fixed-size memory cannot be cropped: assisted (speculative) generation is not supported")
+        """Raises ModelError: a memory of fast weights cannot forget its last tokens."""
+        raise ModelError(
+            "a memory of fast weights cannot be cropped, so assisted (speculative) generation is not supported: "
+            "tap the read where you want to go back to"
+        )
 
 
 class TransformersInterface:
@@ -66,6 +70,7 @@ class TransformersInterface:
         read_batch: Any
         _check_tokens: Any
         _check_memory: Any
+        _check_positions: Any
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -92,6 +97,8 @@ class TransformersInterface:
         """
         if kwargs.get("output_attentions"):
             raise ModelError("output_attentions is not possible: there are no attention weights")
+        if images := [name for name in kwargs if name.startswith(("pixel_values", "image_", "video_", "mm_"))]:
+            raise ModelError(f"{images[0]} is not possible: only text is read, no images or videos")
         cache = past_key_values
         memory = cache.memory if isinstance(cache, MemoryCache) else cache
         if (input_ids is None) == (inputs_embeds is None):
@@ -106,7 +113,8 @@ class TransformersInterface:
             batch = Batch.packed(tokens, None, memory)
         else:
             batch = Batch.masked(tokens, attention_mask[:, -tokens.shape[1] :], memory)
-        x = self.model.embeddings(batch.flat(tokens)) if inputs_embeds is None else batch.flat(inputs_embeds)
+        self._check_positions(batch)
+        x = self.model.embedding(batch.flat(tokens)) if inputs_embeds is None else batch.flat(inputs_embeds)
         reading = self.read_batch(batch, x, memory)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.logits(reading.hidden[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
@@ -126,11 +134,11 @@ class TransformersInterface:
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of tokens [V, D]."""
-        return self.model.embeddings
+        return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding of tokens."""
-        self.model.embeddings = value
+        setattr(self.model, self.model.embeddings_name, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head [V, D]."""

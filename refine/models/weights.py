@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -70,30 +71,71 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise ModelError(f"{name}{at}: no such folder, and the download from the hub failed: {first}") from None
 
 
-def check_weights(folder: Path, model: nn.Module, tied: bool) -> None:
-    """Raise ModelError unless the safetensors in `folder` hold exactly the parameters of `model` (may be on "meta").
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter lies: the file, and the tensor's name, shape and dtype in it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def tensor(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(self.name).clone()
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def check_weights(
+    folder: Path,
+    model: nn.Module,
+    tied: bool,
+    name_of: Callable[[str], str | None] = lambda name: name,
+    regroup: Callable[[dict[str, Stored], Shapes], dict[str, Stored]] = lambda there, shapes: there,
+) -> dict[str, Stored]:
+    """The stored tensor of each parameter. Raises ModelError unless the safetensors in `folder` hold exactly the
+    parameters of `model` (may be on "meta").
 
     Reads only the files' headers. With `tied`, lm_head.weight may be absent, or must equal the embedding.
+    `name_of`: the parameter that a stored name belongs to, or None for a tensor that is not part of the model.
+    `regroup`: mends tensors that are known to be cut in another way than the parameters.
     """
-    there = {name: (path, shape) for path in weight_files(folder) for name, shape, _ in _header(path)}
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    there = regroup(_stored(folder, name_of), expected)
+    embeddings = f"model.{getattr(getattr(model, 'model', None), 'embeddings_name', 'embeddings')}.weight"
     optional = {"lm_head.weight"} if tied else set()
     if missing := [name for name in expected if name not in there and name not in optional]:
         raise ModelError(f"{folder}: the weights lack {_some(missing)}, which config.json asks for")
-    if extra := [name for name in there if name not in expected]:
+    if extra := [one.name for name, one in there.items() if name not in expected]:
         raise ModelError(f"{folder}: the weights hold {_some(extra)}, which config.json does not ask for")
-    for name, (path, shape) in there.items():
-        if shape != expected[name]:
-            what = ": the vocabulary differs" if name in ("model.embeddings.weight", "lm_head.weight") else ""
+    for name, one in there.items():
+        if one.shape != expected[name]:
+            what = ": the vocabulary differs" if name in (embeddings, "lm_head.weight") else ""
             raise ModelError(
-                f"{path}: {name} has shape {list(shape)}, config.json asks for {list(expected[name])}{what}"
+                f"{one.path}: {one.name} has shape {list(one.shape)}, config.json asks for {list(expected[name])}{what}"
             )
-    if tied and "lm_head.weight" in there:
-        embedding, head = (_tensor(there[name][0], name) for name in ("model.embeddings.weight", "lm_head.weight"))
-        if not torch.equal(embedding, head):
-            raise ModelError(
-                f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from model.embeddings.weight"
-            )
+    both = [there[name].tensor() for name in (embeddings, "lm_head.weight") if tied and name in there]
+    if len(both) == 2 and not torch.equal(*both):
+        raise ModelError(
+            f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from {there[embeddings].name}"
+        )
+    return there
+
+
+def _stored(folder: Path, name_of: Callable[[str], str | None]) -> dict[str, Stored]:
+    """The stored tensors by the parameter that they belong to. Raises ModelError: two of them are one parameter's."""
+    found: dict[str, Stored] = {}
+    for path in weight_files(folder):
+        for name, shape, dtype in _header(path, name_of):
+            parameter = name_of(name)
+            if parameter in found:
+                raise ModelError(f"{folder}: the weights hold both {found[parameter].name} and {name}, which are one")
+            if parameter is not None:
+                found[parameter] = Stored(path, name, shape, dtype)
+    return found
 
 
 def check_finite(model: nn.Module, where: str | Path) -> None:
@@ -139,8 +181,8 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(shards))
 
 
-def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
-    """(name, shape, dtype) of each tensor. Raises ModelError: the file is damaged, or a tensor holds no floats."""
+def _header(path: Path, name_of: Callable[[str], str | None]) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, dtype) of each tensor. Raises ModelError: the file is damaged, or a parameter holds no floats."""
     try:
         with safe_open(path, "pt") as file:
             slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
@@ -148,14 +190,9 @@ def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged or cut off ({error})") from None
     for name, _, dtype in found:
-        if dtype not in FLOATS:
+        if dtype not in FLOATS and name_of(name) is not None:
             raise ModelError(f"{path}: {name} is stored as {dtype}; expected weights as one of {', '.join(FLOATS)}")
     return found
-
-
-def _tensor(path: Path, name: str) -> torch.Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -26,7 +26,22 @@ class RMSNorm(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         eps = self.eps * x.shape[-1]
         unit = _Unit.apply(x.to(wide), eps)
-        return (unit * (self.weight.to(wide) * x.shape[-1] ** 0.5)).to(x.dtype)
+        return (unit * (self.gain(wide) * x.shape[-1] ** 0.5)).to(x.dtype)
+
+    def gain(self, dtype: torch.dtype) -> Tensor:
+        """[D]: what each channel is multiplied by."""
+        return self.weight.to(dtype)
+
+
+class ZeroCentredRMSNorm(RMSNorm):
+    """x / sqrt(mean(x²) + eps) * (1 + weight), with weights that start at 0 (Qwen3-Next, Qwen3.5)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        nn.init.zeros_(self.weight)
+
+    def gain(self, dtype: torch.dtype) -> Tensor:
+        return 1 + self.weight.to(dtype)
 
 
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -7,11 +7,14 @@ from safetensors.torch import save_file
 
 from refine.errors import ModelError
 from refine.models import Memory
+from refine.models.attention.mixer import Attention
 
 
-def test_the_bytes_of_a_memory_do_not_grow_with_the_text(model, tokens):
-    sizes = {model.read(tokens(2, n)).memory.nbytes for n in (200, 300, 700)}
-    assert len(sizes) == 1
+def test_the_bytes_of_a_memory_do_not_grow_with_the_text_but_by_keys_and_values_of_attention(model, tokens):
+    sizes = [model.read(tokens(2, n)).memory.nbytes for n in (200, 300, 700)]
+    attending = [block.mixer.options for block in model.model.layers if isinstance(block.mixer, Attention)]
+    a_token = sum(2 * one.groups * one.width * model.dtype.itemsize for one in attending)
+    assert [size - sizes[0] for size in sizes] == [0, 2 * 100 * a_token, 2 * 500 * a_token]
     held = model.read(tokens(2, 300)).memory
     assert held.nbytes == sum(t.numel() * t.element_size() for layer in held.layers for t in layer.tensors().values())
 

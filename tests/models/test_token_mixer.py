@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from refine.errors import ModelError
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, TensorMemory, at_least_float32
@@ -13,6 +14,19 @@ def test_a_trace_of_ends_gives_them_in_any_order_and_itself_where_all_are_asked_
     trace = EndsOnly(held, Taps.ends(layout))
     assert trace.tap(Taps.ends(layout), None) is held, "a step of decoding copies nothing"
     assert trace.tap(Taps.ends(layout, [2, 0, 2]), None).tensors()["state"].tolist() == [[4, 5], [0, 1], [4, 5]]
+
+
+def test_rows_of_one_state_share_it_and_a_row_left_behind_is_freed():
+    state = torch.arange(6.0).view(3, 2)
+    held = TensorMemory({"state": state})
+    repeated = held.repeat(4)
+    assert repeated.rows == 12 and repeated.nbytes == held.nbytes == 24, "nothing is copied"
+    assert repeated.map(Tensor.detach).repeat(2)._held["state"].data_ptr() == state.data_ptr()
+    assert torch.equal(repeated.tensors()["state"], state.repeat_interleave(4, 0))
+    last = repeated.select(torch.tensor([11, 4, 10]))
+    assert last.nbytes == 16 and last.tensors()["state"].tolist() == [[4, 5], [2, 3], [4, 5]]
+    joined = TensorMemory.cat([last, held])
+    assert joined.nbytes == 40 and joined["state"].tolist() == [[4, 5], [2, 3], [4, 5], *state.tolist()]
 
 
 def test_tensors_of_unequal_rows_are_no_memory():
@@ -29,7 +43,7 @@ def test_states_are_at_least_float32():
 def layer(model):
     """The first token mixer of each kind of model, and inputs for three documents."""
     torch.manual_seed(0)
-    return model.model.layers[0].attn, torch.randn(30, 32, dtype=model.dtype), Layout([3, 22, 5])
+    return model.model.layers[0].mixer, torch.randn(30, 32, dtype=model.dtype), Layout([3, 22, 5])
 
 
 def test_every_way_to_keep_a_read_gives_the_same_ends(layer, compare):

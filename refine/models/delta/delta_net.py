@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.models.configuration import FastWeightConfig, check
+from refine.models.attention.fla import attention_layers, memory_text
+from refine.models.attention.mixer import Attention
+from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.token_mixer import TokenMixer
 from refine.ops.rms_norm import unit_length
 
 
-class DeltaNetConfig(FastWeightConfig):
-    """config.json of fla's `delta_net`; fields and defaults are fla's. See `FastWeightConfig` for the shared ones."""
+class DeltaNetConfig(FlaConfig):
+    """config.json of fla's `delta_net`; fields and defaults are fla's. See `FlaConfig` for the shared ones."""
 
     model_type = "delta_net"
     num_heads: int = 16
@@ -45,13 +48,16 @@ class DeltaNetConfig(FastWeightConfig):
             rule = f"{self.hidden_size} (hidden_size) times this must be a multiple of {self.num_heads} (num_heads)"
             self.require(fits, field, rule)
 
+    def refuse_attention(self) -> None:
+        """Raises ModelError that names a field of `attn` that is unknown or not possible."""
+        attention_layers(self)
+
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
         key, value = round(self.hidden_size * self.expand_k), round(self.hidden_size * self.expand_v)
         width = self.conv_size if self.use_short_conv else 0
-        return (
-            f"layers {self.num_hidden_layers}, heads {self.num_heads}, keys {key}, values {value}, convolution {width}"
-        )
+        sizes = f"heads {self.num_heads}, keys {key}, values {value}, convolution {width}"
+        return f"layers {self.num_hidden_layers}, {sizes}{memory_text(self)}"
 
 
 class DeltaNet(DeltaMixer):
@@ -89,5 +95,6 @@ class DeltaNetForCausalLM(FastWeightLanguageModel):
 
     config_class = DeltaNetConfig
 
-    def make_mixer(self, config: Any) -> DeltaNet:
-        return DeltaNet(config)
+    def make_mixer(self, config: Any, layer: int) -> TokenMixer:
+        options = attention_layers(config).get(layer)
+        return DeltaNet(config) if options is None else Attention(options)

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from refine.models.configuration import FastWeightConfig, check
+from refine.models.attention.fla import attention_layers, memory_text
+from refine.models.attention.mixer import Attention
+from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.token_mixer import TokenMixer
 from refine.ops.rms_norm import unit_length
 
 
-class GatedDeltaNetConfig(FastWeightConfig):
-    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FastWeightConfig` has the shared ones."""
+class GatedDeltaNetConfig(FlaConfig):
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
 
     model_type = "gated_deltanet"
     num_hidden_layers: int = 21
@@ -50,33 +53,37 @@ class GatedDeltaNetConfig(FastWeightConfig):
             f"{self.head_dim} (head_dim) times this must be a whole number above 0",
         )
 
+    def refuse_attention(self) -> None:
+        """Raises ModelError that names a field of `attn` that is unknown or not possible."""
+        attention_layers(self)
+
     def memory_shape(self) -> str:
         """The dimensions of a memory, as text. Part of `signature`."""
         heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
         widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
-        return f"layers {self.num_hidden_layers}, {heads}, {widths}, convolution {self.conv_size * self.use_short_conv}"
+        convolution = f"convolution {self.conv_size * self.use_short_conv}"
+        return f"layers {self.num_hidden_layers}, {heads}, {widths}, {convolution}{memory_text(self)}"
 
 
 class GatedDeltaNet(DeltaMixer):
     """The delta rule with decay: beta = sigmoid(b_proj x), decay exp(−exp(A_log) softplus(a_proj x + dt_bias))."""
 
-    def __init__(self, config: GatedDeltaNetConfig) -> None:
-        value_heads = config.num_v_heads or config.num_heads
-        conv_size = config.conv_size if config.use_short_conv else 0
-        value = int(config.head_dim * config.expand_v)
-        super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            value_heads,
-            config.head_dim,
-            value,
-            conv_size,
-            config.use_gate,
-            config.norm_eps,
-        )
-        self.negative, self.output_gate = config.allow_neg_eigval, config.output_gate_activation
-        self.a_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
-        self.b_proj = nn.Linear(config.hidden_size, value_heads, bias=False)
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        value_heads: int,
+        key: int,
+        value: int,
+        conv_size: int,
+        norm_eps: float,
+        gate: str | None = "swish",
+        negative: bool = False,
+    ) -> None:
+        super().__init__(hidden, heads, value_heads, key, value, conv_size, gate is not None, norm_eps)
+        self.negative, self.output_gate = negative, gate
+        self.a_proj = nn.Linear(hidden, value_heads, bias=False)
+        self.b_proj = nn.Linear(hidden, value_heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(value_heads))
         self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
@@ -107,8 +114,20 @@ class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
 
     config_class = GatedDeltaNetConfig
 
-    def make_mixer(self, config: Any) -> GatedDeltaNet:
-        return GatedDeltaNet(config)
+    def make_mixer(self, config: Any, layer: int) -> TokenMixer:
+        if (options := attention_layers(config).get(layer)) is not None:
+            return Attention(options)
+        return GatedDeltaNet(
+            config.hidden_size,
+            config.num_heads,
+            config.num_v_heads or config.num_heads,
+            config.head_dim,
+            int(config.head_dim * config.expand_v),
+            config.conv_size if config.use_short_conv else 0,
+            config.norm_eps,
+            gate=config.output_gate_activation if config.use_gate else None,
+            negative=config.allow_neg_eigval,
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

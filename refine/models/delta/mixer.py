@@ -38,71 +38,64 @@ class ShortConvolution(nn.Conv1d):
         return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout, silu)
 
 
-class DeltaMixer(TokenMixer):
-    """The layer except what differs: a subclass implements `normalised` (of q and k) and `rates` (beta and decay).
+class DeltaRuleMixer(TokenMixer):
+    """The layer except its projections and rates, which a subclass adds under the names of its format.
 
-    `silu_keys`: whether SiLU is the activation of q and k. The activation of v is always SiLU.
-    A memory has "state" [R, J, K, V] and, with a convolution, its last inputs "q", "k", "v" [R, W - 1, .].
+    A memory has "state" [R, J, K, V] and the last inputs of the convolutions: `tails` names them, [R, W - 1, width].
     """
 
-    silu_keys = True
-
     def __init__(
-        self,
-        hidden: int,
-        heads: int,
-        value_heads: int,
-        key: int,
-        value: int,
-        conv_size: int,
-        gated_output: bool,
-        norm_eps: float,
+        self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
     ) -> None:
         super().__init__()
         self.heads, self.value_heads, self.key, self.value = heads, value_heads, key, value
         self.conv_size = conv_size
-        self.q_proj = nn.Linear(hidden, heads * key, bias=False)
-        self.k_proj = nn.Linear(hidden, heads * key, bias=False)
-        self.v_proj = nn.Linear(hidden, value_heads * value, bias=False)
-        if conv_size:
-            self.q_conv1d = ShortConvolution(heads * key, conv_size)
-            self.k_conv1d = ShortConvolution(heads * key, conv_size)
-            self.v_conv1d = ShortConvolution(value_heads * value, conv_size)
-        if gated_output:
-            self.g_proj = nn.Linear(hidden, value_heads * value, bias=False)
-        self.o_norm = RMSNorm(value, norm_eps)
-        self.o_proj = nn.Linear(value_heads * value, hidden, bias=False)
+        self.tails = tails if conv_size else {}
+
+    @abstractmethod
+    def project(self, x: Tensor) -> dict[str, Tensor]:
+        """x [N, D] -> the inputs of the convolutions, named as in `tails` (without convolutions: q, k, v)."""
+
+    @abstractmethod
+    def convolve(
+        self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
+    ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
+        """q, k [N, H K], v [N, J V] in at least float32, and the inputs that may be tapped; `held`: the memory."""
 
     @abstractmethod
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K] after convolution and, if `silu_keys`, SiLU -> any other activation, then norm."""
+        """q or k [N, H, K] after convolution and SiLU, where that is the activation -> any other, then norm."""
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """x [N, D] -> beta [N, J] (how much of its error each token writes), log decay [N, J] or None, in `dtype`."""
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Activation of the output gate."""
-        return F.silu(x)
+    @property
+    @abstractmethod
+    def output_norm(self) -> RMSNorm:
+        """The norm of each value head's output."""
+
+    @abstractmethod
+    def output(self, x: Tensor, o: Tensor) -> Tensor:
+        """x [N, D], o [N, J, V], normed -> [N, D]: gate and output projection."""
 
     def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
         held = memory.tensors() if memory is not None else {}
-        projected = self._projected(x)
+        projected = self.project(x)
         beta, log_decay = self.rates(x, wide(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
-            (q, k, v), tails = self._convolved(projected, held, layout)
+            (q, k, v), tails = self.convolve(projected, held, layout)
             q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
             v = v.view(layout.tokens, self.value_heads, self.value)
             o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, x.dtype)
-            o = self.o_norm(o)
-        return self._output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
+            o = self.output_norm(o)
+        return self.output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
 
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> TensorMemory:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(rows, *shape, device=device, dtype=wide(dtype))
 
-        widths = {"q": self.heads * self.key, "k": self.heads * self.key, "v": self.value_heads * self.value}
-        tails = {name: zeros(self.conv_size - 1, width) for name, width in widths.items()} if self.conv_size else {}
+        tails = {name: zeros(self.conv_size - 1, width) for name, width in self.tails.items()}
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
 
     @staticmethod
@@ -122,10 +115,61 @@ class DeltaMixer(TokenMixer):
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
         return o.to(wide(dtype)), states
 
-    def _projected(self, x: Tensor) -> dict[str, Tensor]:
+    def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
+        if keep is Keep.SPARSE:
+            return SparseDeltaTrace(self, trace, layout, memory)
+        if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
+            # computed now, which costs a small product: else all tensors of the read would stay in memory
+            ends = layout.once("ends", lambda: Taps.ends(layout))
+            return EndsOnly(trace.tap(ends, None), ends)
+        return trace
+
+
+class DeltaMixer(DeltaRuleMixer):
+    """The layer in flash-linear-attention's format: a projection and a convolution for each of q, k and v.
+
+    `silu_keys`: whether SiLU is the activation of q and k. The activation of v is always SiLU.
+    """
+
+    silu_keys = True
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        value_heads: int,
+        key: int,
+        value: int,
+        conv_size: int,
+        gated_output: bool,
+        norm_eps: float,
+    ) -> None:
+        widths = {"q": heads * key, "k": heads * key, "v": value_heads * value}
+        super().__init__(heads, value_heads, key, value, conv_size, widths)
+        self.q_proj = nn.Linear(hidden, heads * key, bias=False)
+        self.k_proj = nn.Linear(hidden, heads * key, bias=False)
+        self.v_proj = nn.Linear(hidden, value_heads * value, bias=False)
+        if conv_size:
+            self.q_conv1d = ShortConvolution(heads * key, conv_size)
+            self.k_conv1d = ShortConvolution(heads * key, conv_size)
+            self.v_conv1d = ShortConvolution(value_heads * value, conv_size)
+        if gated_output:
+            self.g_proj = nn.Linear(hidden, value_heads * value, bias=False)
+        self.o_norm = RMSNorm(value, norm_eps)
+        self.o_proj = nn.Linear(value_heads * value, hidden, bias=False)
+
+    @property
+    def output_norm(self) -> RMSNorm:
+        return self.o_norm
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Activation of the output gate."""
+        return F.silu(x)
+
+    def project(self, x: Tensor) -> dict[str, Tensor]:
         return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
 
-    def _convolved(
+    def convolve(
         self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
         silu = {"q": self.silu_keys, "k": self.silu_keys, "v": True}
@@ -136,20 +180,10 @@ class DeltaMixer(TokenMixer):
         both = {name: convolutions[name](y, held.get(name), layout, silu[name]) for name, y in projected.items()}
         return [y for y, _ in both.values()], {name: tails for name, (_, tails) in both.items()}
 
-    def _output(self, x: Tensor, o: Tensor) -> Tensor:
-        """o [N, J, V], normalised -> [N, D]."""
+    def output(self, x: Tensor, o: Tensor) -> Tensor:
         if hasattr(self, "g_proj"):
             o = o * self.gate(self.g_proj(x).to(o.dtype)).view(o.shape)
         return self.o_proj(o.flatten(1).to(x.dtype))
-
-    def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
-        if keep is Keep.SPARSE:
-            return SparseDeltaTrace(self, trace, layout, memory)
-        if keep is Keep.ENDS and trace.states.chunks.total > layout.documents:
-            # computed now, which costs a small product: else all tensors of the read would stay in memory
-            ends = layout.once("ends", lambda: Taps.ends(layout))
-            return EndsOnly(trace.tap(ends, None), ends)
-        return trace
 
 
 class DeltaTrace(Trace):
@@ -166,7 +200,7 @@ class DeltaTrace(Trace):
 class SparseDeltaTrace(Trace):
     """Keeps the state at every few chunks of a document; a tap reads the tokens since the last kept state again."""
 
-    def __init__(self, mixer: DeltaMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
+    def __init__(self, mixer: DeltaRuleMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
         self.mixer, self.layout = mixer, layout
         if memory is None:
             memory = mixer.fresh(layout.documents, layout.device, trace.states.starts.tensor.dtype)
@@ -197,10 +231,10 @@ class SparseDeltaTrace(Trace):
         inside = [b > 0 for b in begin]  # then at least one chunk lies before it, which is more than W - 1 tokens
         tails = self.start.select(taps.tensor(taps.documents)).tensors()
         if not any(inside):
-            return {name: tails[name] for name in ("q", "k", "v")}
+            return {name: tails[name] for name in self.mixer.tails}
         first = [self.layout.starts[g] + b - more if b else 0 for g, b in zip(taps.documents, begin, strict=True)]
         index = (taps.tensor(first)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
-        again = self.mixer._projected(inputs(index.clamp(max=self.layout.tokens - 1)))
+        again = self.mixer.project(inputs(index.clamp(max=self.layout.tokens - 1)))
         here = torch.tensor(inside, device=taps.device)[:, None, None]
         return {
             n: torch.where(here, y.view(taps.rows, more, y.shape[-1]).to(tails[n].dtype), tails[n])

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from transformers import initialization as init
 
-from refine.models.configuration import FastWeightConfig, check
+from refine.models.configuration import FlaConfig, check
 from refine.models.lact.mixer import Lact, LowRank
 from refine.models.language_model import FastWeightLanguageModel
 
 
-class LactConfig(FastWeightConfig):
+class LactConfig(FlaConfig):
     """config.json of the release's `lact_swiglu`; fields and defaults are the release's."""
 
     model_type = "lact_swiglu"
@@ -89,7 +89,7 @@ class LactForCausalLM(FastWeightLanguageModel):
 
     config_class = LactConfig
 
-    def make_mixer(self, config: Any) -> Lact:
+    def make_mixer(self, config: Any, layer: int) -> Lact:
         return Lact(config)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,132 @@
+"""What a language model is made of: MLP, block, and the stack of blocks between embedding and final norm.
+
+Shape legend: B rows · T tokens of a row · N real tokens · D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+
+from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
+from refine.ops.layout import Layout, Taps
+from refine.ops.swiglu import swiglu
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        if inner is None:
+            inner = 256 * ((int(config.hidden_size * (config.hidden_ratio or 4) * 2 / 3) + 255) // 256)
+        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, D] -> [N, D]."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """What a block's modules are called in published models, and where its norms stand.
+
+    `norms`: of the mixer and of the MLP. `after`: they stand after them, x + norm(f(x)), not before, x + f(norm(x)).
+    """
+
+    mixer: str = "attn"
+    norms: tuple[str, str] = ("attn_norm", "mlp_norm")
+    after: bool = False
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x); or, with norms `after`, x + norm(mixer x), then x + norm(mlp x)."""
+
+    def __init__(
+        self, mixer: TokenMixer, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], names: BlockNames
+    ) -> None:
+        super().__init__()
+        self.names = names
+        self.add_module(names.norms[0], norms[0])
+        self.add_module(names.mixer, mixer)
+        self.add_module(names.norms[1], norms[1])
+        self.mlp = mlp
+
+    @property
+    def mixer(self) -> TokenMixer:
+        """The token mixer, whatever its name."""
+        return cast(TokenMixer, self.get_submodule(self.names.mixer))
+
+    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
+        """x [N, D] -> [N, D] and the mixer's trace."""
+        first, second = (getattr(self, name) for name in self.names.norms)
+        if self.names.after:
+            y, trace = self.mixer(x, layout, memory, keep)
+            x = x + first(y)
+            return x + second(self.mlp(x)), trace
+        y, trace = self.mixer(first(x), layout, memory, keep)
+        x = x + y
+        return x + self.mlp(second(x)), trace
+
+    def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
+        """The mixer's inputs [M, D] for tokens `index` [M] of the block input x [N, D]."""
+        chosen = x.index_select(0, index)
+        return chosen if self.names.after else getattr(self, self.names.norms[0])(chosen)
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks and final norm: returns hidden states, and one trace for each layer.
+
+    `embeddings_name`: what the embedding is called in published models.
+    """
+
+    def __init__(
+        self, embeddings: nn.Module, blocks: Sequence[Block], norm: nn.Module, embeddings_name: str = "embeddings"
+    ) -> None:
+        super().__init__()
+        self.embeddings_name = embeddings_name
+        self.add_module(embeddings_name, embeddings)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = norm
+        self.gradient_checkpointing = False  # set by PreTrainedModel.gradient_checkpointing_enable
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of tokens, whatever its name."""
+        return cast(nn.Embedding, self.get_submodule(self.embeddings_name))
+
+    def forward(
+        self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None, ends: Taps
+    ) -> tuple[Tensor, list[tuple[Trace, MixerInputs | None]], list[LayerMemory] | None]:
+        """x [N, D] embeddings -> hidden [N, D], and of each layer: trace and inputs; memory at `taps` (or None)."""
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        kept = Keep.ALL if taps is not None else keep
+        if kept is Keep.ALL and recompute:
+            kept = Keep.SPARSE
+        traces: list[tuple[Trace, MixerInputs | None]] = []
+        tapped: list[LayerMemory] | None = None if taps is None else []
+        for number, layer in enumerate(self.layers):
+            block = cast(Block, layer)
+            before = memory[number] if memory is not None else None
+            inputs = partial(block.mixer_inputs, x) if kept is Keep.SPARSE else None
+            if recompute:
+                x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, trace = block(x, layout, before, kept)
+            if taps is not None and tapped is not None:
+                tapped.append(trace.tap(taps, inputs))
+                if keep is Keep.ENDS and not torch.is_grad_enabled():
+                    # without a graph only the trace holds the read: free it
+                    trace, inputs = EndsOnly(trace.tap(ends, inputs), ends), None
+            traces.append((trace, inputs))
+        return self.norm(x), traces, tapped

@@ -1,0 +1,75 @@
+"""Tiny checkpoints of each family, written by transformers; on a CPU its own fallbacks run, never fla's kernels."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+import torch
+
+FAMILIES = {
+    "qwen3_5": ("Qwen3_5", "Qwen3_5TextConfig", "qwen3_5"),
+    "olmo_hybrid": ("OlmoHybrid", "OlmoHybridConfig", "olmo_hybrid"),
+}
+SHARED = {
+    "vocab_size": 61,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "pad_token_id": None,
+    "eos_token_id": None,
+}
+FIELDS = {
+    "qwen3_5": {"hidden_size": 40, "head_dim": 16, "max_position_embeddings": 400},
+    "olmo_hybrid": {"hidden_size": 36, "rope_parameters": {"rope_theta": None}},
+}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request):
+    """Each family in turn."""
+    return request.param
+
+
+def shake(model, seed=0):
+    """Weights of which every one matters."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.4 if "conv1d" in name else 0.7 * parameter.shape[-1] ** -0.5)
+            elif name.endswith("A_log"):
+                parameter.uniform_(-2, 1)
+            else:
+                parameter.add_(torch.rand_like(parameter) - 0.5)
+    return model
+
+
+@pytest.fixture
+def theirs(monkeypatch):
+    """Makes a model of a family in transformers, with other config fields."""
+    for kind in FAMILIES:
+        module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+        for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
+            plain = inspect.unwrap(getattr(module, name))
+            known = inspect.signature(plain).parameters
+
+            def run(*args, plain=plain, known=known, **kwargs):
+                return plain(*args, **{key: value for key, value in kwargs.items() if key in known})
+
+            monkeypatch.setattr(module, name, run)
+
+    def make(family, seed=0, **fields):
+        import transformers
+
+        prefix, config, _ = FAMILIES[family]
+        made = getattr(transformers, config)(**{**SHARED, **FIELDS[family], **fields})
+        return shake(getattr(transformers, f"{prefix}ForCausalLM")(made), seed).eval()
+
+    return make
