@@ -15,7 +15,7 @@ from refine.reports.comparison import Comparison
 from refine.tracking.connection import tracking_uri
 from refine.tracking.pages import comparison_page, run_page
 from refine.tracking.registry import Version
-from refine.tracking.tags import CHAMPION_WHY
+from refine.tracking.tags import CHAMPION_WHY, RECORD
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +31,21 @@ def link(this: Experiment) -> None:
         create_link_artifact(page, link_text=f"{this.name} in MLflow", key="mlflow", description="this run in MLflow")
 
 
+def description(this: Experiment, best: Version, files: Sequence[Path]) -> str:
+    """The text at the top of the run's page in MLflow: the table of the arms, the champion, and what they come from."""
+    of = this.identity
+    changed = " with uncommitted changes" if of.dirty else ""
+    return (
+        f"{files[0].read_text(encoding='utf-8')}\n{_champion(best)}\n\n"
+        f"Commit `{of.commit[:12]}`{changed}, data `{of.data}`, seed {of.seed}. The metrics are the arms' headline "
+        f"scores; every score: artifacts, `results/`; the rest: `{RECORD}`.\n"
+    )
+
+
+def _champion(best: Version) -> str:
+    return f"Champion: **{best.name} version {best.label}**, {best.tags.get(CHAMPION_WHY, '')}"
+
+
 def publish(this: Experiment, comparison: Comparison, best: Version, files: Sequence[Path]) -> None:
     """Show the comparison as a table and as a picture, with links to MLflow. files: the table's, the picture last."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact
@@ -40,7 +55,7 @@ def publish(this: Experiment, comparison: Comparison, best: Version, files: Sequ
     curves = comparison_page(this.client, comparison.versions)
     text = (
         f"# {this.name}\n\n{files[0].read_text(encoding='utf-8')}\n\n"
-        f"Champion: **{best.name} version {best.label}**, {best.tags.get(CHAMPION_WHY, '')}\n\n"
+        f"{_champion(best)}\n\n"
         f"Runs and models: {where}, run `{this.parent}`\n"
         + (f"\nThe arms' curves: [side by side]({curves})\n" if curves else "")
         + f"\n## Every score\n\n{comparison.markdown()}\n\nBold: the best of the row; in brackets: 95 % intervals\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from refine.phases.prepared_data import Prepared
 from refine.phases.stages import Stage, Stages
 from refine.settings import Settings
 from refine.settings.arms import NOT_OF_AN_ARM
-from refine.tracking.tags import FLOW_RUN_ID, FLOW_RUN_NAME, PREFECT_URL
+from refine.system.liveness import owner
+from refine.tracking.tags import FLOW_RUN_ID, FLOW_RUN_NAME, IN_RECORD, PREFECT_URL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +39,16 @@ class Experiment:
 
     def tags(self, phase: str, arm: str = "") -> dict[str, str]:
         """Tags of a run or version: identity, phase, arm, and its Prefect run."""
-        tags = {**self.identity.tags(), "experiment": self.name, "phase": phase, **prefect_tags()}
-        return {**tags, "arm": arm} if arm else tags
+        belongs = {"experiment": self.name, "phase": phase, **({"arm": arm} if arm else {})}
+        return {**belongs, **self.identity.tags(), **prefect_tags()}
+
+    def run_tags(self, phase: str, arm: str = "") -> dict[str, str]:
+        """`tags` that a person reads on a run's page; `record` has the others."""
+        return {name: value for name, value in self.tags(phase, arm).items() if name not in IN_RECORD}
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """What else there is to know of a run: identity, Prefect's run, machine, and `more`."""
+        return {"identity": asdict(self.identity), "prefect": prefect_tags(), "machine": owner(), **more}
 
     def settings_of(self, stage: Stage) -> dict[str, Any]:
         """The settings that a stage uses, with dotted names, as MLflow's parameters."""
@@ -63,13 +71,6 @@ def open_experiment(settings: Settings, name: str | None, client: MlflowClient, 
     name = name or settings.registry.model_name
     stages = Stages(settings, Prepared(paths.prepared()))
     return Experiment(name, stages, identify(settings), client, experiment_id(client, name), parent)
-
-
-def name_with_overrides(name: str, overrides: Sequence[str] | None) -> str:
-    """`name` followed by the overridden settings, as in `sweep: reward="hybrid", seed=3`."""
-    pairs = [one.partition("=") for one in overrides or ()]
-    shown = ", ".join(f"{setting.rpartition('.')[2]}={value}" for setting, _, value in pairs)
-    return f"{name}: {shown}"[:200] if shown else name
 
 
 def results_folder(run_id: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import artifacts, preflight, tasks
+from flows import artifacts, preflight, run_names, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from refine.errors import SettingError
@@ -56,7 +56,8 @@ def refine_phase(
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     title = f"{phase} {arm}".strip()
-    with open_run(client, this.experiment_id, f"{this.name}: {title}", tags=this.tags("experiment")) as run:
+    name = run_names.titled(f"{this.name}: {title}", run_names.what_differs(settings, params, overrides))
+    with open_run(client, this.experiment_id, name, tags=this.run_tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
         start = None if model is None else registered_folders.local(model)
@@ -86,7 +87,7 @@ def refine_evaluation(
     client = connect()
     model = registered_folders.pinned(model)  # an alias may move while the model is scored
     this = opened.open_experiment(settings, experiment, client)
-    with open_run(client, this.experiment_id, f"evaluation {model}", tags=this.tags("experiment")) as run:
+    with open_run(client, this.experiment_id, f"evaluation {model}", tags=this.run_tags("experiment")) as run:
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
         folder = registered_folders.local(model)

@@ -7,13 +7,14 @@ with test-time training -> registry -> champion and comparison
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import artifacts, preflight, tasks
+from flows import artifacts, preflight, run_names, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from flows.progress import say
@@ -24,6 +25,7 @@ from refine.metric_names import smaller_is_better
 from refine.phases.stages import Scored, Target, Trained
 from refine.reports import arms, experiment_files
 from refine.reports.comparison import compare
+from refine.reports.headline import headline, values_of
 from refine.services import prefect_api
 from refine.services.flow_heartbeat import start_heartbeat
 from refine.settings import load
@@ -35,13 +37,15 @@ from refine.system.processes import die_with_dvc
 from refine.tracking.connection import connect
 from refine.tracking.registered_folders import local
 from refine.tracking.registry import Version, version_of
-from refine.tracking.run import end_dead_runs, open_run
-from refine.tracking.tags import CHAMPION
+from refine.tracking.run import Run, end_dead_runs, open_run
+from refine.tracking.run_inputs import log_inputs, raw_texts
+from refine.tracking.tags import CHAMPION, DESCRIPTION
+from refine.training.metrics_file import METRICS_FILE
 
 
 def _run_name() -> str:
     given = flow_run.parameters
-    name = opened.name_with_overrides(given.get("experiment") or "experiment", given.get("overrides"))
+    name = run_names.name_with_overrides(given.get("experiment") or "experiment", given.get("overrides"))
     return f"{name} {time.strftime('%Y-%m-%d %H:%M')}"
 
 
@@ -71,20 +75,22 @@ def refine_experiment(
     for folder in (paths.runs(), paths.results(), paths.results() / experiment_files.METRICS):
         sweep(folder, "evaluate-*.json")  # a file of earlier versions
     end_dead_runs(client, [this.experiment_id])
+    values, differing = settings.model_dump(mode="json"), run_names.what_differs(settings, params, overrides)
     with open_run(
         client,
         this.experiment_id,
-        opened.name_with_overrides(_title(this), overrides),
+        run_names.titled(_title(this), differing),
         key=_flow_run_key(),
-        tags=this.tags("experiment"),
-        params=settings.model_dump(mode="json"),
+        tags=this.run_tags("experiment"),
+        params=values,
     ) as run:
+        log_inputs(client, run.run_id, raw_texts(values["data"]))
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
         models = _trained(this)
         scores, versions, best = _compared(this, models)
-        run.tag({CHAMPION: f"{best.name} version {best.label}"} | _reused(models))
-        return _finish(this, run.run_id, scores, versions, best)
+        run.record(this.record(settings=values, differing=differing, reused=_reused(models)))
+        return _finish(this, run, models, scores, versions, best)
 
 
 def _trained(this: Experiment) -> list[Trained]:
@@ -136,16 +142,21 @@ def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], li
 
 
 def _finish(
-    this: Experiment, run_id: str, scores: list[Scored], versions: list[Version], best: Version
+    this: Experiment, run: Run, models: list[Trained], scores: list[Scored], versions: list[Version], best: Version
 ) -> dict[str, Any]:
-    """Write and show the comparison. Returns the flow's result, a small record of where everything lies."""
-    settings = this.settings.registry
+    """Write and show the comparison, and each arm's headline scores as metrics of the experiment's run, so that the
+    runs of many nights make a trend. Returns the flow's result, a small record of where everything lies."""
+    settings, run_id = this.settings.registry, run.run_id
     current = [version_of(this.client, settings.model_name, str(version.number)) for version in versions]
     comparison = compare(current)
     shown = [*arms.of_versions(this.client, comparison), *arms.of_test_time(this.client, scores)]
-    files = experiment_files.write(comparison, shown, opened.results_folder(run_id))
+    files = experiment_files.write(
+        comparison, shown, opened.results_folder(run_id), settings.metric, _metrics_files(models)
+    )
     for file in files:
         this.client.log_artifact(run_id, str(file), "results")
+    run.metrics(values_of(headline(shown)))
+    run.tag({CHAMPION: f"{best.name} version {best.label}", DESCRIPTION: artifacts.description(this, best, files)})
     artifacts.publish(this, comparison, best, files)
     return {
         "experiment": this.name,
@@ -157,9 +168,17 @@ def _finish(
     }
 
 
+def _metrics_files(models: list[Trained]) -> dict[str, dict[str, Path]]:
+    """The metrics.jsonl of each training, by phase and arm."""
+    found: dict[str, dict[str, Path]] = {}
+    for model in models:
+        found.setdefault(model.stage.phase, {})[model.stage.arm] = Path(model.stage.folder) / METRICS_FILE
+    return found
+
+
 def _reused(models: list[Trained]) -> dict[str, str]:
-    """Tags that name the MLflow runs of stages that were finished before."""
-    return {f"reused.{model.stage.title}": model.run_id for model in models if model.reused}
+    """The MLflow runs of stages that were finished before."""
+    return {model.stage.title: model.run_id for model in models if model.reused}
 
 
 def _title(this: Experiment) -> str:

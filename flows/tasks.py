@@ -31,6 +31,8 @@ from refine.tracking.logged_checkpoints import log_checkpoints
 from refine.tracking.registry import Version
 from refine.tracking.relay import Relay
 from refine.tracking.run import Run, find_run, open_run
+from refine.tracking.run_inputs import log_inputs, prepared_files
+from refine.tracking.system_metrics import system_metrics
 from refine.training import reward_histograms
 from refine.training.metrics_file import METRICS_FILE
 
@@ -99,15 +101,20 @@ def recorded(experiment: Experiment, stage: Stage) -> Iterator[Recording]:
     """Open the MLflow run of a training, and relay its metrics to MLflow and to Prefect's page during the block. At the
     end of the block, log the result's totals, files and tags."""
     client, folder = experiment.client, Path(stage.folder)
-    run = _open_run(experiment, stage, experiment.tags(stage.phase, stage.arm), experiment.settings_of(stage))
+    run = _open_run(experiment, stage, experiment.run_tags(stage.phase, stage.arm), experiment.settings_of(stage))
     recording = Recording(run.run_id)
     with run, ProgressArtifact(stage.title, _steps(experiment, stage)) as progress:
-        with Relay(folder / METRICS_FILE, client, run.run_id, seen=progress.show):
+        data = experiment.stages.data
+        log_inputs(client, run.run_id, prepared_files(data.folder, data.read_by(stage.phase)))
+        with (
+            Relay(folder / METRICS_FILE, client, run.run_id, seen=progress.show),
+            system_metrics(client, run.run_id),
+        ):
             yield recording
         result = recording.result
         run.metrics({"train/total_seconds": result.seconds, "train/total_tokens": result.tokens}, step=result.steps)
         _keep_files(client, run.run_id, folder)
-        run.tag({tags.MODEL: result.model, tags.MODEL_HASH: result.model_hash})
+        run.record(experiment.record(model=result.model, model_hash=result.model_hash, folder=stage.folder))
 
 
 def _open_run(experiment: Experiment, stage: Stage, tags: dict[str, str], params: dict[str, Any]) -> Run:
@@ -206,7 +213,7 @@ def _recorded(experiment: Experiment, target: Target, fresh: bool) -> Scored:
     run_id = known.info.run_id if known else ""
     metrics = {**({} if target.adapted_by else _validation(model)), **scores}
     if known is None:
-        of_target = experiment.tags("test_time" if target.adapted_by else "evaluation", target.arm)
+        of_target = experiment.run_tags("test_time" if target.adapted_by else "evaluation", target.arm)
         # A model that was named, not trained here, is no row of this experiment's report.
         marks = of_target if model.stage.phase == NAMED else {**of_target, tags.TRAINED_BY: model.run_id}
         with _open_run(experiment, stage, marks, experiment.settings_of(model.stage)) as run:

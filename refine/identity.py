@@ -122,6 +122,12 @@ def git_state(checkout: str | Path = ".") -> tuple[str, bool]:
     return commit, changes != ""
 
 
+def committed(file: str | Path) -> str | None:
+    """The text of `file` in the commit that is checked out; None without git, or if the commit has no such file."""
+    file = Path(file)
+    return _git(file.parent, "show", f"HEAD:./{file.name}")
+
+
 def _git(checkout: str | Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=30)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 PROMPTS = "prompts"  # `val/prompts/…`: of the prompts' tokens, in post-training, where `val/…` is of documents
 HEADLINES = ("/loss", "/marked_loss", "/score")  # ends of the metrics that tables and pages show, which are few
 LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
+TIMES = ("seconds", "tokens_per_second")  # ends of metrics that differ each time
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
 
 # What each metric is a mean over: the end of its name, and the end of the name that counts its samples.

@@ -10,7 +10,16 @@ import pytest
 
 from refine import settings
 from refine.errors import DataError
-from refine.identity import UNKNOWN, code_hash, data_version, git_state, hash_of, hash_of_files, identify
+from refine.identity import (
+    UNKNOWN,
+    code_hash,
+    committed,
+    data_version,
+    git_state,
+    hash_of,
+    hash_of_files,
+    identify,
+)  # fmt: skip
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -31,6 +40,13 @@ def repository(tmp_path: Path, checkout: Path) -> Path:
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
     return tmp_path
+
+
+def test_the_committed_text_of_a_file_is_that_of_the_commit(repository, tmp_path_factory):
+    (repository / "refine" / "loss.py").write_text("loss = 1\n")
+    assert committed(repository / "refine" / "loss.py") == "loss = 0"
+    assert committed(repository / "refine" / "new.py") is None
+    assert committed(tmp_path_factory.mktemp("no_git") / "loss.py") is None
 
 
 def test_the_order_of_keys_does_not_change_a_hash_but_a_value_does():

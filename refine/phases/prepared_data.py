@@ -36,6 +36,13 @@ class Prepared:
         folder = self.folder / "questions"
         return [path for path in paths.visible_files(folder, f"*_{split}.parquet") if path.parent == folder]
 
+    def read_by(self, phase: str) -> list[Path]:
+        """The files that a training of `phase` reads: documents, in post-training questions."""
+        if phase == "post":
+            return [*self.questions("train"), *self.questions("validation")]
+        files = map(self.documents, ("train", "validation", "recall"))
+        return [file for file in files if file.is_file()]
+
     def check(self, *splits: str) -> None:
         """Raises DataError: the tokenizer or the documents of one of `splits` are missing."""
         for path in (self.tokenizer / "tokenizer.json", *map(self.documents, splits)):

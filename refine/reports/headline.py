@@ -28,6 +28,16 @@ def headline(arms: Sequence[Arm]) -> Table:
     return table(arms, columns([name for one in arms for name in one.estimates]))
 
 
+def values_of(made: Table) -> dict[str, float]:
+    """Each value of a headline table by the name `PHASE-ARM/METRIC`, as in `mid-refine/val/loss`."""
+    return {
+        f"{'-'.join(part for part in (row.phase, row.arm) if part)}/{getattr(column, 'name', column.title)}": one.value
+        for row in made.rows
+        for column, cell in zip(made.columns, row.cells, strict=True)
+        if (one := cell.estimate) is not None
+    }
+
+
 def columns(metrics: Iterable[str]) -> list[MetricColumn]:
     """The headline columns for these metrics."""
     names = list(dict.fromkeys(metrics))

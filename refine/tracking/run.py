@@ -5,6 +5,7 @@ A run names its owner (machine, process) and carries a sign of life. `end_dead_r
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import threading
@@ -17,7 +18,7 @@ from refine.identity import flat
 from refine.system.liveness import ALIVE, BEAT, OWNER, alive, owner
 from refine.tracking import outbox
 from refine.tracking.sender import Sender
-from refine.tracking.tags import ERROR, KEY
+from refine.tracking.tags import ERROR, KEY, RECORD, USER
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,6 +73,10 @@ class Run:
         """Log one row of metrics. Values that are not finite are left out and counted."""
         Sender(self.client, self.run_id).send([(step, values)])
 
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Keep `values` (plain data) as the artifact RECORD: all that nobody reads first."""
+        self.client.log_dict(self.run_id, json.loads(json.dumps(values, default=str)), RECORD)
+
     def _beat(self) -> None:
         missed = False
         while not self._ended.wait(BEAT):
@@ -100,7 +105,7 @@ def open_run(
     parent: id of the run to nest it in. params: settings; nested mappings become dotted names.
     """
     marks = {**(tags or {}), OWNER: json.dumps(owner()), ALIVE: str(int(time.time()))}
-    marks = {"mlflow.source.name": "refine", "mlflow.source.type": "JOB", **marks}
+    marks = {"mlflow.source.name": "refine", "mlflow.source.type": "JOB", USER: _user(), **marks}
     if key is not None:
         marks[KEY] = key
     if parent is not None:
@@ -141,6 +146,14 @@ def end_dead_runs(client: MlflowClient, experiment_ids: list[str] | None = None)
             client.set_terminated(run.info.run_id, "KILLED")
             ended.append(run.info.run_id)
     return ended
+
+
+def _user() -> str:
+    """The name of the account that this process has; a container may have none."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return "unknown"
 
 
 def _dead(run: MlflowRun) -> bool:

@@ -16,9 +16,11 @@ COMMIT, DIRTY, PARAMS, DATA, CODE, SEED = (f"identity.{field.name}" for field in
 # Of runs
 KEY = "refine.key"  # hash of everything that decides the result
 ERROR = "refine.error"  # why the run failed, in one line
-MODEL, MODEL_HASH = "refine.model", "refine.model_hash"
+USER = "mlflow.user"  # MLflow's pages show it as the run's maker
+DESCRIPTION = "mlflow.note.content"  # Markdown; MLflow shows it at the top of the run's page
 TRAINED_BY = "refine.trained_by"  # of an evaluation: id of the run that trained the model
 # Of versions
+MODEL_HASH = "refine.model_hash"
 CHAMPION = "champion"  # the alias of the best version
 CHAMPION_WHY, CHAMPION_REFUSED = "champion.why", "champion.refused"  # why it became champion, or why not
 METRICS, SETTINGS = "refine.metrics", "refine.settings"  # JSON: metric name -> value, dotted setting -> value
@@ -28,3 +30,6 @@ EVALUATION_RUN = "refine.evaluation_run"  # id of the run that holds every sampl
 EVALUATION_FOLDER = "refine.evaluation_folder"
 # Of runs: the run of Prefect's that they belong to
 FLOW_RUN_ID, FLOW_RUN_NAME, PREFECT_URL = "prefect.flow_run_id", "prefect.flow_run_name", "prefect.url"
+# Not among a run's tags, which a person reads: the run's RECORD has them beside all else. A version keeps its own.
+IN_RECORD = (DIRTY, CODE, FLOW_RUN_NAME)
+RECORD = "record.json"  # artifact of a run: its identity, settings, machine and results

@@ -54,11 +54,11 @@ def test_a_sweep_is_every_combination_in_every_seed():
 
 
 def test_runs_of_a_sweep_have_different_names():
-    from flows.experiment import name_with_overrides
+    from flows.run_names import name_with_overrides
 
     wanted = sweep.combinations({"training.mid.objective.reward": ["hybrid", "binary"]}, [3])
     names = [name_with_overrides("reward", overrides) for overrides in wanted]
-    assert names == ['reward: reward="hybrid", seed=3', 'reward: reward="binary", seed=3']
+    assert names == ["mid.objective.reward=hybrid, seed=3: reward", "mid.objective.reward=binary, seed=3: reward"]
     assert name_with_overrides("nightly", None) == name_with_overrides("nightly", []) == "nightly"
 
 

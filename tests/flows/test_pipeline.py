@@ -66,6 +66,15 @@ def runs(workplace: Path) -> dict[str, list[str]]:
     return found
 
 
+def told(workplace: Path, name: str):
+    """The newest run called `name`."""
+    from refine.tracking.connection import connect
+
+    client = connect(f"sqlite:///{workplace}/home/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "refine-sample"]
+    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")[0]
+
+
 def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, workplace):
     code, out, err = finished(start())
     assert code == 0, err
@@ -81,6 +90,11 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert (workplace / "results" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     found = runs(workplace)
     assert set(found) == {"FINISHED"} and len(found["FINISHED"]) == 8
+    parent = told(workplace, "refine-sample: none, sft, refine")
+    assert parent.data.metrics["mid-refine/val/loss"] == 3.4 and parent.data.metrics["mid-none/val/loss"] == 3.6
+    assert parent.data.metrics["mid-sft/eval/niah_single_1/256/score"] == 0.5
+    assert "**refine-sample version 3 (mid refine)**" in parent.data.tags["mlflow.note.content"]
+    assert "[3.30,3.70]" in parent.data.tags["mlflow.note.content"]
     code, _, err = finished(start())
     assert code == 0 and calls() == ALL, "a finished stage ran again"
     alive = [process.info for process in psutil.process_iter(["cmdline", "cwd"])]
@@ -89,7 +103,7 @@ def test_the_flow_compares_its_arms_and_runs_again_without_work(start, calls, wo
     assert code == 0 and calls() == [*ALL, *ALL[1:-1]], (
         "changed stages run again, but the same weights were scored before"
     )
-    assert "refine-sample: none, sft, refine: steps=29" in runs(workplace)["FINISHED"]
+    assert "mid.steps=29: refine-sample: none, sft, refine" in runs(workplace)["FINISHED"]
 
 
 def test_a_killed_training_is_retried(start, plan, calls):

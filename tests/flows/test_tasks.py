@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,7 +55,12 @@ def test_a_killed_training_resumes_in_the_same_run_and_keeps_every_metric_once(e
     assert [file.name for file in Path(model.artifact_location.removeprefix("file://")).iterdir()] == [
         "model.safetensors"
     ]
-    assert [file.path for file in experiment.client.list_artifacts(done.run_id)] == ["reward_histograms.csv"]
+    kept = [file.path for file in experiment.client.list_artifacts(done.run_id)]
+    assert kept == ["record.json", "reward_histograms.csv"]
+    record = json.loads(Path(experiment.client.download_artifacts(done.run_id, "record.json")).read_text())
+    assert record["model"] == done.model and record["identity"]["code"] == experiment.identity.code
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"documents/train", "documents/validation"}
+    assert run.data.tags["mlflow.user"] and not {"refine.model", "identity.code", "identity.dirty"} & set(run.data.tags)
 
 
 def test_a_finished_stage_is_not_done_again(experiment, calls):

@@ -74,17 +74,24 @@ def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monk
         )
     )
     comparison = compare(VERSIONS)
-    experiment_files.write(comparison, of_versions(client, comparison), tmp_path / "made")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val/loss": 3.6}\n{"step": 4, "val/loss": 3.5}\n')
+    trainings = {"mid": {"sft": tmp_path / "metrics.jsonl"}}
+    experiment_files.write(comparison, of_versions(client, comparison), tmp_path / "made", "val/loss", trainings)
     with Repo.init(no_scm=True) as repo:
         shutil.rmtree(tmp_path / "results", ignore_errors=True)
         repo.reproduce()
         shown = repo.metrics.show()[""]["data"]
+        summary = shown.pop("results/summary.json")["data"]
         assert {name: one["data"]["val/loss"] for name, one in shown.items()} == {
             "results/metrics/mid-sft.json": 3.6,
             "results/metrics/mid-refine.json": 3.5,
         }
+        assert summary == {"best": "mid refine", "val.loss": 3.5}
     from dvc.cli import main
 
+    shutil.copytree(checkout / ".dvc" / "plots", tmp_path / ".dvc" / "plots")
     assert main(["plots", "show", "-q"]) == 0
     page = (tmp_path / "dvc_plots" / "index.html").read_text()
+    for panel in ("mid-val-loss.csv", "scores/val-loss.csv", '"field": "arm"', '"field": "low"'):
+        assert panel in page, panel
     assert "comparison.png" in page and list((tmp_path / "dvc_plots" / "static").glob("*comparison.png"))

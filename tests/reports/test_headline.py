@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refine.reports.headline import MOST, columns, headline
+from refine.reports.headline import MOST, columns, headline, values_of
 
 
 def score(task: str, *lengths: int) -> list[str]:
@@ -63,3 +63,11 @@ def test_means_have_a_name_of_their_own_and_their_scale(experiment_arms):
     assert names[-2:] == ["mean/needles/score", "eval/factsqa/512/score"] and len(set(names)) == len(names)
     assert [one.scale for one in made.columns] == [1.0, 1.0, 100.0, 100.0, 100.0, 100.0]
     assert [one.less_is_better for one in made.columns[:3]] == [True, True, False]
+
+
+def test_each_value_has_the_name_of_its_arm_and_metric(experiment_arms):
+    made = headline(experiment_arms)
+    found = values_of(made)
+    assert len(found) == sum(cell.estimate is not None for row in made.rows for cell in row.cells)
+    row, column = made.rows[0], made.columns[0]
+    assert found[f"{row.phase}-{row.arm}/{column.name}"] == row.cells[0].estimate.value
