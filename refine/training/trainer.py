@@ -85,10 +85,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
 
             model = from_pretrained(model)
         if not hasattr(model, "read"):
-            raise ModelError(
-                f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
-                "(delta_net, gated_deltanet or lact_swiglu)"
-            )
+            raise _no_memory(model)
         if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         if peft_config is not None:
@@ -201,36 +198,59 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
     # -- the step --------------------------------------------------------------------------------------------------
 
     def run_pass(
-        self, batch: dict[str, Any], objective: ObjectiveSettings, seeds: Sequence[int], counts: Counts
+        self,
+        batch: dict[str, Any],
+        objective: ObjectiveSettings,
+        seeds: Sequence[int],
+        counts: Counts,
+        model: Any = None,
     ) -> StepResult | AnswerResult:
         """`pass_loss` of `batch` under autocast and inside the forward pass of the model's wrapper (DDP, FSDP).
 
         `batch`: from `refine.training.dataset.collate`, on the model's device. `seeds`: one per row. `counts`: the
-        denominators of the optimizer step or validation that the pass is part of.
+        denominators of the optimizer step or validation that the pass is part of. `model`: the trainer's by default.
+        Raises ModelError: `model` is no model of refine.models, nor a wrapper of one.
         """
         on_device = torch.tensor(seeds, device=batch["tokens"].device)
+        model = self._current_model() if model is None else model
+        unwrapped = self.accelerator.unwrap_model(model)
+        if not hasattr(unwrapped, "read"):
+            raise _no_memory(unwrapped)
         with self.accelerator.autocast():
             return call_through(
-                self.model_wrapped,
-                self.accelerator.unwrap_model(self.model_wrapped),
+                model,
+                unwrapped,
                 lambda module: pass_loss(module, batch, objective, on_device, counts, self.reward),
             )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This pass's share of the step's loss, times the number of processes (their gradients are averaged).
+        """This pass's share of the step's loss, times the number of processes (their gradients are averaged). Outside
+        of a step of `train()`: the loss of this batch alone.
 
-        `model` is `model_wrapped`, through which `run_pass` runs.
+        `model`: the trainer's, another model of refine.models, or a wrapper of one. Only the trainer's enters the
+        logged metrics. Raises ModelError: any other model.
         """
         seeds = [sequence_seed(self.args.seed, self.state.global_step, row) for row in inputs["sequences"]]
-        result = self.run_pass(inputs, self.objective, seeds, self._counts)
+        in_step = self._counts.tokens > 0
+        counts = self._counts if in_step else counts_of(inputs, self.objective)
+        result = self.run_pass(inputs, self.objective, seeds, counts, model)
         if not inputs["counted"]:
             return result.loss * 0.0
         self._refuse_non_finite_loss(result, inputs)
-        self._statistics.add(result, inputs)
+        if in_step and self._is_own(model):
+            self._statistics.add(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)
         return (loss, result) if return_outputs else loss
+
+    def _is_own(self, model: Any) -> bool:
+        """Whether `model` is the trainer's, wrapped or not."""
+        return self.accelerator.unwrap_model(model) is self.accelerator.unwrap_model(self.model)
+
+    def _current_model(self) -> Any:
+        """The wrapper of `self.model`; `self.model` itself if a user has put another model there."""
+        return self.model_wrapped if self._is_own(self.model_wrapped) else self.model
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run all passes of an optimizer step, forward and backward. Processes exchange gradients in the last one."""
@@ -245,6 +265,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
                         raise
                     message = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
                     raise self._step_error(message) from error
+        self._counts = Counts(0, 0, 0)  # `compute_loss` is outside of a step from here on
         return total
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
@@ -261,6 +282,13 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
 
     def _step_error(self, message: str) -> TrainingError:
         return TrainingError(f"step {self.state.global_step + 1}: {message}")
+
+
+def _no_memory(model: Any) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
+        "(delta_net, gated_deltanet or lact_swiglu)"
+    )
 
 
 _OWN = ("data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")  # Trainer's
