@@ -36,6 +36,7 @@ def model_and_record(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     from refine.evaluation.evaluate import check_model, model_tokenizer
     from refine.models import from_pretrained
+    from refine.models.weights import refuse_adapters
     from refine.phases import run_folder
     from refine.system.quiet import quiet_libraries
 
@@ -47,6 +48,7 @@ def model_and_record(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise ModelError(f"{folder}: this run has not finished: start its command again, it resumes")
         record, model = found, folder / run_folder.MODEL
     if not (model / "config.json").is_file():
+        refuse_adapters(model)
         raise ModelError(f"{folder}: expected a run folder of `refine train`, or a model folder with config.json")
     quiet_libraries()
     check_model(model, model_tokenizer(model))

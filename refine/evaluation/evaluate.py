@@ -88,9 +88,12 @@ def evaluate_model(
 
 
 def model_tokenizer(model: str | Path) -> Any:
-    """The tokenizer saved with a model, or any that `load_tokenizer` finds; raises as that does."""
+    """The tokenizer saved with a model, or any that `load_tokenizer` finds; raises as that does. ModelError: `model` is
+    a folder of adapters."""
     import refine.models  # noqa: F401 - transformers looks for the model's type, even for the tokenizer alone
+    from refine.models.weights import refuse_adapters
 
+    refuse_adapters(paths.model(model))
     return load_tokenizer(model)
 
 
@@ -99,7 +102,9 @@ def check_model(model: str | Path, tokenizer: Any, revision: str | None = None) 
     from transformers import AutoConfig
 
     from refine.models.configuration import FastWeightConfig  # also registers the model types
+    from refine.models.weights import refuse_adapters
 
+    refuse_adapters(paths.model(model))
     try:
         config = AutoConfig.from_pretrained(str(paths.model(model)), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

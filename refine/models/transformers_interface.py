@@ -5,6 +5,7 @@ Shape legend: B rows · T tokens of a row, padding included · V vocabulary.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,7 @@ class TransformersInterface:
 
     _is_stateful = True  # a cache cannot be rolled back
     if TYPE_CHECKING:  # attributes of FastWeightLanguageModel
+        name_or_path: str
         config: Any
         model: Any
         lm_head: nn.Linear
@@ -137,3 +139,18 @@ class TransformersInterface:
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = value
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """transformers' own, which uploads weights and config; then the tokenizer in the folder that the model came
+        from. The model card in that folder goes along while the model has the folder's weights, unless the repository
+        has a card. For a folder as it is: `hf upload OWNER/NAME FOLDER`."""
+        from refine.models import hub_upload
+
+        as_user = {"token": options.get("token")}
+        repo_id = hub_upload.repository(repo_id, private=options.get("private"), **as_user)
+        with_card = not hub_upload.has_card(repo_id, revision=options.get("revision"), **as_user)
+        commit = super().push_to_hub(repo_id, **options)  # type: ignore[misc]
+        at = (commit.pr_revision if options.get("create_pr") else None) or options.get("revision")
+        if self.name_or_path and (folder := Path(self.name_or_path)).is_dir():
+            hub_upload.upload_beside(self, folder, repo_id, with_card, revision=at, **as_user)
+        return commit

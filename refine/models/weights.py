@@ -15,6 +15,7 @@ from refine.system.readers import mapping, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTERS = "adapter_config.json"  # of peft
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights that are read; others would be cast
 
 
@@ -22,10 +23,25 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself, a model in the package (sample/delta_net), or the hub repository `name`,
     downloaded or from the hub's cache.
 
-    Raises ModelError: neither a folder nor a hub name, or the hub does not answer or has no such repository.
+    Raises ModelError: neither a folder nor a hub name, adapters without their model, or the hub does not answer or has
+    no such repository.
     """
     folder = paths.model(name)
-    return folder if folder.is_dir() else _from_hub(str(name), revision)
+    folder = folder if folder.is_dir() else _from_hub(str(name), revision)
+    refuse_adapters(folder)
+    return folder
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Raise ModelError, which says how to merge them, if `folder` holds adapters of peft and no model."""
+    if not (folder / ADAPTERS).is_file() or (folder / "config.json").is_file():
+        return
+    base = read_json(folder / ADAPTERS, "the fields of peft's adapters", ModelError).get("base_model_name_or_path")
+    raise ModelError(
+        f"{folder}: holds adapters (LoRA) alone: merge them into {reason(str(base or 'their model'), 100)} first, with "
+        "peft.PeftModel.from_pretrained(MODEL, FOLDER).merge_and_unload().save_pretrained(NEW), and name NEW "
+        "(docs/training.md, Adapters)"
+    )
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

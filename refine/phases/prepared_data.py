@@ -79,6 +79,9 @@ def check_model(name: str, data: Prepared) -> None:
     if not folder.is_dir():
         return
     if not (folder / "config.json").exists():
+        from refine.models.weights import refuse_adapters
+
+        refuse_adapters(folder)
         raise ModelError(f"{folder}: no config.json: expected a checkpoint folder or a hub name")
     config = read_json(folder / "config.json", "the fields of a model's config", ModelError)
     check_vocabulary(name, config.get("vocab_size"), data)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 
-from refine.errors import SettingError, TrainingError
+from refine.errors import ModelError, SettingError, TrainingError
 from refine.models import from_pretrained
 from refine.settings.training import TestTimeSettings
 from refine.training import checkpoints
@@ -120,3 +120,26 @@ def test_without_peft_the_extra_is_named(tiny_model, arguments, rows, monkeypatc
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SettingError, match=r"pip install 'refine-fast-weights\[lora\]'"):
         RefineTrainer(tiny_model(), arguments(), train_dataset=rows, peft_config=object())
+
+
+def test_a_folder_of_adapters_is_refused_with_what_to_do(tiny_model, arguments, rows, tmp_path, prepared_folder):
+    from flows.preflight import check_model as check_start
+    from refine.evaluation import Inputs
+    from refine.evaluation.evaluate import check_model, evaluate_model, model_tokenizer
+    from refine.phases.prepared_data import Prepared
+
+    trainer = train(tiny_model(), arguments(max_steps=1), rows, peft_config=lora())
+    folder = tmp_path / "adapters"
+    trainer.save_model(str(folder))
+    for load in (
+        lambda: from_pretrained(folder),
+        lambda: evaluate_model(folder, Inputs()),
+        lambda: model_tokenizer(folder),
+        lambda: check_model(folder, None),
+        lambda: check_start(str(folder), Prepared(prepared_folder)),
+    ):
+        with pytest.raises(
+            ModelError, match=r"holds adapters \(LoRA\) alone: merge them into .* first, with peft"
+        ) as said:
+            load()
+        assert "\n" not in str(said.value) and str(folder) in str(said.value)
