@@ -45,8 +45,8 @@ def write_summary(arms: Sequence[Arm], made: Table, metric: str, folder: Path) -
 
 
 def short(metric: str) -> str:
-    """`val.loss`, `recall.marked`, `needles.mean`: narrow columns, and no name of the arms' own files."""
-    parts = [part for part in metric.split("/") if part not in ("eval", "score")]
+    """`val`, `recall.marked`, `needles.mean`: narrow columns, and no name of the arms' own files."""
+    parts = [part for part in metric.split("/") if part not in ("eval", "score", "loss")]
     if parts[0] == "mean":
         parts = [*parts[1:], *(["mean"] if len(parts) == 2 else [])]
     return ".".join(parts).replace("marked_loss", "marked").replace("niah_", "")

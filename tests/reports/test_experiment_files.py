@@ -74,7 +74,7 @@ def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monk
         )
     )
     comparison = compare(VERSIONS)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val/loss": 3.6}\n{"step": 4, "val/loss": 3.5}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val/loss": 3.6}\n{"step": 4, "val": 3.5}\n')
     trainings = {"mid": {"sft": tmp_path / "metrics.jsonl"}}
     experiment_files.write(comparison, of_versions(client, comparison), tmp_path / "made", "val/loss", trainings)
     with Repo.init(no_scm=True) as repo:
@@ -86,7 +86,7 @@ def test_dvc_shows_a_row_an_arm_and_the_picture_without_a_network(tmp_path, monk
             "results/metrics/mid-sft.json": 3.6,
             "results/metrics/mid-refine.json": 3.5,
         }
-        assert summary == {"best": "mid refine", "val.loss": 3.5}
+        assert summary == {"best": "mid refine", "val": 3.5}
     from dvc.cli import main
 
     shutil.copytree(checkout / ".dvc" / "plots", tmp_path / ".dvc" / "plots")
