@@ -94,11 +94,19 @@ class TextModel:
 
 
 def _rows(model_input: Any) -> list[dict[str, Any]]:
-    """The rows of a table. Raises DataError: it has none of the columns."""
+    """The rows of a table. A server is also sent `{"inputs": {"prompt": ["a", "b"]}}`, which MLflow hands on as one
+    cell with all prompts: each is a row. Raises DataError: the table has none of the columns."""
     columns = [str(name) for name in getattr(model_input, "columns", ())]
     if not {PROMPT, TOKENS} & set(columns):
         raise DataError(f"the input has columns {', '.join(columns) or 'without names'}; {EXPECTED}")
-    return list(model_input.to_dict("records"))
+    return [one for row in model_input.to_dict("records") for one in _each_prompt(row)]
+
+
+def _each_prompt(row: dict[str, Any]) -> list[dict[str, Any]]:
+    prompts = row.get(PROMPT)
+    if prompts is None or isinstance(prompts, str) or not hasattr(prompts, "__len__"):
+        return [row]
+    return [{**row, PROMPT: prompt} for prompt in prompts] or [row]
 
 
 def _missing(value: Any) -> bool:

@@ -62,6 +62,21 @@ def test_mlflow_loads_it_and_it_writes_what_the_model_writes(registered, folder)
         assert by_tokens["text"].tolist() == [text]
 
 
+def test_prompts_that_a_server_gets_as_one_list_are_rows(registered):
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    loaded = mlflow.pyfunc.load_model(registered)
+    apart = loaded.predict(pandas.DataFrame({"prompt": ["To be", "or not"]}), params={"max_tokens": 5})["text"].tolist()
+    for sent in (
+        '{"inputs": {"prompt": ["To be", "or not"]}}',
+        '{"instances": [{"prompt": "To be"}, {"prompt": "or not"}]}',
+    ):
+        data, _ = scoring_server._split_data_and_params(sent)
+        parsed = scoring_server.infer_and_parse_data(data, loaded.metadata.get_input_schema())
+        assert loaded.predict(parsed, params={"max_tokens": 5})["text"].tolist() == apart
+
+
 def test_sampling_depends_on_the_seed_alone(registered):
     import mlflow
 
