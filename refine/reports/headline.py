@@ -1,7 +1,7 @@
 """The headline scores of a table of arms: at most six columns, chosen from the metrics that the arms have.
 
-The losses on documents (`val` first), the loss after the marks of recall exercises, the needles at their longest
-length, the mean over all needles, over the questions, over LongBench. lm-eval's scores fill what room is left.
+Two losses: on documents (`val` first), and after the marks of recall exercises if there are any. The needles at their
+longest length, the mean over all needles, over the questions, over LongBench. lm-eval's scores fill what room is left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def columns(metrics: Iterable[str]) -> list[MetricColumn]:
     of = {family: [key for key in keys if TASKS[key[0]].family == family] for family in _families()}
     marked = [name for name in names if re.fullmatch(r"[^/]+/marked_loss", name)]
     whole = [name for name in _losses(names) if name.replace("/loss", "/marked_loss") not in marked or name == VAL]
-    losses = [_loss(name) for name in [*sorted(whole, key=lambda name: name != VAL)[:LOSSES], *marked[:1]]]
+    first = sorted(whole, key=lambda name: name != VAL)[: LOSSES - len(marked[:1])]
+    losses = [_loss(name) for name in [*first, *marked[:1]]]
     means = [_mean(of[family], family) for family in _families() if of[family]]
     chosen = [*losses, *_longest_needles(of["needles"], MOST - len(losses) - len(means)), *means]
     others = [one for name in names if (one := OTHER_SCORE.fullmatch(name)) and not one[2].isdigit()]

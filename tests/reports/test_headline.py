@@ -37,7 +37,7 @@ LOSSES = ["second_domain/loss", "val/loss"]
         (
             ["recall/loss", "recall/marked_loss", *LOSSES, *S1, *S2, *QUESTIONS],
             [
-                "val loss", "second domain loss", "recall marked loss", "single 4096 %", "needles mean %",
+                "val loss", "recall marked loss", "single_1 4096 %", "single_2 4096 %", "needles mean %",
                 "FactsQA 512 %",
             ],
         ),
