@@ -10,7 +10,7 @@ from torch import nn
 from refine.errors import SettingError, reason
 
 ADAPTER = "adapter_model.safetensors"  # in a checkpoint of a model with adapters
-HEADS = ("lm_head", "embeddings")  # the objective reads their weights without calling them
+HEADS = ("lm_head", "embeddings", "embed_tokens")  # the objective reads their weights without calling them
 
 
 def with_adapters(model: Any, config: Any, seed: int) -> Any:

@@ -16,6 +16,7 @@ from refine.system.readers import parsed_yaml, read_text
 
 CARD = "README.md"
 NAME = "refine-fast-weights"
+HYBRIDS = ("qwen3_5_text", "olmo_hybrid")  # their attention layers remember every token
 MADE_BY = {
     "start": "next-token training of a new model",
     "mid": "mid-training on long documents",
@@ -31,8 +32,8 @@ ARMS = {
 LIMITS = """## Limits
 
 The model knows the text that it was trained on and no more; the scores hold for the text and the prompts that they were
-measured on. Its memory has a fixed size: it may have forgotten what it read long ago. Nobody has tested it for bias or
-harm. Do not take its answers for knowledge."""
+measured on. Its fast weights have a fixed size: it may have forgotten what it read long ago. Nobody has tested it for
+bias or harm. Do not take its answers for knowledge."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ class Card:
         meaning = f" ({ARMS[self.arm]})" if self.arm in ARMS else ""
         arm = f", arm `{self.arm}`{meaning}" if self.arm else ""
         start = f" It started from `{self.made_from}`." if self.made_from else ""
+        grows = ", beside the keys and values of its attention layers, which grow" if self.model_type in HYBRIDS else ""
         how = f" Phase `{self.phase}`{made and ': '}{made}{arm}." if self.phase else ""
         return (
             f"A {self.model_type}{size}: a fast-weight language model, which reads text of any length into a memory of "
-            f"fixed size.{how}{start}\n\n```python\nfrom refine.models import from_pretrained  # pip install {NAME}\n\n"
+            f"fixed size{grows}.{how}{start}\n\n```python\n"
+            f"from refine.models import from_pretrained  # pip install {NAME}\n\n"
             'model = from_pretrained("FOLDER")  # or a hub name, or models:/NAME@ALIAS\n```'
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import refine.models
 from refine.models import FastWeightLanguageModel, Memory
+from refine.ops.rms_norm import ZeroCentredRMSNorm
 
 VOCABULARY = 61
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -140,6 +141,9 @@ def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed:
                 parameter.uniform_(3, 6)
             elif name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
+        for module in model.modules():
+            if isinstance(module, ZeroCentredRMSNorm):
+                module.weight.sub_(1)
         if "A_log" in "".join(dict(model.named_parameters())):
             for block in model.model.layers:
                 if hasattr(block.mixer, "A_log"):

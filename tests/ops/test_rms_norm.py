@@ -2,7 +2,7 @@
 
 import torch
 
-from refine.ops.rms_norm import RMSNorm, unit_length
+from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm, unit_length
 
 
 def test_the_norm_is_torchs():
@@ -34,3 +34,13 @@ def test_autocast_does_not_round_what_is_divided_by():
     with torch.autocast("cpu", torch.bfloat16):
         found = norm(x)
     assert torch.equal(found, norm(x))
+
+
+def test_a_zero_centred_norm_multiplies_by_one_plus_its_weight():
+    norm, plain = ZeroCentredRMSNorm(8, 1e-3).double(), RMSNorm(8, 1e-3).double()
+    x = torch.randn(5, 8, dtype=torch.float64)
+    assert torch.equal(norm(x), plain(x)), "its weights start at 0"
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 1)
+        plain.weight.copy_(1 + norm.weight)
+    assert torch.equal(norm(x), plain(x))

@@ -22,6 +22,11 @@ def card(**more):
     return Card(**{**values, **more}).text()
 
 
+def test_a_hybrids_card_says_what_of_its_memory_grows():
+    assert "attention layers, which grow" in card(model_type="olmo_hybrid")
+    assert "grow" not in card()
+
+
 def test_every_part_is_there():
     text = card()
     for part in ("# m: mid refine", "1,300,000 parameters", "sample/delta_net", "| train_hash | abc |",

@@ -91,14 +91,15 @@ class Spans:
         any, else copies."""
         if self.empty:
             return Spans.end_to_end(new, layout.lengths)
-        index = layout.once(("extended", self.ranges), lambda: self._order(layout).to(layout.device))
+        length = next(iter(self.tokens.values())).shape[0]
+        index = layout.once(("extended", self.ranges, length), lambda: self._order(layout, length).to(layout.device))
         both = {name: torch.cat([self.tokens[name].to(x.dtype), x]) for name, x in new.items()}
         counts = [old + n for old, n in zip(self.counts, layout.lengths, strict=True)]
         return Spans.end_to_end({name: x.index_select(0, index) for name, x in both.items()}, counts)
 
-    def _order(self, layout: Layout) -> Tensor:
-        """Indices into [tokens, new] that lay old and new tokens of each row end to end."""
-        length, parts = next(iter(self.tokens.values())).shape[0], []
+    def _order(self, layout: Layout, length: int) -> Tensor:
+        """Indices into [tokens, new] that lay old and new tokens of each row end to end; `length` of `tokens`."""
+        parts = []
         for (a, b), start, n in zip(self.ranges, layout.starts, layout.lengths, strict=True):
             parts += [torch.arange(a, b), torch.arange(length + start, length + start + n)]
         return torch.cat(parts)

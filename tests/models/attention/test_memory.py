@@ -7,6 +7,7 @@ from refine.errors import ModelError
 from refine.models import Memory
 from refine.models.attention.memory import AttentionMemory
 from refine.models.attention.spans import Spans
+from refine.ops.layout import Layout
 
 HYBRID = {
     "model_type": "gated_deltanet",
@@ -97,6 +98,14 @@ def test_a_window_keeps_no_more_than_it_sees(build, tokens):
         assert layer.counts == (8, 8)
         stored = [part.tokens["keys"].shape[0] for part in (layer.prefix, layer.own)]
         assert sum(stored) <= 2 * 2 * (8 + 3), "the text that was read can be freed"
+
+
+def test_new_tokens_follow_those_of_their_row_whatever_else_the_tensors_hold():
+    layout, new = Layout([2, 1]), {"x": torch.tensor([7.0, 8.0, 9.0])}
+    for length in (6, 10):  # two layers of one read, the same ranges
+        spans = Spans({"x": torch.arange(float(length))}, [(1, 3), (5, 6)]).extended(layout, new)
+        assert spans.tokens["x"].tolist() == [1, 2, 7, 8, 5, 9] and spans.ranges == ((0, 4), (4, 6))
+    assert Spans({"x": torch.ones(3)}, [(1, 1), (0, 0)]).extended(layout, new).tokens["x"] is new["x"]
 
 
 def test_spans_that_are_trimmed_share_as_before():
