@@ -17,7 +17,8 @@ from refine.system.readers import mapping, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTERS = "adapter_config.json"  # of peft
-FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights that are read; others would be cast
+# dtypes of weights that are read; others would be cast
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -73,7 +74,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a parameter lies: the file, and the tensor's name, shape and dtype in it."""
+    """Where a parameter lies: the file, and the tensor's name, shape and dtype (one of FLOATS) in it."""
 
     path: Path
     name: str

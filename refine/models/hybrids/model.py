@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers import initialization as init
 
-from refine.errors import ModelError
+from refine.errors import ModelError, reason
 from refine.models.blocks import Block, BlockNames, SwiGLU
 from refine.models.delta.gated_delta_net import GatedDeltaNet
 from refine.models.hybrids.configuration import HybridConfig
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
-from refine.models.weights import Shapes, Stored, check_finite, check_weights, resolve
+from refine.models.weights import FLOATS, Shapes, Stored, check_finite, check_weights, resolve
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
 from refine.system.readers import in_form, read_json
 
@@ -118,8 +118,10 @@ class HybridForCausalLM(FastWeightLanguageModel):
     def _load(self, stored: dict[str, Stored], dtype: torch.dtype | str) -> None:
         """Read the weights into a model on "meta"."""
         embeddings = f"model.{self.embeddings_name}.weight"
-        main = stored[embeddings].tensor().dtype
-        wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        main = FLOATS[stored[embeddings].dtype]
+        wanted = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+        if wanted != "auto" and not isinstance(wanted, torch.dtype):
+            raise ModelError(f"dtype is {reason(repr(dtype), 100)}: expected auto or one of torch, such as bfloat16")
         weights: dict[str, Tensor] = {}
         for name, one in stored.items():
             values = one.tensor()
@@ -139,7 +141,7 @@ class HybridForCausalLM(FastWeightLanguageModel):
         """As transformers' save_pretrained, with the names on disk that the weights were loaded under, or those of the
         family's text models."""
         state = kwargs.pop("state_dict", None)
-        state = self.state_dict() if state is None else state
+        state = dict(self.state_dict() if state is None else state)
         if self.config.tie_word_embeddings and HEAD in state:
             head = state.pop(HEAD)
             if HEAD in self.published:

@@ -88,6 +88,8 @@ def test_weights_stay_as_much_wider_as_they_are_stored(family, theirs, tmp_path)
         assert model.dtype == dtype
         assert {p.dtype for name, p in model.named_parameters() if name.endswith("A_log")} == {torch.float32}
     assert {p.dtype for p in refine.models.from_pretrained(source, dtype="float32").parameters()} == {torch.float32}
+    with pytest.raises(ModelError, match="dtype is 'bf16': expected auto or one of torch"):
+        refine.models.from_pretrained(source, dtype="bf16")
 
 
 def test_shards_load_and_shards_are_saved(family, theirs, tmp_path):
