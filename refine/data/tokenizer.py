@@ -21,6 +21,7 @@ from refine.system.files import folder_beside
 from refine.system.quiet import quiet_logger
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
+END_OF_TEXT = "<|endoftext|>"  # between documents in the training of Qwen, OLMo and GPT
 MISTRAL_V1 = "mistral_v1"
 
 
@@ -149,11 +150,14 @@ def by_our_rule(tokenizer: Any, name: str) -> Any:
     """`tokenizer` if it reads every text as its bos and all of the text's tokens; otherwise a copy that does: without
     truncation or padding (a tokenizer.json can hold both), and with the bos in front and nothing at the end.
 
-    Everything that turns text into tokens relies on it: documents, prompts, answers, `text` rows. `name` is for
-    messages. Raises DataError: not a fast tokenizer, or one without a bos token.
+    Everything that turns text into tokens relies on it: documents, prompts, answers, `text` rows. A tokenizer without a
+    bos (Qwen's) gets the token that stands between documents in its family's training: END_OF_TEXT if it has that, else
+    its eos. `name` is for messages. Raises DataError: not a fast tokenizer, or one without any of these tokens.
     """
-    if not getattr(tokenizer, "is_fast", False) or tokenizer.bos_token_id is None:
-        raise DataError(f"{name}: expected a fast tokenizer with a bos token, which begins every text")
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(f"{name}: expected a fast tokenizer")
+    if tokenizer.bos_token_id is None:
+        tokenizer = _with_bos(tokenizer, name)
     backend = tokenizer.backend_tokenizer
     if backend.truncation is None and backend.padding is None and _begins_with_bos(tokenizer):
         return tokenizer
@@ -170,6 +174,16 @@ def by_our_rule(tokenizer: Any, name: str) -> Any:
             ) from None
     if not _begins_with_bos(tokenizer):
         raise DataError(f"{name}: reads a text as other tokens than its bos and the text's own: use another tokenizer")
+    return tokenizer
+
+
+def _with_bos(tokenizer: Any, name: str) -> Any:
+    """A copy of a tokenizer without a bos, with the token between documents as its bos."""
+    between = END_OF_TEXT if END_OF_TEXT in tokenizer.get_added_vocab() else tokenizer.eos_token
+    if between is None:
+        raise DataError(f"{name}: has no bos, {END_OF_TEXT} or eos token, one of which must begin every text")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = between
     return tokenizer
 
 

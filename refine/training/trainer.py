@@ -86,7 +86,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
             model = from_pretrained(model)
         if not hasattr(model, "read"):
             raise _no_memory(model)
-        if getattr(processing_class, "is_fast", False) and processing_class.bos_token_id is not None:
+        if getattr(processing_class, "is_fast", False):
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         if peft_config is not None:
             model = cast(PreTrainedModel, with_adapters(model, peft_config, args.seed))

@@ -197,6 +197,28 @@ def test_a_tokenizer_that_cuts_pads_or_begins_otherwise_is_brought_to_the_rule(s
     assert sequence == reference
 
 
+@pytest.mark.parametrize(
+    ("own", "begins"),
+    [({"eos_token": "</s>"}, "</s>"), ({"eos_token": "</s>", "pad_token": "<|endoftext|>"}, "<|endoftext|>")],
+)
+def test_a_tokenizer_without_a_bos_begins_with_what_stands_between_documents(small_tokenizer, tmp_path, own, begins):
+    """Qwen's: the chat's end is its eos, and <|endoftext|> its padding token."""
+    bare = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, **own)
+    bare.save_pretrained(tmp_path / "bare")
+    assert bare.bos_token is None
+    made = prepare_tokenizer(TokenizerSettings(path=str(tmp_path / "bare")), tmp_path / "none", tmp_path / "saved")
+    for one in (made, load_tokenizer(tmp_path / "saved"), by_our_rule(bare, "mine")):
+        assert one.bos_token == begins
+        assert one("the grass")["input_ids"] == [one.bos_token_id, *small_tokenizer("the grass")["input_ids"][1:]]
+    assert bare.bos_token is None, "the user's own tokenizer was changed"
+
+
+def test_a_tokenizer_without_any_special_token_is_refused(small_tokenizer):
+    bare = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer)
+    with pytest.raises(DataError, match=r"^mine: has no bos, <\|endoftext\|> or eos token"):
+        by_our_rule(bare, "mine")
+
+
 def test_a_bos_that_no_template_can_name_is_refused(small_tokenizer):
     bent = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, bos_token=" ")
     with pytest.raises(DataError, match="mine: its bos ' ' cannot stand before a text"):
