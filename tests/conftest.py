@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def heed_interrupts() -> None:
+    """For `preexec_fn`: a test run in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_for
+from tests.conftest import heed_interrupts, wait_for
 from tests.system.test_processes import alive
 
 # A command such as `refine` and `python -m flows.pipeline`: it writes its process id and works very long.
@@ -29,11 +29,6 @@ except KeyboardInterrupt:
 """
 
 
-def _heed_interrupts() -> None:
-    """A test run in the background ignores SIGINT, and its children would inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(params=["", "true && "], ids=["replaces the shell", "below the shell"])
 def repro(request, tmp_path, monkeypatch, checkout):
     """`dvc repro` in a small project, and the process id of its stage."""
@@ -44,7 +39,7 @@ def repro(request, tmp_path, monkeypatch, checkout):
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, check=True, env=environment)
     started = subprocess.Popen(
-        [*dvc, "repro", "-q"], cwd=tmp_path, env=environment, start_new_session=True, preexec_fn=_heed_interrupts
+        [*dvc, "repro", "-q"], cwd=tmp_path, env=environment, start_new_session=True, preexec_fn=heed_interrupts
     )
     try:
         assert wait_for((tmp_path / "stage.pid").exists, 60)
