@@ -59,10 +59,12 @@ def test_the_experiment_names_all_the_code_that_it_uses(stages, checkout, import
 def test_stages_depend_on_sections_of_params_yaml_and_no_section_is_forgotten(stages, checkout):
     sections = set(yaml.safe_load((checkout / "params.yaml").read_text()))
     named = {name: set(stage["params"]) for name, stage in stages.items()}
-    assert set.union(*named.values()) == sections - {"data"}  # `refine data fetch` holds data/ against that section
+    assert set.union(*named.values()) - {"data.recall"} == sections - {
+        "data"
+    }  # `refine data fetch` holds data/ against that section
     assert [named[stage] for stage in DATA_STAGES] == [
         {"tokenizer"},
-        {"documents"},
+        {"documents", "data.recall"},
         {"seed", "needles"},
         {"seed", "questions"},
     ]
@@ -79,15 +81,18 @@ def project(checkout, tmp_path, stages):
     for name in set.union(*(_code(stages[stage]) for stage in DATA_STAGES)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(checkout / name, tmp_path / name)
+    for name in {dep for stage in DATA_STAGES for dep in stages[stage]["deps"] if (checkout / dep).is_dir()}:
+        if name.startswith("refine/"):
+            shutil.copytree(checkout / name, tmp_path / name, dirs_exist_ok=True)
     values = yaml.safe_load((checkout / "params.yaml").read_text())
-    values["tokenizer"]["vocabulary"] = 320
+    values["tokenizer"] |= {"path": None, "vocabulary": 320}
     values["documents"] = {"sequence_length": 64, "validation_sequences": 4}
     values["needles"] |= {"lengths": [512], "samples": 2, "answer_tokens": 32}
     values["questions"] |= {"lengths": [900], "train_samples": 4, "validation_samples": 2, "test_samples": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: stages[name] for name in DATA_STAGES}}))
     (tmp_path / "data").mkdir()
-    for split in ("train", "validation", "second_domain"):
+    for split in ("train", "validation", "second_domain", "recall"):
         text = "".join(f"KING JOHN:\nNow, say, {split} {line}, what would France with us?\n" for line in range(90))
         pq.write_table(pa.table({"id": [split], "text": [text]}), tmp_path / "data" / f"{split}.parquet")
     _dvc(tmp_path, "init", "--no-scm", "--quiet")

@@ -85,5 +85,5 @@ def test_a_profile_runs_end_to_end_in_a_rehearsal(name, tmp_path):
     rehearse(profile(name), tmp_path, lines.append)
     assert [line.partition(":")[0] for line in lines] == [
         "start", "mid none", "mid sft", "mid refine", "post sft", "post nested_sft", "post nested_refine",
-        "test time none", "test time sft", "test time refine",
+        "post nested_marked", "post nested_focus", "test time none", "test time sft", "test time refine",
     ]  # fmt: skip

@@ -232,4 +232,4 @@ def test_a_server_that_stops_for_a_while_or_at_the_end_loses_no_point(server, sc
     start()
     again = connect()
     assert recorded(again, run_id) == logged(trainer) and again.get_run(run_id).info.status == "FINISHED"
-    assert not list(outbox.folder().iterdir())
+    assert [one.name for one in outbox.folder().iterdir()] in ([], [".locks"])
