@@ -35,7 +35,7 @@ from refine.system.leftovers import sweep
 from refine.system.names import check_name
 from refine.system.one_line_errors import one_line_errors
 from refine.system.processes import die_with_dvc
-from refine.tracking import registry
+from refine.tracking.champion import champion_of
 from refine.tracking.connection import connect
 from refine.tracking.registered_folders import local
 from refine.tracking.registry import Version, version_of
@@ -146,9 +146,9 @@ def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], li
     targets = _targets(this, models)
     scores = _scored(this, targets)
     versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
-    known = registry.versions(this.client, this.settings.registry.model_name)
+    before = champion_of(this.client, this.settings.registry.model_name)
     best = tasks.champion(this, versions, this.settings.registry.metric)
-    notifications.champion_changed(next((one for one in known if one.is_champion), None), best)
+    notifications.champion_changed(before, best)
     return scores, versions, best
 
 

@@ -17,11 +17,11 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.experiment import Experiment
 from flows.progress import ProgressArtifact, relay, say
-from refine import metric_names
 from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.evaluation.record import EVALUATION_FILE, recorded_metrics
 from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
+from refine.reports import headline
 from refine.system.devices import device_slots
 from refine.system.leftovers import temporary_folder
 from refine.system.locks import stage_lock
@@ -261,8 +261,10 @@ def register(experiment: Experiment, scored: Scored) -> Version:
 
 
 def _headline(scored: Scored, metric: str) -> list[str]:
-    """The metrics that MLflow's registry shows as tags."""
-    return [metric, *(name for name in scored.metrics if name.endswith(metric_names.HEADLINES))]
+    """The metrics that MLflow's registry shows as tags, which have little room: those of the headline table's columns,
+    but for means over several, and the one that chooses the champion."""
+    single = [one.metrics[0] for one in headline.columns(scored.metrics) if len(one.metrics) == 1]
+    return list(dict.fromkeys([metric, *single]))
 
 
 @_task("choose the champion", "champion by {metric}")

@@ -42,7 +42,8 @@ class Inputs:
 
         digest = hashlib.sha256()
         for name, sequences in sorted(self.documents.items()):
-            rows, marks = [row.tolist() for row in token_rows(sequences)], marks_of(sequences)
+            rows = [row.tolist() for row in token_rows(sequences)]
+            marks = marks_of(sequences, len(rows))
             digest.update(json.dumps([name, rows, *([marks] if any(marks) else [])]).encode())
         for (task, length), prompts in sorted(self.prompts.items()):
             digest.update(json.dumps([task, length, [asdict(prompt) for prompt in prompts]]).encode())

@@ -36,7 +36,8 @@ def evaluate(model: FastWeightLanguageModel, sequences: Any, batch_size: int = 8
     Raises DataError if there are no sequences or one has fewer than two tokens; ModelError for ids outside the
     vocabulary.
     """
-    rows, marks = token_rows(sequences), marks_of(sequences)
+    rows = token_rows(sequences)
+    marks = marks_of(sequences, len(rows))
     longest = max(len(row) for row in rows)
     losses, hits = np.zeros((len(rows), longest)), np.zeros((len(rows), longest))  # column t: token t + 1
     training = model.training
@@ -117,11 +118,12 @@ def token_rows(sequences: Any) -> list[Tensor]:
     return rows
 
 
-def marks_of(sequences: Any) -> list[list[int]]:
-    """The marks of each of `token_rows`: the number of its tokens before each; empty lists without a column `marks`."""
+def marks_of(sequences: Any, rows: int) -> list[list[int]]:
+    """The marks of each of the `rows` of `token_rows`: the number of its tokens before each; empty lists without a
+    column `marks`."""
     marks = _column(sequences, "marks")
     if marks is None:
-        return [[] for _ in token_rows(sequences)]
+        return [[]] * rows
     lengths = _column(sequences, "lengths") or [[len(row)] for row in sequences["tokens"]]
     return [
         [mark - start for mark in own if start < mark < start + length]

@@ -80,24 +80,39 @@ def next_sequence_step(
         loss=loss,
         nsp_loss=nsp_loss.detach(),
         focus_loss=focus.detach(),
-        ntp_loss=next_token.loss.detach(),
-        ntp_accuracy=(next_token.correct & predicts).sum() / max(1, documents.predicted),
-        cross_entropy=next_token.cross_entropy * predicts,
-        entropy=entropy,
-        positions=starts.positions().to(tokens.device),
-        valid=(starts.positions() >= 0).to(tokens.device),
-        rollouts=starts.scatter(sampled.tokens, -1),
-        rewards={kind: starts.scatter(value) for kind, value in sampled.rewards.items()},
-        advantages=starts.scatter(sampled.advantages),
-        log_probs=starts.scatter(sampled.log_probs.detach()),
         ratio=starts.scatter(ratio),
         clip_fraction=clip_fraction,
-        log_prob_gap=sampled.gap,
-        old_log_probs=starts.scatter(sampled.old_log_probs),
-        ntp_tokens=documents.predicted,
-        rollout_tokens=sampled.tokens.numel(),
         focus_tokens=focused,
+        **_told(documents, next_token, predicts, entropy, starts, sampled),
     )
+
+
+def _told(
+    documents: Documents,
+    next_token: TokenStatistics,
+    predicts: Tensor,
+    entropy: Tensor,
+    starts: RolloutStarts,
+    sampled: Sampled,
+) -> dict[str, Any]:
+    """What was read and sampled, laid out by row and position: fields of the step's result."""
+    positions = starts.positions().to(entropy.device)
+    return {
+        "ntp_loss": next_token.loss.detach(),
+        "ntp_accuracy": (next_token.correct & predicts).sum() / max(1, documents.predicted),
+        "cross_entropy": next_token.cross_entropy * predicts,
+        "entropy": entropy,
+        "positions": positions,
+        "valid": positions >= 0,
+        "rollouts": starts.scatter(sampled.tokens, -1),
+        "rewards": {kind: starts.scatter(value) for kind, value in sampled.rewards.items()},
+        "advantages": starts.scatter(sampled.advantages),
+        "log_probs": starts.scatter(sampled.log_probs.detach()),
+        "log_prob_gap": sampled.gap,
+        "old_log_probs": starts.scatter(sampled.old_log_probs),
+        "ntp_tokens": documents.predicted,
+        "rollout_tokens": sampled.tokens.numel(),
+    }
 
 
 @dataclass(frozen=True)

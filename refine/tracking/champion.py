@@ -58,7 +58,7 @@ def promote(client: MlflowClient, rule: RegistrySettings, wanted: str, dry_run: 
     model, version or alias does not exist, or if the version lacks a metric.
     """
     challenger = version_of(client, rule.model_name, wanted)
-    champion = next((one for one in versions(client, rule.model_name) if one.is_champion), None)
+    champion = champion_of(client, rule.model_name)
     verdict = judge(rule, challenger, champion)
     why = "; ".join(verdict.reasons)
     if dry_run:
@@ -68,6 +68,11 @@ def promote(client: MlflowClient, rule: RegistrySettings, wanted: str, dry_run: 
     else:
         client.set_model_version_tag(challenger.name, str(challenger.number), CHAMPION_REFUSED, why)
     return verdict
+
+
+def champion_of(client: MlflowClient, name: str) -> Version | None:
+    """The version of a registered model that has the alias `champion`, if one has."""
+    return next((one for one in versions(client, name) if one.is_champion), None)
 
 
 def _unknown_origin(version: Version) -> list[str]:

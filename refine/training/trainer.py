@@ -285,9 +285,10 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
 
 
 def _no_memory(model: Any) -> ModelError:
+    from refine.models.loading import MODELS
+
     return ModelError(
-        f"{type(model).__name__} has no memory to tap: expected a model of refine.models "
-        "(delta_net, gated_deltanet or lact_swiglu)"
+        f"{type(model).__name__} has no memory to tap: expected a model of refine.models ({', '.join(MODELS)})"
     )
 
 

@@ -85,7 +85,7 @@ class Steps:
         assert found.keys() == wanted.keys() and any(bool(g.any()) for g in wanted.values())
         for key, gradient in wanted.items():
             found_distance = Steps.distance(found[key], gradient)
-            assert found_distance <= bound * _MODELS.cancelling(key, gradient), f"{key}: {found_distance:.1e}"
+            assert found_distance <= bound * _MODELS.cancelling(key, wanted), f"{key}: {found_distance:.1e}"
 
     @staticmethod
     def same_draws(a: StepResult, b: StepResult) -> None:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from transformers import initialization as init
 
 from refine.errors import ModelError, reason
+from refine.models.attention.mixer import Attention, AttentionOptions
 from refine.models.blocks import Block, BlockNames, SwiGLU
 from refine.models.delta.gated_delta_net import GatedDeltaNet
 from refine.models.hybrids.configuration import HybridConfig
@@ -37,6 +38,25 @@ class LayerKind:
 
     mixer: Callable[[Any], TokenMixer]
     names: BlockNames
+
+
+def attention_of(config: Any, norm: Callable[[int], nn.Module], **own: Any) -> Attention:
+    """The attention layer that a hybrid's config describes. norm: of q and k. own: what else the family's layers have,
+    fields of AttentionOptions."""
+    return Attention(
+        AttentionOptions(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            turned=config.turned,
+            theta=config.theta or 0.0,
+            norm=norm,
+            bias=config.attention_bias,
+            output_bias=config.attention_bias,
+            **own,
+        )
+    )
 
 
 class HybridForCausalLM(FastWeightLanguageModel):

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from refine.models.attention.mixer import Attention, AttentionOptions
+from refine.models.attention.mixer import Attention
 from refine.models.blocks import BlockNames
 from refine.models.delta.gated_delta_net import GatedDeltaNet
 from refine.models.hybrids.configuration import ATTENTION, LINEAR, HybridConfig
-from refine.models.hybrids.model import HybridForCausalLM, LayerKind
+from refine.models.hybrids.model import HybridForCausalLM, LayerKind, attention_of
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.models.weights import Shapes, Stored
 from refine.ops.rms_norm import RMSNorm
@@ -87,20 +87,7 @@ def _linear(config: Any) -> GatedDeltaNet:
 
 
 def _attention(config: Any) -> Attention:
-    return Attention(
-        AttentionOptions(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            turned=config.turned,
-            theta=config.theta or 0.0,
-            norm=partial(RMSNorm, eps=config.rms_norm_eps),
-            norm_over="all",
-            bias=config.attention_bias,
-            output_bias=config.attention_bias,
-        )
-    )
+    return attention_of(config, partial(RMSNorm, eps=config.rms_norm_eps), norm_over="all")
 
 
 @dataclass(frozen=True)

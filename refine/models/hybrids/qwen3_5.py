@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from refine.errors import ModelError, nearest, reason
-from refine.models.attention.mixer import Attention, AttentionOptions
+from refine.models.attention.mixer import Attention
 from refine.models.blocks import BlockNames
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.mixer import DeltaRuleMixer, ShortConvolution
 from refine.models.hybrids.configuration import ATTENTION, LINEAR, HybridConfig
-from refine.models.hybrids.model import HybridForCausalLM, LayerKind
+from refine.models.hybrids.model import HybridForCausalLM, LayerKind, attention_of
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.ops import short_convolution
 from refine.ops.layout import Layout
@@ -119,20 +119,7 @@ class Qwen3_5GatedDeltaNet(DeltaRuleMixer):
 
 
 def _attention(config: Any) -> Attention:
-    return Attention(
-        AttentionOptions(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            turned=config.turned,
-            theta=config.theta or 0.0,
-            norm=partial(ZeroCentredRMSNorm, eps=config.rms_norm_eps),
-            gate=True,
-            bias=config.attention_bias,
-            output_bias=config.attention_bias,
-        )
-    )
+    return attention_of(config, partial(ZeroCentredRMSNorm, eps=config.rms_norm_eps), gate=True)
 
 
 class Qwen3_5ForCausalLM(HybridForCausalLM):
