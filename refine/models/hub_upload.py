@@ -7,7 +7,6 @@ made and what they scored, so it goes along only while the model still has those
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from refine.errors import ModelError
 from refine.models.weights import weight_files
+from refine.system.leftovers import temporary_folder
 
 CARD = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TOKENIZER = (
@@ -34,11 +34,11 @@ def upload_beside(model: Any, folder: Path, repo_id: str, with_card: bool, **opt
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         return
-    with tempfile.TemporaryDirectory() as chosen:  # the hub's cache has links, which are not uploaded as files
+    with temporary_folder("upload") as chosen:  # the hub's cache has links, which are not uploaded as files
         for file in found:
             shutil.copy(file, chosen)
         HfApi().upload_folder(
-            repo_id=repo_id, folder_path=chosen, commit_message="Upload tokenizer and model card", **options
+            repo_id=repo_id, folder_path=str(chosen), commit_message="Upload tokenizer and model card", **options
         )
 
 

@@ -107,7 +107,7 @@ class TensorMemory(LayerMemory):
         self._own_rows = self.shared == tuple(range(stored))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.tensors()[name]
+        return self._laid_out(self._held[name])
 
     @property
     def rows(self) -> int:
@@ -136,10 +136,12 @@ class TensorMemory(LayerMemory):
         return TensorMemory({name: function(tensor) for name, tensor in self._held.items()}, self.shared)
 
     def tensors(self) -> dict[str, Tensor]:
+        return {name: self._laid_out(tensor) for name, tensor in self._held.items()}
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
         if self._own_rows:
-            return dict(self._held)
-        index = torch.tensor(self.shared, dtype=torch.int64, device=self.device)
-        return {name: tensor.index_select(0, index) for name, tensor in self._held.items()}
+            return tensor
+        return tensor.index_select(0, torch.tensor(self.shared, dtype=torch.int64, device=self.device))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> TensorMemory:

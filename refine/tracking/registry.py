@@ -225,8 +225,11 @@ def add_metrics(client: MlflowClient, version: Version, metrics: Mapping[str, fl
 
 
 def show_scores(client: MlflowClient, version: Version, metrics: Mapping[str, float]) -> None:
-    """Show the headlines of `metrics` as tags and in the description, which MLflow's page lists."""
-    shown = {_short(one): f"{metrics[one]:.4f}" for one in metrics if one.endswith(HEADLINES)}
+    """Renew the scores that MLflow's page lists as tags and in the description. A version that shows none yet gets all
+    headlines of `metrics`."""
+    listed = [one for one in metrics if _short(one) in version.tags]
+    chosen = listed or [one for one in metrics if one.endswith(HEADLINES)]
+    shown = {_short(one): f"{metrics[one]:.4f}" for one in chosen}
     for name, value in shown.items():
         client.set_model_version_tag(version.name, str(version.number), name, value)
     client.update_model_version(version.name, str(version.number), _description(version.tags, shown))

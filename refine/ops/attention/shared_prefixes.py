@@ -199,8 +199,8 @@ class _Attention(torch.autograd.Function):
                     (slopes, rows * scale, d_pool[0], d_near[0]),
                     (weights, back, d_pool[1], d_near[1]),
                 ):
-                    place.far(pool).add_((_fold(far, 2, 4).mT @ _fold(x, 2, 4)).transpose(1, 2))
-                    seen = (_fold(near, 3, 4).mT @ _fold(x, 3, 4)).permute(0, 2, 3, 1, 4)
+                    place.far(pool).add_((far.flatten(2, 4).mT @ x.flatten(2, 4)).transpose(1, 2))
+                    seen = (near.flatten(3, 4).mT @ x.flatten(3, 4)).permute(0, 2, 3, 1, 4)
                     own[:, :, : seen.shape[2]] += seen
         grads = (d_q, *d_own, *d_pool)
         return *(x.to(y.dtype) for x, y in zip(grads, saved, strict=False)), None, None
@@ -212,16 +212,12 @@ def _wide_views(place: Place, tensors: tuple[Tensor, Tensor], dtype: torch.dtype
     return place.far(pool).transpose(1, 2).to(dtype), place.near(own).permute(0, 3, 1, 2, 4).to(dtype)
 
 
-def _fold(x: Tensor, first: int, last: int) -> Tensor:
-    return x.flatten(first, last)
-
-
 def _products(place: Place, x: Tensor, tokens: tuple[Tensor, Tensor], block: slice) -> tuple[Tensor, Tensor]:
     """x [D, h, n, g, t, K] times prefixes -> [D, h, n, g, t, S], and times own tokens up to the block's last."""
     far, near = tokens
     near = near[..., : place.own_tokens - place.new_tokens + block.stop, :]
     shape = x.shape[2:5]
-    return (_fold(x, 2, 4) @ far.mT).unflatten(2, shape), (_fold(x, 3, 4) @ near.mT).unflatten(3, shape[1:])
+    return (x.flatten(2, 4) @ far.mT).unflatten(2, shape), (x.flatten(3, 4) @ near.mT).unflatten(3, shape[1:])
 
 
 def _scores(
@@ -245,5 +241,5 @@ def _mixed(weights: Sequence[Tensor], tokens: tuple[Tensor, Tensor]) -> Tensor:
     """weights of prefixes and own tokens -> the weighted sum of both [D, h, n, g, t, K]."""
     far, near = weights
     shape = far.shape[2:5]
-    own = _fold(near, 3, 4) @ tokens[1][..., : near.shape[-1], :]
-    return (_fold(far, 2, 4) @ tokens[0]).unflatten(2, shape) + own.unflatten(3, shape[1:])
+    own = near.flatten(3, 4) @ tokens[1][..., : near.shape[-1], :]
+    return (far.flatten(2, 4) @ tokens[0]).unflatten(2, shape) + own.unflatten(3, shape[1:])
