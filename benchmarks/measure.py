@@ -61,6 +61,7 @@ def largest_resident_size() -> int:
 
 def allocated_on_cpu(step: Callable[[], None]) -> float:
     """The highest sum of live allocations made during `step` [bytes], from the profiler's record of each."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a line at each start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]

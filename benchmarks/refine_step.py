@@ -38,11 +38,11 @@ from refine.ops.delta_rule import fla
 from refine.ops.token_statistics import token_statistics
 
 ROWS = [  # T, c, k, n; aim and bound of the time over the next-token step's
-    (4096, 8, 5, 1, 1.15, 1.30),
-    (4096, 32, 5, 1, 1.25, 1.50),
-    (4096, 8, 5, 8, 1.25, 1.50),
-    (16384, 8, 5, 1, 1.08, 1.15),
-    (16384, 64, 5, 1, 1.30, 1.50),
+    (4096, 8, 5, 1, 1.06, 1.08),
+    (4096, 32, 5, 1, 1.10, 1.16),
+    (4096, 8, 5, 8, 1.13, 1.18),
+    (1024, 8, 5, 4, 1.25, 1.40),
+    (16384, 64, 5, 8, 1.30, 1.50),
 ]
 TWIN_BOUND, MEMORY_BOUND = 5.5, 1.1
 ON_A_GPU = [

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from refine.models import FastWeightLanguageModel, Memory
 
 TOKENS_OF_A_PASS = defaultdict(lambda: 2**18, cpu=2**12)
-"""By device. More is slower on a CPU, whose caches are small (by a quarter with four times as many), and only takes memory
-on a GPU."""
+"""By device. On a CPU, whose caches are small, four times as many take a quarter more time; on a GPU more only takes
+memory."""
 PIECE = 16  # tokens to generate before finished rows leave the batch
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from refine.ops.without_graph import run
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -35,7 +37,7 @@ def own_precision(function: F) -> F:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a [..., I, K] @ b [..., K, J] -> [..., I, J], in their dtype; so are its gradients."""
-    return _Product.apply(a, b)
+    return run(_Product, a, b)
 
 
 class _Product(torch.autograd.Function):

@@ -44,6 +44,12 @@ class Layout:
         """The length of every document if all are equal (then [N, .] can be viewed as [G, width, .]); else None."""
         return self.longest if self.longest * self.documents == self.tokens else None
 
+    @property
+    def decodes(self) -> bool:
+        """Whether every document has one token and no gradient is wanted: a step of decoding, which has paths of its
+        own, since the operations around so little work would cost more than the work."""
+        return self.longest == 1 and not torch.is_grad_enabled()
+
     def once(self, key: Hashable, build: Callable[[], X]) -> X:
         """What `build` returns, built by the first layer that asks for `key` and kept for the others."""
         if key not in self._kept:
@@ -105,3 +111,9 @@ class Taps:
     def tensor(self, values: Sequence[int]) -> torch.Tensor:
         """`values` as int64 on the taps' device."""
         return torch.tensor(list(values), dtype=torch.int64, device=self.device)
+
+    def of_documents(self, x: torch.Tensor) -> torch.Tensor:
+        """x [G, ...], a row for each document -> [R, ...], the row of each tap's document."""
+        if self.documents == tuple(range(x.shape[0])):
+            return x
+        return x.index_select(0, self.once("documents", lambda: self.tensor(self.documents)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from refine.ops.autocast import own_precision
+from refine.ops.without_graph import run
 
 
 class RMSNorm(nn.Module):
@@ -25,7 +26,7 @@ class RMSNorm(nn.Module):
         """x [..., D] -> [..., D]."""
         wide = torch.promote_types(x.dtype, torch.float32)
         eps = self.eps * x.shape[-1]
-        unit = _Unit.apply(x.to(wide), eps)
+        unit = run(_Unit, x.to(wide), eps)
         return (unit * (self.gain(wide) * x.shape[-1] ** 0.5)).to(x.dtype)
 
     def gain(self, dtype: torch.dtype) -> Tensor:
@@ -46,7 +47,7 @@ class ZeroCentredRMSNorm(RMSNorm):
 
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x [..., D] divided by its L2 norm: x rsqrt(sum x² + eps)."""
-    return _Unit.apply(x, eps)
+    return run(_Unit, x, eps)
 
 
 class _Unit(torch.autograd.Function):

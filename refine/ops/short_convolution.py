@@ -15,6 +15,7 @@ from torch import Tensor
 from refine.ops.layout import Layout, Taps
 from refine.ops.row_groups import blocks
 from refine.ops.tapped_rows import LaterRows
+from refine.ops.without_graph import run
 
 
 def token_by_token(
@@ -36,7 +37,18 @@ def token_by_token(
     return torch.stack(outputs, 1), torch.stack(tails, 1)
 
 
-class Tails:
+class EndTails:
+    """The tails [G, W - 1, F] at the ends of all documents, where each has read one token."""
+
+    def __init__(self, tails: Tensor) -> None:
+        self.tails = tails
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, W - 1, F]: as `ReadTails.at`."""
+        return taps.of_documents(self.tails)
+
+
+class ReadTails:
     """The inputs of a convolution, W - 1 earlier ones before each document's own: gives the tail after any token."""
 
     def __init__(self, padded: LaterRows, layout: Layout, width: int) -> None:
@@ -54,14 +66,27 @@ class Tails:
         return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1])
 
 
+Tails = ReadTails | EndTails
+
+
 def read(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout, silu: bool = False
 ) -> tuple[Tensor, Tails]:
     """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
     more = weight.shape[1] - 1
+    if tail is not None and layout.decodes:
+        return _one_token(x, weight, bias, tail, silu)
     padded = LaterRows(_after_tails(x, tail, more, layout))
-    y = _Convolution.apply(padded.tensor, weight, bias, silu)
-    return _without_tails(y, more, layout), Tails(padded, layout, weight.shape[1])
+    y = run(_Convolution, padded.tensor, weight, bias, silu)
+    return _without_tails(y, more, layout), ReadTails(padded, layout, weight.shape[1])
+
+
+def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, silu: bool) -> tuple[Tensor, EndTails]:
+    """`read` of one token after each document's tail, in few operations: x [G, F] -> y [G, F]."""
+    seen = torch.cat([tail, x[:, None]], 1)  # [G, W, F]
+    y = (seen * weight.t()).sum(1)
+    y = y if bias is None else y.add_(bias)
+    return torch.nn.functional.silu(y, inplace=True) if silu else y, EndTails(seen[:, 1:])
 
 
 class _Convolution(torch.autograd.Function):

@@ -13,16 +13,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from refine.ops.row_groups import blocks
+from refine.ops.without_graph import run
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """gate, up [..., E] -> [..., E]."""
-    return _SwiGLU.apply(gate, up)
+    return run(_SwiGLU, gate, up)
 
 
 def swiglu_joined(gate_up: Tensor) -> Tensor:
     """gate and up side by side, [..., 2E] -> [..., E]; their gradients are side by side, too."""
-    return _Joined.apply(gate_up)
+    return run(_Joined, gate_up)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -48,3 +48,19 @@ def test_the_twin_is_torchs_causal_convolution():
         1, 2
     )
     assert torch.allclose(short_convolution.token_by_token(x, weight)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["bare", "silu"])
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_a_step_of_decoding_is_the_twin(width, silu, with_bias):
+    x, weight, tail = torch.randn(3, 5).double(), torch.randn(5, width).double(), torch.randn(3, width - 1, 5).double()
+    bias = torch.randn(5).double() if with_bias else None
+    layout, taps = Layout([1, 1, 1]), Taps([2, 0, 0], [1, 1, 1])
+    with torch.no_grad():
+        y, tails = short_convolution.read(x, weight, bias, tail, layout, silu)
+    assert isinstance(tails, short_convolution.EndTails)
+    expected, after = short_convolution.token_by_token(x[:, None], weight, bias, tail)
+    expected = torch.nn.functional.silu(expected) if silu else expected
+    assert torch.allclose(y, expected[:, 0], rtol=0, atol=1e-12)
+    assert torch.equal(tails.at(taps), after[[2, 0, 0], 0]) and torch.equal(tails.at(Taps.ends(layout)), after[:, 0])

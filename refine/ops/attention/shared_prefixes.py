@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from refine.ops.attention import full
 from refine.ops.autocast import own_precision
 from refine.ops.layout import Layout
+from refine.ops.without_graph import run
 
 Ranges = Sequence[tuple[int, int]]
 BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}  # scores that are made at once
@@ -144,9 +145,9 @@ def attend(
     Scores are divided by sqrt(K). With `window`, each token sees itself and the W - 1 before it.
     """
     if places.new_order is None or places.own_order is None:
-        return _Attention.apply(q, *own, *pool, places.places, window)
+        return run(_Attention, q, *own, *pool, places.places, window)
     own = [x.index_select(0, places.own_order) for x in own]
-    ordered = _Attention.apply(q.index_select(0, places.new_order), *own, *pool, places.places, window)
+    ordered = run(_Attention, q.index_select(0, places.new_order), *own, *pool, places.places, window)
     return ordered.index_select(0, places.back)
 
 

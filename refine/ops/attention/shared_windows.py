@@ -18,6 +18,7 @@ from torch import Tensor
 
 from refine.ops.autocast import own_precision
 from refine.ops.row_groups import Groups
+from refine.ops.without_graph import run
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -84,7 +85,7 @@ def attend(
     Each token sees itself and the W - 1 before it.
     """
     grouped = [windows.groups.gather(x) for x in (q, own_k, own_v)]
-    return windows.groups.scatter(_Attention.apply(*grouped, pool_k, pool_v, windows, window))
+    return windows.groups.scatter(run(_Attention, *grouped, pool_k, pool_v, windows, window))
 
 
 class _Attention(torch.autograd.Function):

@@ -26,6 +26,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from refine.errors import SettingError
 from refine.ops.layout import Layout
+from refine.ops.without_graph import run
 
 METHODS = ("blocks", "flex", "plain")
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | 
     filled = head + count * size - tokens
     queries = _filled_up(q[:, head:], filled).unflatten(1, (count, size)).flatten(0, 1)
     keys, values = (
-        _Overlapping.apply(_filled_up(x[:, remembered + head - reach :], filled), size, reach // size + 1).flatten(0, 1)
+        run(_Overlapping, _filled_up(x[:, remembered + head - reach :], filled), size, reach // size + 1).flatten(0, 1)
         for x in (k, v)
     )
     rest = _sdpa(queries, keys, values, masks)

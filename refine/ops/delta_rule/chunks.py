@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.layout import Layout, Taps
+from refine.ops.without_graph import run
 
 CACHED_CHUNKS = 16  # chunks of one head whose intermediate results fit in a core's cache
 
@@ -61,11 +62,11 @@ class Chunks:
 
     def cut(self, x: Tensor) -> Tensor:
         """x [N, H, ...] -> [X, H, C, ...], zero at padding, with gradient."""
-        return _Cut.apply(x, self)
+        return run(_Cut, x, self)
 
     def join(self, x: Tensor) -> Tensor:
         """x [X, H, C, ...] -> [N, H, ...], padding dropped, with gradient."""
-        return _Join.apply(x, self)
+        return run(_Join, x, self)
 
     def _cut(self, x: Tensor) -> Tensor:
         if self._even:

@@ -22,6 +22,7 @@ from refine.ops.delta_rule.chunked import ChunkedDeltaRule
 from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
+from refine.ops.without_graph import run
 
 CHUNK = 64
 
@@ -50,22 +51,46 @@ def token_by_token(
 
 def read(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout
-) -> tuple[Tensor, ChunkStates]:
+) -> tuple[Tensor, ChunkStates | EndStates]:
     """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
 
     J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the read's states.
     """
-    chunks = Chunks.of(layout, CHUNK)
     if v.shape[1] != q.shape[1]:
         q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
+    if state is not None and layout.decodes:
+        return _one_token(q, k, v, beta, log_decay, state)
+    chunks = Chunks.of(layout, CHUNK)
     q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
     decay = None if log_decay is None else chunks.cut(log_decay)
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
     heads, k_rows = k.shape[1], LaterRows(k)
     flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.tensor, v, beta, decay, state)]
-    o, u, starts = (x.unflatten(0, (-1, heads)) for x in ChunkedDeltaRule.apply(*flat, chunks, heads))
+    o, u, starts = (x.unflatten(0, (-1, heads)) for x in run(ChunkedDeltaRule, *flat, chunks, heads))
     return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
+
+
+def _one_token(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, EndStates]:
+    """`read` of one token after each document's state, in few operations."""
+    if log_decay is not None:
+        state = state * log_decay.exp()[..., None, None]
+    error = v - (k[..., None, :] @ state)[..., 0, :]
+    state = torch.addcmul(state, k[..., None], error.mul_(beta[..., None])[..., None, :])
+    return (q[..., None, :] @ state)[..., 0, :].mul_(q.shape[-1] ** -0.5), EndStates(state)
+
+
+class EndStates:
+    """The states [G, J, K, V] at the ends of all documents, where each has read one token."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+    def at(self, taps: Taps) -> Tensor:
+        """[R, J, K, V]: as `ChunkStates.at`."""
+        return taps.of_documents(self.states)
 
 
 class ChunkStates:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import own_precision
+from refine.ops.without_graph import run
 
 
 def weighted_sides(gate_up: Tensor, inner: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
     """gate_up [..., 2E] (g, u), inner [..., E] (i), rates [..., 3] for w0, w1, w2 -> (rate0 dg, rate2 du) [..., 2E]
     and rate1 a [..., E], in the dtype of gate_up; computed in the widest dtype of the three."""
-    return _WeightedSides.apply(gate_up, inner, rates)
+    return run(_WeightedSides, gate_up, inner, rates)
 
 
 class _WeightedSides(torch.autograd.Function):

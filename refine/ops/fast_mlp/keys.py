@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from refine.ops.autocast import own_precision
 from refine.ops.row_groups import blocks
+from refine.ops.without_graph import run
 
 EPS = 1e-5  # added to a head's norm
 
@@ -26,7 +27,7 @@ def fast_keys(x: Tensor, scale: Tensor, offset: Tensor, heads: int, silu: bool) 
 
     Without `silu` the activation is left out. Computed in at least float32, returned in x's dtype.
     """
-    return _FastKeys.apply(x, scale, offset, heads, silu)
+    return run(_FastKeys, x, scale, offset, heads, silu)
 
 
 def by_steps(x: Tensor, scale: Tensor, offset: Tensor, heads: int, silu: bool) -> Tensor:

@@ -121,3 +121,23 @@ def test_the_twin_is_flash_linear_attentions_own(gated):
     decay = inputs["log_decay"].detach()[None] if gated else None
     ours, states = delta_rule.token_by_token(q, k, v, beta, decay, state)
     assert _distance(ours, o) < 1e-6 and _distance(states[:, -1], last) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_step_of_decoding_is_the_twin(groups, gated, dtype):
+    lengths = [1, 1, 1, 1]
+    inputs = _inputs(lengths, dtype, gated, beta_up_to=2.0)
+    inputs |= {name: inputs[name].repeat_interleave(groups, 1) for name in ("v", "beta", "state")}
+    inputs |= {"log_decay": inputs["log_decay"].repeat_interleave(groups, 1)} if gated else {}
+    kept = inputs["state"].clone()
+    with torch.no_grad():
+        o, states = delta_rule.read(**inputs, layout=Layout(lengths))
+    assert isinstance(states, delta_rule.EndStates)
+    wide = inputs | {name: inputs[name].repeat_interleave(groups, 1) for name in ("q", "k")}
+    taps = [(3, 1), (0, 1), (0, 1)]
+    expected, expected_states = _by_twin(wide, lengths, taps, True)
+    tapped = states.at(Taps([g for g, _ in taps], [n for _, n in taps]))
+    assert _distance(o, expected) < BOUNDS[dtype] and _distance(tapped, expected_states) < BOUNDS[dtype]
+    assert torch.equal(inputs["state"], kept)  # other rows may share it
