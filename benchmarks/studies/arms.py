@@ -37,6 +37,7 @@ FOCUS: dict[str, Any] = {"selection": "marked", "rollout_length": 7, "nsp_weight
 MAIN: dict[str, Mapping[str, Any]] = {
     "none": {},
     "sft": {"nsp_weight": 0.0},
+    "sft at 1e-3": {"nsp_weight": 0.0, "learning_rate": 1e-3},  # the best of its rates on validation prompts
     "refine": {},
     "refine c=32 n=4": {"positions": 32, "rollouts": 4, "group": "position"},
     "refine marked": MARKED,
@@ -92,11 +93,12 @@ def main(
 
 
 def _settings(values: Settings, arm: str, changes: Mapping[str, Any], seed: int) -> Settings:
-    """The settings of one run: the paper's objective with `changes`; `steps` among them is not of the objective."""
+    """The settings of one run: the paper's objective with `changes`, of which `steps` and `learning_rate` are the
+    phase's."""
     own = dict(changes)
-    steps = own.pop("steps", values.training.mid.steps)
+    phase = {name: own.pop(name) for name in ("steps", "learning_rate") if name in own}
     mid = values.training.mid.model_copy(
-        update={"objective": ObjectiveSettings(**own), "steps": steps, "variants": {}, "arms": ("none", "refine")}
+        update={"objective": ObjectiveSettings(**own), "variants": {}, "arms": ("none", "refine"), **phase}
     )
     training = values.training.model_copy(update={"mid": mid})
     return values.model_copy(update={"training": training, "seed": seed})
@@ -151,7 +153,7 @@ def step_costs(values: Settings, model: str, data: Prepared, rounds: int = 5) ->
     rows = token_rows(load_token_sequences(data.documents("train")))
     marked = next(n for n in range(len(rows)) if rows[n].marks)
     batch = collate([rows[marked]])
-    arms = {arm: ObjectiveSettings(**changes) for arm, changes in MAIN.items() if arm != "none"}
+    arms = {arm: ObjectiveSettings(**changes) for arm, changes in MAIN.items() if arm not in ("none", "sft at 1e-3")}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for round_ in range(rounds + 1):
         for arm, objective in arms.items():
