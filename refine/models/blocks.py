@@ -5,10 +5,10 @@ Shape legend: B rows · T tokens of a row · N real tokens · D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,19 @@ class Block(nn.Module):
         """The token mixer, whatever its name."""
         return cast(TokenMixer, self.get_submodule(self.names.mixer))
 
-    def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
-        """x [N, D] -> [N, D] and the mixer's trace."""
+    def forward(
+        self,
+        x: Tensor | None,
+        layout: Layout | None,
+        memory: LayerMemory | None,
+        keep: Keep,
+        instead: Callable[[Any], LayerMemory] | None = None,
+    ) -> tuple[Any, Any]:
+        """x [N, D] -> [N, D] and the mixer's trace. Or, for `inside`, `instead(x)` and its tensors."""
+        if instead is not None:
+            made = instead(x)
+            return made, _tensors(made)
+        assert x is not None and layout is not None
         first, second = (getattr(self, name) for name in self.names.norms)
         if self.names.after:
             y, trace = self.mixer(x, layout, memory, keep)
@@ -78,10 +89,44 @@ class Block(nn.Module):
         x = x + y
         return x + self.mlp(second(x)), trace
 
+    def inside(self, function: Callable[[Any], LayerMemory], x: Tensor | None = None) -> LayerMemory:
+        """`function(x)`, which uses the block's parameters, inside a call of the block.
+
+        A wrapper such as FSDP2 has whole parameters only inside such a call. It finds `x` and the memory's tensors, and
+        prepares the parameters again before a gradient reaches these tensors.
+        """
+        memory: LayerMemory = self(x, None, None, Keep.ENDS, function)[0]
+        return memory
+
     def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
         """The mixer's inputs [M, D] for tokens `index` [M] of the block input x [N, D]."""
         chosen = x.index_select(0, index)
         return chosen if self.names.after else getattr(self, self.names.norms[0])(chosen)
+
+
+def _tensors(memory: LayerMemory) -> list[Tensor]:
+    """The tensors that `memory` holds, themselves."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    memory.map(note)
+    return found
+
+
+class InsideBlock(Trace):
+    """A trace of a read under gradient checkpointing, whose taps run inside `block`: they use its parameters.
+
+    `x` [N, D]: the block's input.
+    """
+
+    def __init__(self, trace: Trace, block: Block, x: Tensor) -> None:
+        self.trace, self.block, self.x = trace, block, x
+
+    def tap(self, taps: Taps, inputs: MixerInputs | None = None) -> LayerMemory:
+        return self.block.inside(lambda x: self.trace.tap(taps, partial(self.block.mixer_inputs, x)), self.x)
 
 
 class Backbone(nn.Module):
@@ -107,26 +152,28 @@ class Backbone(nn.Module):
 
     def forward(
         self, x: Tensor, layout: Layout, memory: list[LayerMemory] | None, keep: Keep, taps: Taps | None, ends: Taps
-    ) -> tuple[Tensor, list[tuple[Trace, MixerInputs | None]], list[LayerMemory] | None]:
-        """x [N, D] embeddings -> hidden [N, D], and of each layer: trace and inputs; memory at `taps` (or None)."""
+    ) -> tuple[Tensor, list[Trace], list[LayerMemory] | None]:
+        """x [N, D] embeddings -> hidden [N, D], and of each layer: trace; memory at `taps` (or None)."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         kept = Keep.ALL if taps is not None else keep
         if kept is Keep.ALL and recompute:
             kept = Keep.SPARSE
-        traces: list[tuple[Trace, MixerInputs | None]] = []
+        traces: list[Trace] = []
         tapped: list[LayerMemory] | None = None if taps is None else []
         for number, layer in enumerate(self.layers):
             block = cast(Block, layer)
             before = memory[number] if memory is not None else None
-            inputs = partial(block.mixer_inputs, x) if kept is Keep.SPARSE else None
+            given = x
             if recompute:
                 x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
             else:
                 x, trace = block(x, layout, before, kept)
+            if kept is Keep.SPARSE:
+                trace = InsideBlock(trace, block, given)
             if taps is not None and tapped is not None:
-                tapped.append(trace.tap(taps, inputs))
+                tapped.append(trace.tap(taps, None))
                 if keep is Keep.ENDS and not torch.is_grad_enabled():
                     # without a graph only the trace holds the read: free it
-                    trace, inputs = EndsOnly(trace.tap(ends, inputs), ends), None
-            traces.append((trace, inputs))
+                    trace = EndsOnly(trace.tap(ends, None), ends)
+            traces.append(trace)
         return self.norm(x), traces, tapped

@@ -142,7 +142,7 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
 
         def tapped(at: Taps, layers: list[LayerMemory] | None = None) -> Memory:
             if layers is None:
-                layers = [trace.tap(at, inputs) for trace, inputs in traces]
+                layers = [trace.tap(at, None) for trace in traces]
             return Memory(layers, batch.tap_positions(at), self.signature(), self.dtype)
 
         reading = Reading(
@@ -156,7 +156,11 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
 
     def fresh_memory(self, rows: int) -> Memory:
         """The memory of `rows` sequences that have read nothing."""
-        layers = [block.mixer.fresh(rows, self.device, self.dtype) for block in self.model.layers]
+
+        def fresh(block: Any) -> LayerMemory:
+            return block.inside(lambda _: block.mixer.fresh(rows, self.device, self.dtype))
+
+        layers = [fresh(block) for block in self.model.layers]
         return Memory(layers, torch.zeros(rows, dtype=torch.int64), self.signature(), self.dtype)
 
     def continue_greedily(

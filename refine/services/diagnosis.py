@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Status = Literal["good", "note", "broken"]
-PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "flash-linear-attention", "triton")
+PACKAGES = ("torch", "transformers", "mlflow", "prefect", "dvc", "datasets", "fla-core", "triton")
 OPTIONAL = ("triton",)
 PROJECT = "refine-fast-weights"  # in pyproject.toml
 
@@ -127,14 +127,13 @@ def _kernels(cuda: bool) -> Iterator[Finding]:
     except SettingError as error:
         yield Finding("kernels", "broken", str(error), "unset REFINE_KERNELS")
         return
-    missing = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
     if used:
         yield Finding("kernels", "good", "flash-linear-attention's for DeltaNet and Gated DeltaNet, PyTorch for LaCT")
-    elif cuda and missing:
+    elif cuda and (lacking := fla.lacking()):
         yield Finding(
             "kernels",
             "note",
-            f"PyTorch ({', '.join(missing)} not installed)",
+            f"PyTorch ({lacking})",
             "install the extra: pip install -e '.[gpu]'; training is several times faster with it",
         )
     else:

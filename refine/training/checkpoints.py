@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,19 @@ def last_complete(output: Path) -> Path | None:
             return folder
         log.warning("%s is incomplete or damaged and is ignored: step %d is trained again (%s)", folder, step, found)
     return None
+
+
+def wait_until_complete(folder: Path, patience: float) -> None:
+    """Return as soon as `folder`, which another process has seen complete, is complete here too: a shared file system
+    may show it later. Raises TrainingError: it is not after `patience` seconds."""
+    end = time.monotonic() + patience
+    while found := damage(folder):
+        if time.monotonic() > end:
+            raise TrainingError(
+                f"process 0 resumes from {folder}, but this process still finds it incomplete after {patience:.0f} "
+                f"seconds ({found}): all processes need one shared folder"
+            )
+        time.sleep(min(1.0, patience / 10))
 
 
 def complete(output: Path) -> list[tuple[int, Path]]:

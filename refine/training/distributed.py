@@ -1,4 +1,5 @@
-"""Training under wrappers (DDP, FSDP): call a function of a model through its wrapper; gather values of all processes.
+"""Training under wrappers (DDP, FSDP): call a function of a model through its wrapper; gather values of all processes,
+or let the first one decide.
 
 A wrapper acts in the model's forward, but the objective calls other methods (it reads, taps and rolls out). So for one
 call the objective replaces the forward, as in TRL and Lightning.
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from refine.errors import RefineError
 
 R = TypeVar("R")
 
@@ -54,3 +57,20 @@ def gathered(value: R) -> list[R]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def decided_by_first(decide: Callable[[], R]) -> R:
+    """What `decide` returns in process 0, in all processes; the others do not call it. A RefineError that it raises in
+    process 0 is raised in all. Without a process group: `decide()`."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return decide()
+    decision: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            decision = [decide()]
+        except RefineError as error:
+            decision = [error]
+    torch.distributed.broadcast_object_list(decision, src=0)
+    if isinstance(decision[0], RefineError):
+        raise decision[0]
+    return decision[0]

@@ -21,8 +21,10 @@ from refine.system.quiet import no_progress_bars
 from refine.system.readers import in_form, read_json
 from refine.training import checkpoints
 from refine.training.adapters import ADAPTER, has_adapters
+from refine.training.distributed import decided_by_first
 
 STATE: dict[str, Any] = {"global_step": int, "max_steps": int, "epoch": float | int | None, "log_history": list}
+PATIENCE = 120.0  # seconds until a process must see the checkpoint that process 0 has found
 TRAINING_ARGS = "training_args.bin"  # a pickle that Trainer writes beside every model; nothing reads it here
 
 
@@ -72,12 +74,12 @@ class CompleteCheckpoints(Trainer):
         return Path(self.args.output_dir or ".")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's. True resumes from the last complete checkpoint, or starts if there is none. Raises ModelError or
-        TrainingError: a checkpoint has pickled weights or objects."""
-        if resume_from_checkpoint is True:
-            found = checkpoints.last_complete(self.output)
-            resume_from_checkpoint = None if found is None else str(found)
-        self._ended_at = _last_step_of(resume_from_checkpoint)
+        """Trainer's. True resumes from the last complete checkpoint, or starts if there is none; process 0 decides.
+        Raises ModelError or TrainingError: a checkpoint has pickled weights or objects."""
+        wish = resume_from_checkpoint
+        resume_from_checkpoint, self._ended_at, listed = decided_by_first(lambda: self._resumed_from(wish))
+        if listed and self.args.process_index:
+            checkpoints.wait_until_complete(Path(str(resume_from_checkpoint)), PATIENCE)
         if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled:
             if not has_adapters(self.model):
                 weight_files(Path(resume_from_checkpoint))
@@ -89,6 +91,24 @@ class CompleteCheckpoints(Trainer):
             raise TrainingError(
                 f"{resume_from_checkpoint}: holds pickled objects, which are never loaded ({reason(error, 100)})"
             ) from None
+
+    def _resumed_from(self, wish: str | bool | None) -> tuple[str | bool | None, int | None, bool]:
+        """The checkpoint that `train` goes on from, the number of steps after which its run was to end, and whether the
+        checkpoint lists its files."""
+        if wish is True:
+            found = checkpoints.last_complete(self.output)
+            wish = None if found is None else str(found)
+        return wish, _last_step_of(wish), (Path(str(wish)) / checkpoints.MANIFEST).is_file()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's. In several processes on the CPU the device is "cpu:0", which transformers before 5.23 gives to
+        torch.load, and which torch.load does not know."""
+        device, kept = self.args.device, self.args.__dict__
+        kept["_setup_devices"] = torch.device("cpu") if device.type == "cpu" else device
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            kept["_setup_devices"] = device
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's. Also remembers whether the checkpoint's run had already stopped early (and was killed before it

@@ -1,8 +1,8 @@
 """Run by torchrun in test_torchrun.py: one of several processes of a training run.
 
 python processes_worker.py OUTPUT (ddp | sharded | fsdp) [crash]: trains the tiny model in OUTPUT, replicated or
-sharded; `crash` ends all processes after step 3. `fsdp` compares the gradient under FSDP2 with that of one process,
-and writes the difference to OUTPUT.
+sharded; `crash` ends all processes after step 3. `fsdp` compares the gradients of every kind of model under FSDP2 with
+those of one process, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -92,19 +92,103 @@ def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
     return trainer
 
 
+SHARED_KINDS: dict[str, dict[str, Any]] = {
+    "delta_net": {**CONFIG, "vocab_size": 64},
+    "gated_deltanet": {**CONFIG, "vocab_size": 64, "model_type": "gated_deltanet", "head_dim": 8},
+    "lact": {
+        "model_type": "lact_swiglu",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 32,
+        "num_attn_heads": 2,
+        "num_lact_heads": 2,
+        "lact_chunk_size": 12,
+        "window_size": 10,
+        "vocab_size": 64,
+    },
+    "lact prenorm, low rank": {
+        "model_type": "lact_swiglu",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 32,
+        "num_attn_heads": 2,
+        "num_lact_heads": 2,
+        "lact_chunk_size": 12,
+        "window_size": 10,
+        "vocab_size": 64,
+        "ttt_prenorm": True,
+        "w0_w2_low_rank": 3,
+    },
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 32,
+        "full_attention_interval": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "vocab_size": 64,
+        "linear_value_head_dim": 6,
+        "rope_theta": 1e7,
+    },
+    "olmo_hybrid": {
+        "model_type": "olmo_hybrid",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "linear_num_key_heads": 2,
+        "vocab_size": 64,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "rope_parameters": {"rope_theta": None},
+    },
+}
+
+
 def fsdp(output: Path) -> None:
-    """The objective called through FSDP2's wrappers: the gradient of one process, from two halves of the batch."""
+    """The objective called through FSDP2's wrappers: the gradient of one process, from two halves of the batch.
+
+    Writes the worst relative difference of every kind of model, with and without gradient checkpointing.
+    """
+    dist.init_process_group("gloo")
+    found: dict[str, Any] = {}
+    for kind, config in SHARED_KINDS.items():
+        for checkpointing in (False, True):
+            key = f"{kind}{', gradient checkpointing' if checkpointing else ''}"
+            try:
+                found[key] = _fsdp_difference(config, checkpointing)
+            except Exception as error:  # the other kinds are tried too
+                found[key] = f"{type(error).__name__}: {str(error)[:200]}"
+    if dist.get_rank() == 0:
+        output.mkdir(exist_ok=True)
+        (output / "found.json").write_text(json.dumps(found, indent=1))
+    dist.destroy_process_group()
+
+
+def _fsdp_difference(config: dict[str, Any], checkpointing: bool) -> list[Any]:
+    """Whether the draws are those of one process, and the worst relative difference of a gradient. Then a memory of the
+    sharded model, which the blocks' parameters went into, is used outside of the blocks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    from refine.models import from_config
     from refine.objective import next_sequence_step
     from refine.settings.objective import ObjectiveSettings
     from refine.training.distributed import call_through
 
-    dist.init_process_group("gloo")
-    rank, settings = dist.get_rank(), ObjectiveSettings.model_validate(OBJECTIVE)
+    rank, settings = dist.get_rank(), ObjectiveSettings.model_validate({**OBJECTIVE, "rollouts": 2})
     tokens, seeds = torch.tensor([row["tokens"][:40] for row in rows()[:4]]), torch.arange(4)
-    plain, sharded = model(), model()
+    torch.manual_seed(0)
+    plain = from_config(config)
+    torch.manual_seed(0)
+    sharded = from_config(config)
+    plain.model.gradient_checkpointing = sharded.model.gradient_checkpointing = checkpointing
     whole = next_sequence_step(plain, tokens, settings, seeds)
     whole.loss.backward()
     mesh = init_device_mesh("cpu", (2,))
@@ -119,15 +203,17 @@ def fsdp(output: Path) -> None:
         ),
     )
     (part.loss * 2).backward()
-    worst = max(
-        float((p.grad.full_tensor() - q.grad).norm() / q.grad.norm())
-        for p, q in zip(sharded.parameters(), plain.parameters(), strict=True)
+    worst = 0.0
+    for p, q in zip(sharded.parameters(), plain.parameters(), strict=True):
+        if q.grad is not None:
+            worst = max(worst, float((p.grad.full_tensor() - q.grad).norm() / q.grad.norm().clamp(min=1e-6)))
+    fresh = sharded.fresh_memory(2).select([1, 0, 0])
+    same = all(
+        torch.equal(x, y)
+        for one, other in zip(fresh.layers, plain.fresh_memory(3).layers, strict=True)
+        for x, y in zip(one.tensors().values(), other.tensors().values(), strict=True)
     )
-    if rank == 0:
-        same = bool((part.rollouts == whole.rollouts[rank::2]).all())
-        output.mkdir(exist_ok=True)
-        (output / "found.json").write_text(json.dumps({"worst": worst, "same_draws": same}))
-    dist.destroy_process_group()
+    return [bool((part.rollouts == whole.rollouts[rank::2]).all()) and same, worst]
 
 
 if __name__ == "__main__":

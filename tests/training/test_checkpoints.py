@@ -160,3 +160,25 @@ def test_a_manifest_that_lists_sizes_alone_is_read_as_before(tmp_path):
     assert checkpoints.is_complete(tmp_path)
     (tmp_path / "complete.json").write_text('{"weights": 9}')
     assert not checkpoints.is_complete(tmp_path)
+
+
+def test_a_process_waits_until_it_too_sees_the_checkpoint(tmp_path, monkeypatch):
+    """On a slow shared file system a file may come later than the others."""
+    folder, slept = write(tmp_path, 3), []
+    (folder / "weights").rename(tmp_path / "weights")
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / "weights").rename(folder / "weights")
+
+    monkeypatch.setattr(checkpoints.time, "sleep", sleep)
+    checkpoints.wait_until_complete(folder, 60)
+    assert slept == [1.0] * 3
+    checkpoints.wait_until_complete(folder, 60)
+    assert len(slept) == 3
+
+
+def test_a_process_that_never_sees_the_checkpoint_says_so(tmp_path):
+    with pytest.raises(TrainingError, match=r"resumes from .*checkpoint-4, but .* need one shared folder"):
+        checkpoints.wait_until_complete(tmp_path / "checkpoint-4", 0.05)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from refine.training.distributed import call_through, gathered
+from refine.errors import TrainingError
+from refine.training.distributed import call_through, decided_by_first, gathered
 
 
 class Wrapper(nn.Module):
@@ -50,3 +51,41 @@ def test_the_forward_is_restored_after_an_error():
 
 def test_one_process_gathers_its_own_value():
     assert gathered("here") == ["here"]
+
+
+def test_one_process_decides_by_itself():
+    assert decided_by_first(lambda: 3) == 3
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Pretends to be process `rank` of two; what process 0 broadcasts is kept for process 1."""
+    sent: list[object] = []
+
+    def become(rank: int) -> None:
+        def broadcast(objects: list[object], src: int) -> None:
+            assert src == 0
+            sent.extend(objects) if rank == 0 else objects.__setitem__(0, sent.pop(0))
+
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+
+    return become
+
+
+def test_the_first_process_decides_for_all(process):
+    process(0)
+    assert decided_by_first(lambda: "checkpoint-4") == "checkpoint-4"
+    process(1)
+    assert decided_by_first(lambda: pytest.fail("process 1 does not decide")) == "checkpoint-4"
+
+
+def test_an_error_of_the_deciding_process_is_raised_in_all(process):
+    def fail() -> None:
+        raise TrainingError("no checkpoint")
+
+    for rank in (0, 1):
+        process(rank)
+        with pytest.raises(TrainingError, match="no checkpoint"):
+            decided_by_first(fail if rank == 0 else lambda: pytest.fail("process 1 does not decide"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from refine.errors import ModelError, TrainingError
-from refine.training import checkpoints
+from refine.training import checkpoints, saving
 from refine.training.saving import TRAINING_ARGS
 from refine.training.trainer import RefineTrainer
 
@@ -183,3 +183,32 @@ def test_a_checkpoint_with_pickles_is_refused_and_never_unpickled(tiny_model, ar
     torch.save(Bomb(), folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin, .* but only safetensors are read"):
         trainer.train(str(folder))
+
+
+def test_all_processes_resume_where_the_first_one_does(tiny_model, arguments, rows, monkeypatch):
+    """This process sees checkpoint-3, the first one does not yet: on a slow shared file system."""
+    trainer = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
+    trainer.train()
+    first = str(trainer.output / "checkpoint-2"), 3, True
+    monkeypatch.setattr(saving, "decided_by_first", lambda decide: first)
+    again = RefineTrainer(tiny_model(), arguments(max_steps=3, **EVERY_STEP), train_dataset=rows)
+    seen = []
+    monkeypatch.setattr(Trainer, "train", lambda self, checkpoint, *args, **kwargs: seen.append(checkpoint))
+    again.train(resume_from_checkpoint=True)
+    assert seen == [first[0]] and again._ended_at == 3
+
+
+def test_optimizers_load_in_several_processes_on_the_cpu(tiny_model, arguments, rows, monkeypatch, tmp_path):
+    """transformers before 5.23 hands torch.load the device of the process, which is cpu:0 there."""
+    trainer, loaded = RefineTrainer(tiny_model(), arguments(max_steps=1), train_dataset=rows), []
+    torch.save({"state": torch.ones(2)}, tmp_path / "optimizer.pt")
+
+    def load(self: Trainer, checkpoint: str) -> None:
+        loaded.append(torch.load(f"{checkpoint}/optimizer.pt", map_location=self.args.device, weights_only=True))
+
+    trainer.args.__dict__["_setup_devices"] = torch.device("cpu", 0)
+    with pytest.raises(RuntimeError, match="cpu:0"):
+        load(trainer, str(tmp_path))
+    monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", load)
+    trainer._load_optimizer_and_scheduler(str(tmp_path))
+    assert loaded[0]["state"].tolist() == [1, 1] and trainer.args.device == torch.device("cpu", 0)

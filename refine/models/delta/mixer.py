@@ -87,7 +87,9 @@ class DeltaRuleMixer(TokenMixer):
             (q, k, v), tails = self.convolve(projected, held, layout)
             q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
             v = v.view(layout.tokens, self.value_heads, self.value)
-            o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, x.dtype)
+            # under autocast x is the float32 residual stream; the kernels are given what the projections are made in
+            dtype = next(iter(projected.values())).dtype
+            o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, dtype)
             o = self.output_norm(o)
         return self.output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
 
@@ -110,7 +112,10 @@ class DeltaRuleMixer(TokenMixer):
         dtype: torch.dtype,
     ) -> tuple[Tensor, States]:
         """o [N, J, V], at least float32, and the states; by fla's kernels if they read `dtype`, else by PyTorch."""
-        if not fla.chosen(q.device, dtype):
+        kernels = fla.chosen(q.device, dtype)
+        if kernels and log_decay is not None and fla.needs_gradient(q, k, v, beta, log_decay, state):
+            kernels = fla.differentiates(q.device, q.shape[-1])
+        if not kernels:
             return delta_rule.read(q, k, v, beta, log_decay, state, layout)
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
         return o.to(wide(dtype)), states

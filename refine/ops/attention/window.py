@@ -29,6 +29,7 @@ from refine.ops.layout import Layout
 from refine.ops.without_graph import run
 
 METHODS = ("blocks", "flex", "plain")
+GRAPHS = 64  # graphs that torch may compile of one function: windows, dtypes and lengths come in more kinds than its 8
 _log = logging.getLogger(__name__)
 
 
@@ -184,7 +185,7 @@ class _Overlapping(torch.autograd.Function):
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | None, window: int) -> Tensor:
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     remembered = k.shape[1] - q.shape[1]
 
@@ -194,18 +195,35 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | No
         return near if document is None else near & (document[query] == document[key])
 
     def build() -> Any:
-        compiled = q.device.type == "cuda"  # else the mask would be T × T for a moment
-        return create_block_mask(seen, None, None, q.shape[1], k.shape[1], device=q.device.type, _compile=compiled)
+        # uncompiled the mask is T × T for a moment
+        create = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
+        return create(seen, None, None, q.shape[1], k.shape[1], device=q.device.type)
 
     mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)
-    return _flex_kernel(q.device.type)(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+    kernel = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention
+    return kernel(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
 
 @functools.cache
-def _flex_kernel(device: str) -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled, at most GRAPHS times: then it raises SettingError, where torch would go on uncompiled, with
+    T × T scores."""
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
 
-    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    compiled = torch.compile(function, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
+            try:
+                return compiled(*args, **kwargs)
+            except FailOnRecompileLimitHit:
+                raise SettingError(
+                    f"window attention was compiled {GRAPHS} times, for different lengths and kinds of tensors, and "
+                    "torch would go on uncompiled: set REFINE_WINDOW_ATTENTION=blocks"
+                ) from None
+
+    return run
 
 
 _CHOSEN: dict[str, Callable[..., Tensor]] = {"blocks": _blocks, "flex": _flex}

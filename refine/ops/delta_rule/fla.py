@@ -9,20 +9,27 @@ at most `every` tokens of one layer's k, v and rates, never a projection.
 
 `REFINE_KERNELS` chooses: "auto" (default: kernels with a CUDA device, fla, triton and 16-bit activations, else
 PyTorch), "torch", or "fla" (an error if they cannot run). The choice is logged once.
+
+On Hopper, triton 3.4 to 3.7.0 compiles the gated backward pass wrongly for blocks of 64 key channels, so fla refuses
+that pass, for heads of any width (fla-org/flash-linear-attention#640). Wider heads have blocks of 128, which are right:
+for them the refusal is lifted. Up to 64 channels, reads that need a gradient go to PyTorch.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from refine.errors import SettingError
@@ -33,6 +40,9 @@ from refine.ops.tapped_rows import LaterRows
 log = logging.getLogger(__name__)
 EVERY = 512  # tokens between kept states: enough to fill a device, few enough to read again at a tap
 SHORT = 64  # up to this many tokens the recurrent kernels are faster than the chunked ones (fla's own threshold)
+OLDEST = Version("0.6.0")  # of fla-core: before 0.5.2 dk and dbeta are wrong on Hopper
+WRONG = Version("3.4"), Version("3.7.1")  # triton from .. to before: the gated backward pass on Hopper
+NARROW = 64  # key channels of a head up to which that pass is wrong
 
 
 @dataclass(frozen=True)
@@ -58,19 +68,35 @@ def kernels() -> Kernels:
 
 def chosen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels read activations of `dtype` on `device`. Raises SettingError if wanted, but they cannot."""
-    return _choice(os.environ.get("REFINE_KERNELS", "auto"), device.type, dtype)
+    return _choice(_wish(), device.type, dtype)
+
+
+def differentiates(device: torch.device, key_width: int) -> bool:
+    """Whether the gated kernels, on a `device` where they run, have a backward pass for heads of `key_width` channels.
+
+    Prepares that pass. Raises SettingError if REFINE_KERNELS is "fla" and they have none.
+    """
+    return _differentiates(_wish(), device, key_width)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with `tensors`."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _wish() -> str:
+    return os.environ.get("REFINE_KERNELS", "auto")
 
 
 @functools.cache
 def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
     if wish not in ("auto", "torch", "fla"):
         raise SettingError(f"REFINE_KERNELS is {wish!r}: expected auto, torch or fla")
-    absent = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
     reason = None
     if device != "cuda":
         reason = f"the model is on {device}, not on a CUDA device"
-    elif absent:
-        reason = f"{' and '.join(absent)} cannot be imported"
+    elif missing := lacking():
+        reason = missing
     elif dtype not in (torch.bfloat16, torch.float16):
         reason = f"activations are {dtype}, and the kernels read only 16-bit ones"
     if wish == "fla" and reason:
@@ -78,6 +104,64 @@ def _choice(wish: str, device: str, dtype: torch.dtype) -> bool:
     use = reason is None and wish != "torch"
     log.info("delta rule on %s in %s: %s", device, dtype, "flash-linear-attention's kernels" if use else "PyTorch")
     return use
+
+
+def lacking() -> str | None:
+    """What is missing of the packages that the kernels need; None if nothing is."""
+    absent = [name for name in ("fla", "triton") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"{' and '.join(absent)} cannot be imported"
+    there = _version("fla-core")
+    return f"fla-core is {there}, and the kernels need {OLDEST} or later" if there and there < OLDEST else None
+
+
+def _version(package: str) -> Version | None:
+    """None: the package is there without metadata, or with a version of its own kind."""
+    try:
+        return Version(importlib.metadata.version(package))
+    except (importlib.metadata.PackageNotFoundError, InvalidVersion):
+        return None
+
+
+@functools.cache
+def _differentiates(wish: str, device: torch.device, key_width: int) -> bool:
+    triton = _version("triton")
+    wrong = triton is not None and WRONG[0] <= triton < WRONG[1] and importlib.util.find_spec("tilelang") is None
+    if not wrong or torch.cuda.get_device_capability(device)[0] != 9:
+        return True
+    if key_width > NARROW:
+        _lift_refusal()
+        return True
+    reason = (
+        f"triton {triton} computes wrong gradients of the gated delta rule on this GPU for heads of {key_width} key "
+        f"channels (right above {NARROW})"
+    )
+    advice = f"install tilelang, or triton {WRONG[1]} or later"
+    if wish == "fla":
+        raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: {advice}, or use auto or torch")
+    log.warning("%s: PyTorch computes them, which is slower; %s", reason, advice)
+    return False
+
+
+@functools.cache
+def _lift_refusal() -> None:
+    """Let fla run the gated backward pass for heads of more than NARROW key channels; others are refused as before."""
+    import fla.ops.common.chunk_o as kernel
+    import fla.ops.gated_delta_rule.chunk as caller
+
+    refusing, lock = caller.chunk_bwd_dqkwg, threading.Lock()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        keys = kwargs["k"] if "k" in kwargs else args[1]
+        with lock:
+            kernel.TRITON_ABOVE_3_7_1 = keys.shape[-1] > NARROW
+            try:
+                return refusing(*args, **kwargs)
+            finally:
+                kernel.TRITON_ABOVE_3_7_1 = False
+
+    caller.chunk_bwd_dqkwg = run
+    log.info("gated delta rule: the backward pass runs for heads of more than %d key channels", NARROW)
 
 
 def read(
@@ -154,9 +238,10 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     given["beta"] = given["beta"].to(given["v"].dtype)
     if not even:
         given["cu_seqlens"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=state.device)
-    gated = "g" in given
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, state))
+    gated, differentiable = "g" in given, needs_gradient(*inputs, state)
     short = max(lengths) <= SHORT and not (gated and differentiable)
+    if short and differentiable and not state.requires_grad:
+        state = state.detach().requires_grad_()  # the recurrent backward pass writes its gradient unconditionally
     functions = kernels()
     if gated:
         run = functions.recurrent_gated if short else functions.chunk_gated

@@ -53,9 +53,13 @@ class Rule:
 
 
 def initial_state(w0: Tensor, w1: Tensor, w2: Tensor, rule: Rule) -> State:
-    """The state (P = 1) before the first token, from w0, w2 [H, E, K] and w1 [H, K, E]."""
+    """The state (P = 1) before the first token, from w0, w2 [H, E, K] and w1 [H, K, E].
+
+    A copy: a memory outlives a parameter, which an optimizer changes in place and FSDP frees after each block.
+    """
     precise = torch.promote_types(w0.dtype, torch.float32)
-    state = {"gates": torch.stack([w0, w2], dim=1).to(precise)[None], "out": w1.to(precise)[None]}
+    gates = torch.stack([w0[None], w2[None]], dim=2)
+    state = {"gates": gates.to(precise), "out": w1[None].to(precise, copy=True)}
     if rule.prenorm:
         state |= {"gates_sum": state["gates"], "out_sum": state["out"]}
     if rule.momentum:

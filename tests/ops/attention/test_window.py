@@ -134,6 +134,73 @@ def test_the_way_is_chosen_by_capability_and_can_be_forced(monkeypatch):
         attend("flash")
 
 
+def dtypes_of(count):
+    """A function and `count` arguments that torch compiles into as many graphs."""
+    kinds = [(torch.float32,), (torch.float64,), (torch.int64,), (torch.int32,), (torch.bool,), (torch.float16,)]
+    shapes = [(3,), (3, 3), (3, 3, 3)]
+    return [torch.ones(shape, dtype=dtype) for shape in shapes for (dtype,) in kinds][:count]
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """torch.compile without a C++ compiler; nothing that was compiled is remembered."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
+    window_attention._compiled.cache_clear()
+    yield
+    window_attention._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_more_than_eight_graphs_are_compiled(eager):
+    """torch allows 8 of one function, and then runs flex_attention uncompiled without an error."""
+
+    def twice(x):
+        uncompiled.append(not torch.compiler.is_compiling())
+        return x + x
+
+    uncompiled = []
+    for x in dtypes_of(12):
+        assert torch.equal(window_attention._compiled(twice)(x), x + x)
+    assert not any(uncompiled)
+
+
+def test_beyond_the_limit_it_is_an_error_and_never_uncompiled(eager, monkeypatch):
+    monkeypatch.setattr(window_attention, "GRAPHS", 3)
+    run = window_attention._compiled(lambda x: x + x)
+    *allowed, last = dtypes_of(4)
+    for x in allowed:
+        run(x)
+    with pytest.raises(SettingError, match=r"compiled 3 times.* set REFINE_WINDOW_ATTENTION=blocks"):
+        run(last)
+    assert torch._dynamo.config.recompile_limit == 8 and not torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_on_cuda_mask_and_attention_are_compiled_without_what_torch_deprecates(monkeypatch):
+    """With torch's functions uncompiled in the compiled ones' place, on a pretended device."""
+    inputs, asked = draw([70], [0], torch.float32, grad=False), []
+
+    def compiled(function):
+        asked.append(function.__name__)
+        return lambda *args, **more: function(*args, **{k: "cpu" if k == "device" else v for k, v in more.items()})
+
+    monkeypatch.setattr(window_attention, "_compiled", compiled)
+    plain = window_attention.attend(*inputs, Layout([70]), [0], 33, "plain")
+    flex = window_attention._flex(*(OnCuda(x[None]) for x in inputs), Layout([70]), None, 33)[0]
+    assert asked == ["create_block_mask", "flex_attention"]
+    assert distance(flex, plain) <= 1e-5
+
+
+class OnCuda:
+    """A tensor on the CPU that says it is on a CUDA device."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, x):
+        self.shape, self.transpose = x.shape, x.transpose
+
+
 @pytest.mark.requires_cuda
 @pytest.mark.parametrize("method", ["flex", "blocks"])
 @pytest.mark.parametrize("read", READS)

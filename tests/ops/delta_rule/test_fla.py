@@ -2,9 +2,14 @@
 there is a GPU, the kernels themselves against the twin."""
 
 import logging
+import os
+import subprocess
+import sys
+from types import ModuleType
 
 import pytest
 import torch
+from packaging.version import Version
 
 import refine.models
 from refine.errors import SettingError
@@ -17,11 +22,13 @@ from refine.ops.rms_norm import unit_length
 def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None):
     """What a kernel computes, by the token-by-token twin; kernels' argument names and shapes."""
     assert output_final_state and q.is_contiguous() and v.is_contiguous()
+    given, wide = v.dtype, initial_state.dtype
+    q, k, v, beta = (x.to(wide) for x in (q, k, v, beta))
     repeat = v.shape[2] // q.shape[2]
     q, k = (x.repeat_interleave(repeat, 2) for x in (q, k))
     if cu_seqlens is None:
         o, states = delta_rule.token_by_token(q, k, v, beta, g, initial_state)
-        return o, states[:, -1]
+        return o.to(given), states[:, -1]
     assert q.shape[0] == 1
     outputs, last = [], []
     for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
@@ -29,7 +36,7 @@ def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, 
         o, states = delta_rule.token_by_token(*part, None if initial_state is None else initial_state[row : row + 1])
         outputs.append(o)
         last.append(states[:, -1])
-    return torch.cat(outputs, 1), torch.cat(last)
+    return torch.cat(outputs, 1).to(given), torch.cat(last)
 
 
 @pytest.fixture
@@ -40,10 +47,10 @@ def calls(monkeypatch):
     def kernel(name):
         def run(**arguments):
             made.append((name, arguments["q"].shape[0] * arguments["q"].shape[1]))
-            if name == "recurrent_gated":
-                assert not torch.is_grad_enabled() or not arguments["k"].requires_grad, (
-                    "this kernel has no backward pass"
-                )
+            differentiable = torch.is_grad_enabled() and arguments["k"].requires_grad
+            assert name != "recurrent_gated" or not differentiable, "this kernel has no backward pass"
+            if name == "recurrent" and differentiable:
+                assert arguments["initial_state"].requires_grad, "its backward pass writes the state's gradient"
             return _naive(**arguments)
 
         return run
@@ -131,6 +138,176 @@ def test_short_reads_use_the_recurrent_kernel_where_it_has_a_gradient(calls, gat
     assert [name for name, _ in calls] == [expected]
 
 
+@pytest.mark.parametrize("fresh", [False, True], ids=["from a state", "fresh"])
+@pytest.mark.parametrize("tokens", [5, 64])
+def test_a_short_read_from_a_memory_without_gradient_has_gradients(calls, tokens, fresh):
+    """fla's recurrent backward pass fails without a differentiable initial state (0.6.0 and before)."""
+    results = []
+    for read in (fla.read, delta_rule.read):
+        *inputs, state = _inputs([tokens], False)
+        o, states = read(*inputs, None if fresh else state.detach(), Layout([tokens]))
+        loss = o.square().sum() + states.at(Taps([0], [tokens])).square().sum()
+        results.append(torch.autograd.grad(loss, [x for x in inputs if x is not None]))
+    assert calls[0][0] == "recurrent"
+    assert all(_distance(one, other) < 1e-10 for one, other in zip(*results, strict=True))
+
+
+def _pretend(monkeypatch, triton="3.7.1", capability=(9, 0), packages=("fla", "triton")):
+    """A CUDA device and these packages, as far as the choice looks."""
+    versions = {"triton": triton, "fla-core": "0.6.0"}
+    monkeypatch.setattr(fla, "_version", lambda package: Version(versions[package]))
+    monkeypatch.setattr(fla.importlib.util, "find_spec", lambda name: object() if name in packages else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    for cached in (fla._choice, fla._differentiates):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def forgetful():
+    """Afterwards, no choice of the test is remembered."""
+    yield
+    for cached in (fla._choice, fla._differentiates):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(calls, monkeypatch, forgetful, kind):
+    """The residual stream is float32, and REFINE_KERNELS=fla would refuse it."""
+    config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
+    model = refine.models.from_config(config | ({"head_dim": 16} if kind == "gated_deltanet" else {}))
+    text, results = torch.randint(0, 50, (2, 70)), []
+    _pretend(monkeypatch)
+    for wish in ("torch", "fla"):
+        monkeypatch.setenv("REFINE_KERNELS", wish)
+        monkeypatch.setattr(fla, "chosen", lambda device, dtype, wish=wish: fla._choice(wish, "cuda", dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.read(text).hidden
+        results.append([hidden, *torch.autograd.grad(hidden.square().sum(), list(model.model.parameters()))])
+    assert calls
+    assert all(_distance(one, other) < 5e-2 for one, other in zip(*results, strict=True))
+    with pytest.raises(SettingError, match=r"activations are torch\.float32"):
+        model.read(text)
+
+
+HOPPER = [("3.6.0", (9, 0), (), False), ("3.4", (9, 0), (), False), ("3.7.1", (9, 0), (), True)]
+HOPPER += [("3.3.1", (9, 0), (), True), ("3.6.0", (10, 0), (), True), ("3.6.0", (9, 0), ("tilelang",), True)]
+
+
+@pytest.mark.parametrize(("triton", "capability", "more", "expected"), HOPPER, ids=str)
+def test_the_gated_backward_pass_that_hopper_gets_wrong_goes_to_pytorch(
+    monkeypatch, forgetful, caplog, triton, capability, more, expected
+):
+    _pretend(monkeypatch, triton, capability, ("fla", "triton", *more))
+    monkeypatch.delenv("REFINE_KERNELS", raising=False)
+    device = torch.device("cuda", 0)
+    with caplog.at_level(logging.WARNING, logger="refine.ops.delta_rule.fla"):
+        assert [fla.differentiates(device, 64) for _ in range(3)] == [expected] * 3
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [] if expected else ["3.7.1 or later" in line and triton in line for line in said] == [True]
+    monkeypatch.setenv("REFINE_KERNELS", "fla")
+    if not expected:
+        with pytest.raises(SettingError, match=r"heads of 64 key channels .* install tilelang"):
+            fla.differentiates(device, 64)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_gated_model_reads_by_kernels_and_learns_by_pytorch_there(calls, monkeypatch, forgetful, gradient):
+    _pretend(monkeypatch, "3.6.0")
+    monkeypatch.setattr(fla, "chosen", lambda device, dtype: True)
+    config = {"model_type": "gated_deltanet", "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 2}
+    model = refine.models.from_config(config | {"head_dim": 16, "vocab_size": 50})
+    with torch.set_grad_enabled(gradient):
+        model.read(torch.randint(0, 50, (1, 70)))
+    assert bool(calls) is not gradient
+
+
+def test_the_refusal_is_lifted_for_wide_heads_alone(monkeypatch, forgetful):
+    kernel, caller = ModuleType("fla.ops.common.chunk_o"), ModuleType("fla.ops.gated_delta_rule.chunk")
+    kernel.TRITON_ABOVE_3_7_1 = False
+
+    def chunk_bwd_dqkwg(q, k):
+        if not kernel.TRITON_ABOVE_3_7_1:
+            raise RuntimeError("refused")
+        return k.shape[-1]
+
+    caller.chunk_bwd_dqkwg = chunk_bwd_dqkwg
+    for name in ("fla", "fla.ops", "fla.ops.common", "fla.ops.gated_delta_rule"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for module in (kernel, caller):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    _pretend(monkeypatch, "3.6.0")
+    fla._lift_refusal.cache_clear()
+    assert fla.differentiates(torch.device("cuda", 0), 128)
+    assert caller.chunk_bwd_dqkwg(q=None, k=torch.zeros(1, 128)) == 128
+    with pytest.raises(RuntimeError, match="refused"):
+        caller.chunk_bwd_dqkwg(q=None, k=torch.zeros(1, 64))
+    assert caller.chunk_bwd_dqkwg(None, torch.zeros(1, 65)) == 65
+    assert kernel.TRITON_ABOVE_3_7_1 is False
+    fla._lift_refusal.cache_clear()
+
+
+def test_an_older_fla_is_not_used(monkeypatch, forgetful):
+    _pretend(monkeypatch)
+    monkeypatch.setattr(fla, "_version", lambda package: Version("0.5.1"))
+    assert fla.lacking() == "fla-core is 0.5.1, and the kernels need 0.6.0 or later"
+    monkeypatch.setenv("REFINE_KERNELS", "fla")
+    with pytest.raises(SettingError, match=r"fla-core is 0\.5\.1"):
+        fla.chosen(torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.requires_fla
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_fla_refuses_as_expected_and_lets_itself_be_lifted(monkeypatch):
+    """With fla's own code: the names that are replaced exist, and the guard lies where it is looked for."""
+    import fla.ops.common.chunk_o as kernel
+    import fla.ops.gated_delta_rule.chunk as caller
+
+    monkeypatch.setattr(kernel, "IS_NVIDIA_HOPPER", True)
+    monkeypatch.setattr(kernel, "TRITON_ABOVE_3_4_0", True)
+    monkeypatch.setattr(kernel, "TRITON_ABOVE_3_7_1", False)
+    monkeypatch.setattr(caller, "chunk_bwd_dqkwg", caller.chunk_bwd_dqkwg)
+    fla._lift_refusal.cache_clear()
+    fla._lift_refusal()
+    for width, refused in ((64, True), (128, False)):
+        x = torch.zeros(1, 64, 1, width, dtype=torch.bfloat16)
+        with pytest.raises(Exception) as error:  # without a GPU both fail, at different places
+            caller.chunk_bwd_dqkwg(q=x, k=x, v=x, do=x, h=x, dh=x, g=torch.zeros(1, 64, 1))
+        assert ("incorrect results" in str(error.value)) is refused
+    fla._lift_refusal.cache_clear()
+
+
+INTERPRETED = """
+import torch
+from refine.ops.delta_rule import fla, rule
+from refine.ops.layout import Layout
+torch.manual_seed(0)
+q, k, v = (torch.nn.functional.normalize(torch.randn(7, 2, 16), dim=-1).half().requires_grad_() for _ in range(3))
+beta, state = torch.rand(7, 2).requires_grad_(), torch.randn(1, 2, 16, 16)
+weights = torch.randn(7, 2, 16)
+for given in (None, state, state.clone().requires_grad_()):
+    gradients = []
+    for read, wide in ((fla.read, False), (rule.read, True)):
+        q_, k_, v_ = (x.float() if wide else x for x in (q, k, v))
+        o, _ = read(q_, k_, v_, beta, None, given, Layout([7]))
+        gradients.append(torch.autograd.grad((o.float() * weights).sum(), [q, k, v, beta]))
+    for one, other in zip(*gradients):
+        distance = float((one.float() - other.float()).norm() / other.float().norm())
+        assert distance < 1e-2, distance
+print("the same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.requires_fla
+def test_the_recurrent_kernels_gradients_are_the_twin_s_under_triton_s_interpreter():
+    """Without a GPU. A memory without gradient is where fla's backward pass fails by itself."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.stdout.strip() == "the same", done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkeypatch, kind, checkpointing):
@@ -151,6 +328,7 @@ def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkey
 
 
 def test_the_choice_is_by_capability_can_be_forced_and_is_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(fla, "_version", lambda package: Version("0.6.0"))
     fla._choice.cache_clear()
     cpu = torch.device("cpu")
     monkeypatch.delenv("REFINE_KERNELS", raising=False)
