@@ -1,6 +1,6 @@
 """The shapes of the models that the benchmarks measure, as configs for `refine.models.from_config`.
 
-SMALL: 1.7M to 1.8M parameters each. PUBLISHED: the sizes of the released models, measured with random weights.
+SMALL, HYBRIDS: 1.7M to 1.8M parameters each. PUBLISHED: the sizes of the released models, measured with random weights.
 """
 
 from __future__ import annotations
@@ -46,7 +46,27 @@ PUBLISHED: dict[str, Config] = {
         "vocab_size": 32000,
     },
 }
-SHAPES = {"small": SMALL, "published": PUBLISHED}
+_LINEAR: Config = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 48}
+HYBRIDS: dict[str, Config] = {  # every fourth layer attends, as published; 1.7M parameters each
+    "Qwen3.5": {
+        "model_type": "qwen3_5_text",
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "linear_value_head_dim": 48,
+        **_LINEAR,
+        **_SHARED,
+    },
+    "OLMo Hybrid": {
+        "model_type": "olmo_hybrid",
+        "num_attention_heads": 2,
+        "linear_value_head_dim": 96,
+        "rope_parameters": {"rope_theta": None},
+        **_LINEAR,
+        **_SHARED,
+    },
+}
+SHAPES = {"small": SMALL, "published": PUBLISHED, "hybrids": HYBRIDS}
 VOCABULARY, LAYERS = 512, 4  # of `of_width`
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.refine_step                  # prints the tables; writes refine_step.md and .png beside this
     python -m benchmarks.refine_step --device cuda    # the same as refine_step_cuda.md and .png
+    python -m benchmarks.refine_step --shapes hybrids # two hybrids, as refine_step_hybrids.md and .png
     python -m benchmarks.refine_step --device cpu --shapes published --quick --output /tmp/x    # tries what a GPU runs
 
 On a CPU: three models of 1.7M to 1.8M parameters with a vocabulary of 4096, float32. On a CUDA device the same table
@@ -254,9 +255,10 @@ def draw(rows: list[Row], grown: dict[str, list[float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _default_output(device: str) -> Path:
+def _default_output(device: str, shapes: str) -> Path:
     here = Path(__file__).with_suffix("")
-    return here if device == "cpu" else here.with_name(f"{here.name}_cuda")
+    parts = [here.name, *(["hybrids"] if shapes == "hybrids" else []), *([] if device == "cpu" else ["cuda"])]
+    return here.with_name("_".join(parts))
 
 
 @click.command()
@@ -288,7 +290,7 @@ def main(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     shapes = shapes or ("published" if device == "cuda" else "small")
     options = Options(device, rounds, clock, shapes, quick, gradient_checkpointing)
-    output = output or _default_output(device)
+    output = output or _default_output(device, shapes)
     rows: list[Row] = []
     twins, grown, notes = {}, {}, []
     click.echo(HEADER)

@@ -10,7 +10,7 @@ from refine.metric_names import HEADLINES, OF_DOCUMENTS, OF_MARKS, OF_PROMPTS, Q
 from refine.phases.prepared_data import Prepared, check_model
 from refine.settings import Settings
 from refine.settings.objective import REWARDS, is_external_reward, reward_kind
-from refine.settings.training import BEST, MidSettings, PostSettings, TrainingSettings
+from refine.settings.training import BEST, MidSettings, OptimizerSettings, PostSettings, TrainingSettings
 
 WIDTH = 64  # hidden size of the states with which a reward is tried
 
@@ -34,9 +34,32 @@ def check(settings: Settings) -> None:
         )
     if settings.model.checkpoint is not None:
         check_model(settings.model.checkpoint, data)
+    check_freeze(settings)
     check_metrics(settings, data)
     check_best_by(settings, data)
     check_rewards(settings.training, data)
+
+
+def check_freeze(settings: Settings) -> None:
+    """Raises SettingError: a phase freezes attention, and the model that it trains has none, or nothing else. A hub
+    name passes; its model is checked after the download."""
+    training, name = settings.training, settings.model.checkpoint
+    phases: dict[str, OptimizerSettings | None] = {
+        "mid": training.mid,
+        "post": training.post,
+        "test_time": training.test_time,
+    }
+    if name is None:
+        phases["start"] = training.start
+    asked = {phase: one.freeze for phase, one in phases.items() if one is not None and one.freeze != "none"}
+    if not asked or (name is not None and not paths.model(name).is_dir()):
+        return
+    from refine.training.freezing import check_config
+
+    for phase, what in asked.items():
+        check_config(
+            settings.model.config or {} if name is None else paths.model(name), what, f"training.{phase}.freeze"
+        )
 
 
 def check_best_by(settings: Settings, data: Prepared) -> None:

@@ -65,6 +65,11 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 )
 @click.option("--longbench", help="Folder or hub name of LongBench, if the data lacks it.")
 @click.option(
+    "--chat",
+    is_flag=True,
+    help="Prompts in the tokenizer's chat template; the data's are prepared so with chat: true.",
+)
+@click.option(
     "--batch-size",
     type=ROWS,
     default=8,
@@ -112,6 +117,7 @@ def evaluate(
     with fetched(version) as folder:
         tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
+        _check_freeze(make_adapter, folder)
         check_harness(others["harness"] or (), tokenizer, lengths, others["harness_tasks"])
         inputs = _inputs(tasks, lengths, samples, tokenizer, others)
         _check_output(output)
@@ -147,7 +153,9 @@ def _inputs(
 
     if others["harness"] and tasks is None:
         return Inputs()  # lm-eval's tasks only
-    sources = Sources(tokenizer, lambda: _essays(others["essays"]), others["longbench"], others["seed"])
+    sources = Sources(
+        tokenizer, lambda: _essays(others["essays"]), others["longbench"], others["seed"], chat=others["chat"]
+    )
     inputs = load_inputs(others["data"], tasks, lengths, samples, sources)
     return Inputs(prompts=inputs.prompts) if others["test_time"] else inputs  # documents are not adapted to
 
@@ -166,6 +174,15 @@ def _adapter(others: dict[str, Any]) -> Any:
     if values.training.test_time is None:
         raise SettingError(f"{others['params']}: training.test_time is null: set it to adapt at test time")
     return partial(TestTimeTrainer, values.training.test_time, others["test_time"], values.seed)
+
+
+def _check_freeze(make_adapter: Any, folder: Any) -> None:
+    """Raises SettingError: training.test_time.freeze does not fit the model in `folder`; a hub name passes."""
+    if make_adapter is None or not paths.model(folder).is_dir():
+        return
+    from refine.training.freezing import check_config
+
+    check_config(paths.model(folder), make_adapter.args[0].freeze, "training.test_time.freeze")
 
 
 def _check_output(folder: Path) -> None:

@@ -40,6 +40,7 @@ LEAST_TEMPERATURE = 1e-3  # below, the likeliest token has all of the probabilit
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Of the sampling; 0 takes the likeliest token."
 )
+@click.option("--chat", is_flag=True, help="Ask each --prompt in the tokenizer's chat template, as the user's turn.")
 @click.option("--tokenizer", show_default="the model's own", help="Folder, hub name or mistral_v1.")
 @options.seed(1)
 @options.device()
@@ -56,6 +57,7 @@ def generate(model: str, prompts: tuple[str, ...], file: Path | None, **others: 
     with fetched(model) as folder:
         tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
+        prompts = _in_chat(tokenizer, prompts) if others["chat"] else prompts
         with out_of_memory_in_one_line(ModelError, f"with {model}", "take a smaller model, or another --device"):
             loaded, weights = _load(folder, others["device"])
             memory = _saved_memory(others["memory"], loaded, weights)
@@ -72,6 +74,10 @@ def _check(prompts: Sequence[str], file: Path | None, others: dict[str, Any]) ->
     if not prompts and file is None:
         after = "after the memory, which holds no last token to go on from" if others["memory"] else "first"
         raise SettingError(f"nothing to read: give the text that comes {after}, with --prompt or --file")
+    if others["chat"] and not prompts:
+        raise SettingError(
+            "--chat asks each --prompt as the user's turn, and there is none: give one, or leave out --chat"
+        )
     if any(not prompt for prompt in prompts):
         raise SettingError("--prompt is empty: expected a text")
     if not (temperature == 0 or LEAST_TEMPERATURE <= temperature <= 1000):
@@ -85,6 +91,13 @@ def _check(prompts: Sequence[str], file: Path | None, others: dict[str, Any]) ->
     if save is not None:
         options.check_file(save, "--save-memory")
     options.check_device(others["device"])
+
+
+def _in_chat(tokenizer: Any, prompts: Sequence[str]) -> tuple[str, ...]:
+    """`prompts` as the user's turns. Raises DataError: the tokenizer has no chat template, or one that does not fit."""
+    from refine.data.prompts.chat import ChatForm
+
+    return tuple(map(ChatForm(tokenizer, "--chat: the tokenizer"), prompts))
 
 
 def _text(file: Path) -> str:

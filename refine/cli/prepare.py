@@ -71,6 +71,7 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     """Make RULER's needle prompts from the validation text."""
     from refine import paths, settings
     from refine.data.corpus.version import require_recorded
+    from refine.data.prompts.chat import ChatForm
     from refine.data.prompts.needles import write_needles
     from refine.data.raw_documents import read_texts
     from refine.system.files import folder_beside
@@ -81,8 +82,9 @@ def needles(params: Path, overrides: tuple[str, ...], data: Path) -> None:
     essay = list(read_texts(data / "validation.parquet"))
     with folder_beside(paths.prepared() / "needles") as beside:
         wanted = chosen.needles
+        chat = ChatForm(made, "needles.chat: the tokenizer") if wanted.chat else None
         files = write_needles(
-            wanted.tasks, wanted.lengths, wanted.samples, made, essay, chosen.seed, beside, wanted.answer_tokens
+            wanted.tasks, wanted.lengths, wanted.samples, made, essay, chosen.seed, beside, wanted.answer_tokens, chat
         )
     click.echo(f"needles: {wanted.samples} prompts in each of {len(files)} files")
 

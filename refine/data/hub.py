@@ -33,7 +33,12 @@ def one_line_error(error: Exception, what: str, name: str, revision: str | None 
             f"{what} {name!r} at revision {revision or 'main'}: the hub refuses it ({reason(error)}); "
             "check name and revision, or log in with `hf auth login`"
         )
-    if isinstance(error, errors.HFValidationError | errors.OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return ServiceError(
+            f"{what} {name!r}: no such folder here, and HF_HUB_OFFLINE keeps it from the hub: unset that, or give a "
+            "local folder"
+        )
+    if isinstance(error, errors.HFValidationError):
         return DataError(f"{what} {name!r}: no such folder, and not from the hub ({reason(error)})")
     if _is_of_transport(error):
         return ServiceError(

@@ -49,11 +49,13 @@ def evaluate_model(
     sequences or prompts per pass; changes no score. adapter: adapts the model to each prompt before it answers
     (test-time training). answers_file: gets each answer as a line of JSON, after all prompts. harness: lm-eval's tasks.
     harness_options: samples, lengths and include of `evaluate_harness`. progress: called with a line about each step.
-    Raises ModelError: the tokenizer does not fit (found before the weights are loaded), or a score is not finite.
+    Raises ModelError: the tokenizer does not fit (found before the weights are loaded), a text is longer than rotary
+    positions allow (found before any is scored), or a score is not finite.
     """
     start = time.perf_counter()
     name = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     loaded, tokenizer = _load(model, tokenizer, bool(inputs.prompts or harness), device)
+    _refuse_too_long(name, loaded, inputs)
     report = progress or (lambda _: None)
     documents: dict[str, next_token.NextTokenScore] = {}
     for which, sequences in inputs.documents.items():
@@ -139,6 +141,22 @@ def _load(
         ModelError, f"while {model} is loaded", "take a smaller model, or a device with more memory"
     ):
         return load_for_reading(model, device), tokenizer
+
+
+def _refuse_too_long(name: str, model: FastWeightLanguageModel, inputs: Inputs) -> None:
+    limit = model.config.position_limit()
+    if limit is None:
+        return
+    lengths = {which: max(map(len, next_token.token_rows(rows))) for which, rows in inputs.documents.items()}
+    for (task, length), prompts in inputs.prompts.items():
+        known = [one.prompt_tokens + one.answer_tokens for one in prompts if one.prompt_tokens is not None]
+        lengths[f"{task} at {length}"] = max(known, default=0)
+    for which, longest in lengths.items():
+        if longest > limit:
+            raise ModelError(
+                f"{name}: {which} has a text of {longest} tokens, and the model's rotary positions allow {limit} "
+                "(max_position_embeddings): leave out this length, or take another model"
+            )
 
 
 def _refuse_non_finite(model: str, what: str, scores: Sequence[float]) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from refine.data.parquet_files import arrow_errors, open_parquet
+from refine.data.prompts.chat import ChatForm
 from refine.data.prompts.longbench import load_longbench
 from refine.data.prompts.needles import TASKS as NEEDLES
 from refine.data.prompts.needles import make_needles
@@ -55,7 +56,8 @@ class Sources:
     """The sources of prompts that the data folder does not hold.
 
     tokenizer: the model's; it measures needles of any length, and documents must have been made with it. essay: returns
-    the texts to hide needles in. longbench: folder or hub name. seed, samples: of the needles.
+    the texts to hide needles in. longbench: folder or hub name. seed, samples: of the needles. chat: prompts are put
+    into the tokenizer's chat template.
     """
 
     tokenizer: Any = None
@@ -63,6 +65,7 @@ class Sources:
     longbench: str | None = None
     seed: int = 42
     samples: int = 100
+    chat: bool = False
 
 
 def load_inputs(
@@ -203,17 +206,26 @@ def _prompts(
     kind = known_task(task)
     path = found.get((task, length))
     prompts = load_prompts(path, answer_tokens=kind.answer_tokens, length=length) if path else []
-    if kind.family == "needles" and sources.tokenizer is not None and not _made_for(sources.tokenizer, prompts):
+    chat = ChatForm(sources.tokenizer, "--chat: the tokenizer") if sources.chat else None
+    if kind.family == "needles" and sources.tokenizer is not None and not _made_for(sources.tokenizer, prompts, chat):
         essay = list(sources.essay()) if sources.essay and NEEDLES[task].haystack == "essay" else ""
-        return make_needles(task, length, samples or sources.samples, sources.tokenizer, essay, sources.seed)
+        return make_needles(task, length, samples or sources.samples, sources.tokenizer, essay, sources.seed, chat=chat)
     if prompts:
+        if chat is not None and not chat.holds(prompts[0].prompt):
+            raise DataError(
+                f"{path}: not in the chat template of --chat: prepare it with chat: true, or leave out --chat"
+            )
         return prompts[:samples]
     if kind.family == "longbench" and sources.longbench is not None:
-        return load_longbench(task, sources.longbench, length, samples=samples)
+        loaded = load_longbench(task, sources.longbench, length, samples=samples)
+        return loaded if chat is None else [replace(one, prompt=chat(one.prompt)) for one in loaded]
     lengths = ", ".join(str(known) for name, known in sorted(found) if name == task) or "none"
     raise DataError(f"{folder}: holds no prompts of {task} at length {length}; it has lengths: {lengths}")
 
 
-def _made_for(tokenizer: Any, prompts: Sequence[Prompt]) -> bool:
-    """Whether the prompts have as many tokens with this tokenizer as with the one they were made with."""
+def _made_for(tokenizer: Any, prompts: Sequence[Prompt], chat: ChatForm | None) -> bool:
+    """Whether the prompts have as many tokens with this tokenizer as with the one they were made with, and are in the
+    form of `chat`."""
+    if prompts and chat is not None and not chat.holds(prompts[0].prompt):
+        return False
     return bool(prompts) and len(tokenizer(prompts[0].prompt)["input_ids"]) == prompts[0].prompt_tokens

@@ -138,6 +138,15 @@ class TensorMemory(LayerMemory):
     def tensors(self) -> dict[str, Tensor]:
         return {name: self._laid_out(tensor) for name, tensor in self._held.items()}
 
+    def shared_in_order(self, name: str) -> tuple[Tensor, int]:
+        """The tensor `name` with each held row once, and n, if n rows in a row share each, in order; else the tensor of
+        all rows, and 1."""
+        held = self._held[name]
+        n = len(self.shared) // max(1, held.shape[0])
+        if n > 1 and self.shared == tuple(row for row in range(held.shape[0]) for _ in range(n)):
+            return held, n
+        return self._laid_out(held), 1
+
     def _laid_out(self, tensor: Tensor) -> Tensor:
         if self._own_rows:
             return tensor

@@ -13,7 +13,7 @@ from refine.identity import hash_of_files
 from refine.system.readers import in_form, mapping, read_json
 
 TOKENIZER = "a fast tokenizer with its vocabulary"
-PADDING = 256  # a model may pad its vocabulary by fewer pieces than this
+PADDING = 256  # a model may pad its vocabulary by fewer pieces than this, or than a hundredth of them (Qwen: 267)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check_model(name: str, data: Prepared) -> None:
 def check_vocabulary(name: str, size: Any, data: Prepared) -> None:
     """Raises ModelError: `size`, the vocabulary of model `name`, does not fit the tokenizer of `data`."""
     pieces = data.vocabulary()
-    if not isinstance(size, int) or not pieces <= size < pieces + PADDING:
+    if not isinstance(size, int) or not pieces <= size < pieces + max(PADDING, pieces // 100):
         raise ModelError(
             f"{name} has a vocabulary of {reason(repr(size), 40)} pieces, but {data.tokenizer} has {pieces}: prepare "
             "the data with the model's own tokenizer (tokenizer.path), or start from another model"

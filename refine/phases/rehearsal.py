@@ -12,32 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refine.errors import SettingError
+from refine.errors import ServiceError, SettingError
 from refine.phases import mid, post, start
 from refine.phases.prepared_data import Prepared
+from refine.phases.tiny_config import tiny
 from refine.settings import Settings
 from refine.settings.base import validated
 
 LENGTH = 192  # tokens of a sequence
-WIDTHS = {  # small values of config.json fields, for the fields that a config has or that its type needs
-    "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16, "num_v_heads": 2, "num_attn_heads": 2,
-    "num_lact_heads": 2, "intermediate_size": 64, "lact_chunk_size": 32, "window_size": 32, "w0_w2_low_rank": 4,
-}  # fmt: skip
+CHAT_TEMPLATE = (  # of the tokenizer that stands in for one with a chat template
+    "{% for message in messages %}[{{ message.role }}] {{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 WORDS = ["the", "sea", "and", "old", "wind", "sings", "of", "a", "king", "who", "came", "by", "night", "lost"]
 
 
 def shrunk(settings: Settings) -> Settings:
     """`settings` with small values for everything that costs time, validated again.
 
-    Raises SettingError: model.config is null, so nothing says which model to rehearse.
+    Raises SettingError: model.config is null, so nothing says which model to rehearse. ModelError: a field of it.
     """
     if settings.model.config is None:
         raise SettingError("model.config is null: a rehearsal needs the config.json fields of the checkpoint's model")
     values: dict[str, Any] = settings.model_dump(mode="json")
-    config = values["model"]["config"]
-    always = {"hidden_size", "num_hidden_layers", "intermediate_size"}
-    small = {name: size for name, size in WIDTHS.items() if name in config or name in always}
-    values["model"] = {"config": {**config, **small}}
+    values["model"] = {"config": tiny(values["model"]["config"])}
     values["documents"] |= {"sequence_length": LENGTH, "validation_sequences": 2}
     training = values["training"]
     training |= {"processes": 1, "sharding": "none"}
@@ -54,7 +52,7 @@ def shrunk(settings: Settings) -> Settings:
 def rehearse(settings: Settings, output: Path, say: Callable[[str], None]) -> None:
     """Run all phases of the shrunk `settings` into `output`. `say` gets one line when an arm ends."""
     small = shrunk(settings)
-    data, prompts = _made_up(small, output / "prepared")
+    data, prompts = _made_up(small, output / "prepared", say)
     record = start.plan(small, data).run(output / "start")
     say(f"start: {record['parameters']:,} parameters")
     new = str(output / "start" / "model")
@@ -89,18 +87,35 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
         say(f"test time {arm}: {len(answers)} prompts answered")
 
 
-def _made_up(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
+def _tokenizer(settings: Settings, texts: list[str], say: Callable[[str], None]) -> Any:
+    """The settings' tokenizer; a small trained one where they name none, or where the hub does not answer, which `say`
+    gets a line about."""
+    from refine.data.tokenizer import load_tokenizer, train_tokenizer
+
+    named, chat = settings.tokenizer, settings.needles.chat or settings.questions.chat
+    if named.path is not None:
+        try:
+            return load_tokenizer(named.path, named.revision)
+        except ServiceError as error:
+            say(f"{error}: a small tokenizer trained on the made-up text stands in for it here")
+    trained = train_tokenizer(texts, 300)
+    if chat:
+        trained.chat_template = CHAT_TEMPLATE
+    return trained
+
+
+def _made_up(settings: Settings, folder: Path, say: Callable[[str], None]) -> tuple[Prepared, Path]:
     """Prepared data of made-up text, with the settings' tokenizer (or a small trained one), and a file of prompts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from refine.data.prompts.chat import ChatForm
     from refine.data.prompts.prompt import Prompt, write_prompts
-    from refine.data.tokenizer import load_tokenizer, train_tokenizer
 
     chance = random.Random(settings.seed)
     texts = [" ".join(chance.choices(WORDS, k=4 * LENGTH)) for _ in range(8)]
-    named = settings.tokenizer.path
-    pieces = train_tokenizer(texts, 300) if named is None else load_tokenizer(named, settings.tokenizer.revision)
+    pieces = _tokenizer(settings, texts, say)
+    chat = ChatForm(pieces, "questions.chat: the tokenizer") if settings.questions.chat else None
     pieces.save_pretrained(folder / "tokenizer")
     (folder / "documents").mkdir(parents=True, exist_ok=True)
     for split, part in (("train", texts[:6]), ("validation", texts[6:])):
@@ -112,14 +127,9 @@ def _made_up(settings: Settings, folder: Path) -> tuple[Prepared, Path]:
             "marks": pa.array([[LENGTH // 2, 3 * LENGTH // 4]] * len(rows), pa.list_(pa.int32())),
         }
         pq.write_table(pa.table(table), folder / "documents" / f"{split}.parquet")
-    asked = [
-        Prompt(
-            f"{' '.join(text.split()[:40])} Where is number {number}? Answer:",
-            (f"house {number}",),
-            "factsqa",
-            LENGTH,
-            4,
-        )
-        for number, text in enumerate(texts)
-    ]
+    asked = []
+    for number, text in enumerate(texts):
+        question = f"{' '.join(text.split()[:40])} Where is number {number}? Answer:"
+        shown = question if chat is None else chat(question, "Answer:")
+        asked.append(Prompt(shown, (f"house {number}",), "factsqa", LENGTH, 4))
     return Prepared(folder), write_prompts(asked, folder / "prompts.parquet")

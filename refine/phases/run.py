@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
@@ -15,12 +15,14 @@ from refine.errors import TrainingError
 from refine.identity import code_hash, data_version, git_state, hash_of
 from refine.phases import run_folder
 from refine.phases.card import CARD, card_of
+from refine.settings.training import Freeze
 from refine.system.exhausted import out_of_memory_in_one_line
 from refine.system.files import write_text
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
 from refine.training.distributed import gathered
+from refine.training.freezing import check_freeze
 from refine.training.metrics_file import MetricsFile
 from refine.training.progress import ProgressBar
 from refine.training.reward_histograms import RewardHistograms
@@ -61,7 +63,7 @@ def run(
         return record
     if isinstance(data.validation, dict):  # Trainer's names have the set's in front; the first decides
         arguments.metric_for_best_model = f"{next(iter(data.validation))}_{arguments.metric_for_best_model}"
-    model = _built(data, folder)
+    model = _built(data, arguments, folder)
     with (
         checkpoints.disk_errors_in_one_line(folder),
         run_folder.locked(folder) if arguments.should_save else contextlib.nullcontext(),
@@ -110,13 +112,15 @@ def _patience(validations: int | None) -> list[TrainerCallback]:
     return [] if validations is None else [EarlyStoppingCallback(early_stopping_patience=validations)]
 
 
-def _built(data: TrainingData, folder: Path) -> PreTrainedModel:
-    """The starting model. If it cannot be built, the empty output folder is removed."""
+def _built(data: TrainingData, arguments: RefineArguments, folder: Path) -> PreTrainedModel:
+    """The starting model. If it cannot be built or trained, the empty output folder is removed."""
     try:
         with out_of_memory_in_one_line(
             TrainingError, "while the starting model is built", "a smaller model, or a larger machine"
         ):
-            return data.model()
+            model = data.model()
+        check_freeze(model, cast(Freeze, arguments.freeze), "freeze of this phase")
+        return model
     except Exception:
         with contextlib.suppress(OSError):
             folder.rmdir()

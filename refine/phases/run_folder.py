@@ -28,6 +28,7 @@ from refine.training import checkpoints
 IDENTITY, RESULT, MODEL, LOCK = "identity.json", "result.json", "model", ".lock"
 RECORD = "the record of a run"
 EXECUTION_SETTINGS = ("sequences_per_pass", "gradient_checkpointing")  # they change a result only by rounding
+LATER = {"freeze": "none"}  # settings that older records lack, with the value that they had
 
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,14 @@ def check(output: Path, identity: dict[str, Any]) -> None:
 
 
 def without_execution_settings(identity: dict[str, Any]) -> dict[str, Any]:
-    """`identity` without the settings that change only how a result is computed. A run that ran out of memory can
-    change them and resume."""
+    """`identity` without the settings that change only how a result is computed (a run that ran out of memory can
+    change them and resume), and without later ones at the value of older runs."""
     settings = identity.get("settings")
     if not isinstance(settings, dict):
         return identity
-    kept = {name: value for name, value in settings.items() if name not in EXECUTION_SETTINGS}
+    kept = {
+        name: value for name, value in settings.items() if name not in EXECUTION_SETTINGS and LATER.get(name) != value
+    }
     return {**identity, "settings": kept}
 
 

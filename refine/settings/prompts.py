@@ -40,6 +40,10 @@ class NeedlesSettings(Section):
     lengths: tuple[int, ...] = Field((256, 512, 1024), min_length=1, description="prompt and answer together [tokens]")
     samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="prompts per task and length")
     answer_tokens: int = Field(128, ge=1, le=MOST_TOKENS, description="tokens to generate; RULER's are 128")
+    chat: bool = Field(
+        False,
+        description="true puts prompts into the tokenizer's chat template, as for an instruct model; false as they are",
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -68,6 +72,10 @@ class QuestionsSettings(Section):
     validation_samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="validation prompts per length")
     test_samples: int = Field(50, ge=1, le=MOST_SAMPLES, description="test prompts per length")
     answer_tokens: int = Field(32, ge=1, le=MOST_TOKENS, description="tokens to generate; RULER's are 32")
+    chat: bool = Field(
+        False,
+        description="true puts prompts into the tokenizer's chat template, as for an instruct model; false as they are",
+    )
 
     @field_validator("lengths")
     @classmethod

@@ -12,6 +12,7 @@ from refine.settings.objective import ObjectiveSettings
 
 BEST = "best"  # of the arms of a phase
 Precision = Literal["float32", "bfloat16"]
+Freeze = Literal["none", "attention"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -23,6 +24,10 @@ class OptimizerSettings(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     precision: Precision = Field("float32", description="float32, or bfloat16 autocast")
+    freeze: Freeze = Field(
+        "none",
+        description="attention: the attention mixers of a hybrid stay as they are, so that its fast weights must learn",
+    )
 
 
 class PhaseSettings(OptimizerSettings):

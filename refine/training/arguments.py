@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from refine.errors import SettingError
 from refine.settings.base import LARGEST_SEED, validated
 from refine.settings.objective import ObjectiveSettings
-from refine.settings.training import PhaseSettings
+from refine.settings.training import Freeze, PhaseSettings
 from refine.training.argument_table import refuse_unsupported
 
 SHARDED: dict[str, Any] = {
@@ -55,6 +55,10 @@ class RefineArguments(TrainingArguments):
     validation_rollouts: bool = field(
         default=True, metadata={"help": "also sample rollouts on held-out sequences and log their rewards"}
     )
+    freeze: str = field(
+        default="none",
+        metadata={"help": "'attention': the attention mixers of a hybrid are not trained (refine.training.freezing)"},
+    )
     learning_rate: float = 1e-6
     weight_decay: float = 0.01
     lr_scheduler_type: str = "constant"
@@ -72,6 +76,8 @@ class RefineArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not isinstance(self.objective, ObjectiveSettings):
             self.objective = validated(ObjectiveSettings, self.objective, "RefineArguments.objective")
+        if self.freeze not in get_args(Freeze):
+            raise SettingError(f"RefineArguments.freeze is {self.freeze!r}: expected 'none' or 'attention'")
         refuse_unsupported({one.name: getattr(self, one.name) for one in fields(self)}, _defaults(type(self)))
         self._refuse_numbers_out_of_range()
         if self.disable_tqdm is None:  # transformers would decide by a log level that the first trainer changes
@@ -126,6 +132,7 @@ def arguments_of(
         "weight_decay": phase.weight_decay,
         "max_grad_norm": phase.max_gradient_norm,
         "bf16": phase.precision == "bfloat16",
+        "freeze": phase.freeze,
         recompute: phase.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": phase.checkpoint_every,

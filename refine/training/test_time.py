@@ -21,6 +21,7 @@ from refine.objective import next_sequence_step
 from refine.objective.external_rewards import external_reward
 from refine.settings.objective import reward_kind
 from refine.settings.training import TestTimeSettings
+from refine.training.freezing import frozen
 from refine.training.order import derived_seed
 
 if TYPE_CHECKING:
@@ -63,8 +64,13 @@ class TestTimeTrainer:
     def __call__(self, model: FastWeightLanguageModel, prompt: Tensor) -> Iterator[Adaptation]:
         """A context in which `model` is adapted to `prompt` [1, T] or [T] int64. Gradients and mode do not change.
 
-        Raises TrainingError: the loss is not finite.
+        Raises TrainingError: the loss is not finite. SettingError: `settings.freeze` does not fit the model.
         """
+        with frozen(model, self.settings.freeze, "training.test_time.freeze"), self._adapted(model, prompt) as done:
+            yield done
+
+    @contextlib.contextmanager
+    def _adapted(self, model: FastWeightLanguageModel, prompt: Tensor) -> Iterator[Adaptation]:
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients, training = [parameter.grad for parameter in weights], model.training
         if model is not self._model:

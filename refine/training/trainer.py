@@ -26,12 +26,14 @@ from refine.objective.external_rewards import ExternalReward, Function, check_re
 from refine.objective.result import StepResult
 from refine.settings.base import validated
 from refine.settings.objective import ObjectiveSettings
+from refine.settings.training import Freeze
 from refine.system.exhausted import is_out_of_memory
 from refine.training import step_errors
 from refine.training.adapters import with_adapters
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
 from refine.training.distributed import call_through, gathered
+from refine.training.freezing import freeze
 from refine.training.logged_validation import LoggedValidation, vocabulary
 from refine.training.losses import AnswerResult, pass_loss
 from refine.training.order import Passes, refuse_other_rows, sequence_seed
@@ -40,7 +42,7 @@ from refine.training.saving import CompleteCheckpoints
 from refine.training.statistics import Counts, counts_of
 
 log = logging.getLogger(__name__)
-OBJECTIVE = "RefineArguments.objective"
+OBJECTIVE, FREEZE = "RefineArguments.objective", "RefineArguments.freeze"
 
 
 class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
@@ -90,6 +92,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
             processing_class = by_our_rule(processing_class, "processing_class")  # of text rows and of the saved model
         if peft_config is not None:
             model = cast(PreTrainedModel, with_adapters(model, peft_config, args.seed))
+        freeze(model, cast(Freeze, args.freeze), FREEZE)
         args._n_gpu = min(args.n_gpu, 1)  # one device per process (torchrun for more): DataParallel loses memories
         self.rows = None if train_dataset is None else rows_of(train_dataset, processing_class, args, vocabulary(model))
         self.stream = None if self.rows is None else stream_of(self.rows, args)
@@ -141,6 +144,11 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         if self.stream is not None and self.state.global_step:
             refuse_other_rows(self.stream, self.state.global_step, self.state.epoch or 0.0)
         return progress
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, after which peft gives all adapters gradients."""
+        super()._load_from_checkpoint(*args, **kwargs)
+        freeze(self.model, cast(Freeze, self.args.freeze), FREEZE)
 
     def _replace_progress_callbacks(self) -> None:
         """Use ProgressBar instead of Trainer's bar, and print no rows: one has 40 metrics."""

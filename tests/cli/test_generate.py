@@ -122,6 +122,18 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--chat", "--file", "-"), "--chat asks each --prompt as the user's turn, and there is none"),
+        (("--chat", "--prompt", "Who?"), "--chat: the tokenizer has no chat template: leave out chat"),
+    ],
+)
+def test_chat_needs_a_prompt_and_a_template(line, message):
+    with pytest.raises(RefineError, match=message):
+        run(*line, input=BOOK)
+
+
 @pytest.mark.parametrize("what", BAD)
 def test_what_cannot_be_done_is_refused_in_one_line(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

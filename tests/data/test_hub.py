@@ -19,6 +19,7 @@ REFUSED = errors.HfHubHTTPError(
     [
         (REFUSED, DataError, "'a/b' at revision main: the hub refuses it .*404: not found.*`hf auth login`"),
         (errors.HFValidationError("bad name"), DataError, r"no such folder, and not from the hub \(bad name\)"),
+        (errors.OfflineModeIsEnabled("offline"), ServiceError, "no such folder here, and HF_HUB_OFFLINE keeps it from"),
         (httpx.ConnectError("no route"), ServiceError, r"the hub cannot be reached \(no route\)"),
         (TimeoutError("too\nlate"), ServiceError, r"the hub cannot be reached \(too late\)"),
         (ValueError("no split\nof that name"), DataError, "data set 'a/b': no split of that name"),

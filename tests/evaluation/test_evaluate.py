@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +45,23 @@ def test_every_score_is_that_of_its_part(model, tokenizer, inputs):
     assert list(task.scores) == expected and task.score.samples == 4
     assert task.score.value == pytest.approx(sum(expected) / 4)
     assert list(task.log_probs) == pytest.approx([one.log_prob for one in answers])
+
+
+@pytest.mark.parametrize("which", ["val", "factsqa at 64"])
+def test_a_text_that_positions_do_not_reach_is_named_before_any_is_scored(tokenizer, inputs, which):
+    from refine.models import from_config
+
+    fields = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "linear_num_value_heads": 16}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    limit = {"vocab_size": len(tokenizer), "max_position_embeddings": 39 if which == "val" else 60}
+    hybrid = from_config({"model_type": "qwen3_5_text", **fields, **sizes, **limit})
+    long = replace(PROMPTS[0], prompt_tokens=58)
+    seen: list[str] = []
+    with pytest.raises(ModelError, match=f"{which} has a text of (40|64) tokens, .* rotary positions allow") as said:
+        evaluate_model(hybrid, replace(inputs, prompts={("factsqa", 64): [long]}), tokenizer, progress=seen.append)
+    assert not seen and "\n" not in str(said.value)
+    plain = from_config({"model_type": "delta_net", "vocab_size": len(tokenizer), "hidden_size": 16, "num_heads": 2})
+    assert plain.config.position_limit() is None
 
 
 def test_metrics_have_their_tracked_names(model, tokenizer, inputs):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refine.data.prompts.chat import ChatForm
 from refine.data.prompts.longbench import TASKS as LONGBENCH
 from refine.data.prompts.needles import write_needles
 from refine.data.prompts.prompt import Prompt, write_prompts
@@ -90,6 +91,22 @@ def test_longbench_that_the_folder_lacks_comes_from_its_source(folder, tmp_path_
     sources = Sources(longbench=str(own))
     [prompt] = load_inputs(folder, ["qasper"], [2048], sources=sources).prompts["qasper", 2048]
     assert prompt.prompt == LONGBENCH["qasper"].template.format(context="c", input="i?")
+
+
+def test_chat_puts_what_is_made_into_the_template_and_refuses_what_was_prepared_without(
+    folder, qwen_tokenizer, tmp_path_factory
+):
+    shutil.rmtree(folder / "documents")
+    own = tmp_path_factory.mktemp("longbench")
+    (own / "qasper.jsonl").write_text('{"context": "c", "input": "i?", "answers": ["a"]}\n')
+    sources = Sources(qwen_tokenizer, longbench=str(own), samples=2, chat=True)
+    chat = ChatForm(qwen_tokenizer)
+    inputs = load_inputs(folder, ["niah_single_1", "qasper"], [2048], sources=sources)
+    assert len(inputs.prompts) == 2 and all(chat.holds(one.prompt) for many in inputs.prompts.values() for one in many)
+    [prompt] = inputs.prompts["qasper", 2048]
+    assert prompt.prompt == chat(LONGBENCH["qasper"].template.format(context="c", input="i?"))
+    with pytest.raises(DataError, match="not in the chat template of --chat: prepare it with chat: true"):
+        load_inputs(folder, ["factsqa"], sources=sources)
 
 
 def test_the_fingerprint_tells_inputs_apart(folder):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from flows.preflight import check_metrics, check_rewards, validated
+from flows.preflight import check_freeze, check_metrics, check_rewards, validated
 from refine import settings
 from refine.errors import SettingError
 from refine.phases import mid
@@ -55,6 +55,19 @@ def test_the_champion_s_metric_is_known_before_anything_runs(workplace, settings
         check_metrics(settings_with(by_recall), data)
     write_rows(data.documents("recall"), {"tokens": [[1, 2, 3]], "marks": [[1]]})
     check_metrics(settings_with(by_recall), data)
+
+
+@pytest.mark.parametrize("phase", ["mid", "post", "test_time"])
+def test_attention_that_is_not_there_cannot_be_frozen(checkout, phase):
+    def load(config):
+        return settings.load(checkout / "params.yaml", (f"training.{phase}.freeze=attention", *config))
+
+    with pytest.raises(SettingError, match=rf"training\.{phase}\.freeze is 'attention', and this delta_net has no"):
+        check_freeze(load(()))
+    fields = "model_type: delta_net, hidden_size: 16, num_hidden_layers: 2, num_heads: 2"
+    attn = f"model.config={{{fields}, attn: {{layers: [1], num_heads: 2}}}}"
+    check_freeze(load(("model.checkpoint=null", attn)))
+    check_freeze(load(("model.checkpoint=someone/on-the-hub",)))
 
 
 def test_the_code_of_a_reward_is_part_of_a_stage_s_identity(training):

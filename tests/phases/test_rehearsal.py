@@ -1,4 +1,4 @@
-"""The paper's profiles are valid, describe the published models, and run end to end in a rehearsal."""
+"""The profiles are valid, describe the published models, and run end to end in a rehearsal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from refine import settings
+from refine.data.prompts.chat import ChatForm
 from refine.errors import SettingError
-from refine.phases.rehearsal import rehearse, shrunk
+from refine.phases.rehearsal import _tokenizer, rehearse, shrunk
 from refine.settings import experiment
 
 PROFILES = Path(settings.__file__).parent / "profiles"
-NAMES = ("paper-delta_net-1.3b", "paper-lact-760m")
+PAPER = ("paper-delta_net-1.3b", "paper-lact-760m")
+HYBRIDS = ("olmo-hybrid-7b", "qwen3.5-0.8b")
+NAMES = (*PAPER, *HYBRIDS)
 
 
 def profile(name: str) -> experiment.Settings:
@@ -26,7 +29,8 @@ def test_every_profile_is_tested():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_profile_holds_the_published_settings(name):
     training = profile(name).training
-    mid, post, test_time = training.mid, training.post, training.test_time
+    mid, post, test_time = training.mid, training.post, training.test_time or profile(PAPER[0]).training.test_time
+    assert training.test_time is not None or name == "olmo-hybrid-7b"
     assert (mid.learning_rate, mid.sequences_per_step, mid.schedule, mid.adam_betas) == (
         1e-6,
         32,
@@ -59,6 +63,58 @@ def test_a_profile_s_config_is_the_published_model_s(name, millions):
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=2e-3)
 
 
+def counted(name: str, vocabulary: int) -> list[str]:
+    """The figures of a hybrid's profile in docs/training.md, counted on a model without numbers."""
+    import torch
+
+    from refine.models import from_config
+    from refine.models.attention.mixer import Attention
+
+    one = profile(name)
+    objective, length = one.training.mid.objective, one.documents.sequence_length
+    with torch.device("meta"):
+        model = from_config({**one.model.config, "vocab_size": vocabulary}).bfloat16()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    attending = [block.mixer for block in model.model.layers if isinstance(block.mixer, Attention)]
+    frozen = sum(parameter.numel() for mixer in attending for parameter in mixer.parameters())
+    states, table = model.fresh_memory(1).nbytes, model.get_input_embeddings().weight
+    keys = sum(2 * mixer.options.groups * mixer.options.width * table.element_size() for mixer in attending)
+    scores = sum(2 * length * mixer.options.heads * mixer.options.width for mixer in attending)
+    looked_up = 0 if model.config.tie_word_embeddings else table.numel()
+    tokens = one.training.mid.steps * one.training.mid.sequences_per_step * length
+    c, k, n = objective.positions, objective.rollout_length, objective.rollouts
+    mantissa, exponent = f"{3 * (2 * (size - looked_up) + scores) * tokens:.1e}".split("e+")
+    return [
+        f"{size / 1e6:.0f}M", f"{frozen / 1e6:.0f}M", f"{16 * size / 2**30:.1f} GiB", f"{states / 2**20:.1f} MiB",
+        f"{keys / 2**10:.0f} KiB a token, {keys * length / 2**20:.0f} MiB", f"{c * n * states / 2**20:.0f} MiB",
+        f"{1 + c * n * (4 * k - 1) / 3 / length:.3f}", f"{mantissa} · 10^{int(exponent)}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "vocabulary"), [("qwen3.5-0.8b", 248320), ("olmo-hybrid-7b", 100352)])
+def test_what_a_hybrid_s_profile_needs_is_counted(name, vocabulary, checkout):
+    text = (checkout / "docs" / "training.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == counted(name, vocabulary)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_rehearsal_keeps_the_kinds_of_layers(name):
+    whole, small = profile(name).model.config, shrunk(profile(name)).model.config
+    assert small["layer_types"] == ["linear_attention"] * 3 + ["full_attention"] and small["num_hidden_layers"] == 4
+    assert small["rope_parameters"] == whole["rope_parameters"]
+
+
+def test_a_tokenizer_that_the_hub_does_not_give_is_replaced_and_that_is_said(monkeypatch):
+    """HF_HUB_OFFLINE is set in tests. The stand-in has a chat template, where the settings ask in one."""
+    lines: list[str] = []
+    texts = [" ".join(map(str, range(n, n + 400))) for n in range(0, 9000, 700)]
+    made = _tokenizer(profile("qwen3.5-0.8b"), texts, lines.append)
+    [line] = lines
+    assert "tokenizer 'Qwen/Qwen3.5-0.8B': no such folder here" in line and line.endswith("stands in for it here")
+    assert "\n" not in line and ChatForm(made)("Where?") == "[user] Where?</s>[assistant] "
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rehearsal_keeps_all_that_could_be_wrong(name):
     """Objectives, arms, batches, precision and the model's options are those of the profile."""
@@ -83,7 +139,10 @@ def test_without_a_config_there_is_nothing_to_rehearse():
 def test_a_profile_runs_end_to_end_in_a_rehearsal(name, tmp_path):
     lines: list[str] = []
     rehearse(profile(name), tmp_path, lines.append)
-    assert [line.partition(":")[0] for line in lines] == [
+    assert ("stands in for it" in lines[0]) is (name in HYBRIDS)
+    told = [line.partition(":")[0] for line in lines if "stands in" not in line]
+    assert told == [
         "start", "mid none", "mid sft", "mid refine", "post sft", "post nested_sft", "post nested_refine",
-        "post nested_marked", "post nested_focus", "test time none", "test time sft", "test time refine",
+        "post nested_marked", "post nested_focus",
+        *(f"test time {arm}" for arm in ("none", "sft", "refine") if profile(name).training.test_time is not None),
     ]  # fmt: skip

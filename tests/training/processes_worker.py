@@ -1,8 +1,9 @@
 """Run by torchrun in test_torchrun.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [crash]: trains the tiny model in OUTPUT, replicated or
-sharded; `crash` ends all processes after step 3. `fsdp` compares the gradients of every kind of model under FSDP2 with
-those of one process, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [crash]: trains the tiny model in OUTPUT, replicated
+or sharded; `frozen` trains a hybrid whose attention stays as it is; `crash` ends all processes after step 3. `fsdp`
+compares the gradients of every kind of model under FSDP2 with those of one process, and writes the differences to
+OUTPUT.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import torch.distributed as dist
 
 torch.set_num_threads(1)
 CONFIG = {"model_type": "delta_net", "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "intermediate_size": 32}
+HYBRID = {
+    "model_type": "qwen3_5_text", "hidden_size": 16, "num_hidden_layers": 2, "full_attention_interval": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4,
+}  # fmt: skip
 OBJECTIVE = {"positions": 3, "rollout_length": 3, "min_prefix": 4}
 
 
@@ -32,12 +38,12 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def model() -> Any:
+def model(config: dict[str, Any] = CONFIG) -> Any:
     """The same tiny model each time."""
     from refine.models import from_config
 
     torch.manual_seed(0)
-    return from_config({**CONFIG, "vocab_size": 64})
+    return from_config({**config, "vocab_size": 64})
 
 
 def pretend_accelerators() -> None:
@@ -48,7 +54,7 @@ def pretend_accelerators() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
+def train(output: Path, sharded: bool = False, crash: bool = False, frozen: bool = False) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
 
@@ -75,12 +81,17 @@ def train(output: Path, sharded: bool = False, crash: bool = False) -> Any:
         save_steps=2,
         use_cpu=True,
         disable_tqdm=True,
+        freeze="attention" if frozen else "none",
         **several,
     )
     if sharded:
         pretend_accelerators()
     trainer = RefineTrainer(
-        model(), args, train_dataset=rows(), eval_dataset=rows()[:5], callbacks=[Crash()] if crash else []
+        model(HYBRID if frozen else CONFIG),
+        args,
+        train_dataset=rows(),
+        eval_dataset=rows()[:5],
+        callbacks=[Crash()] if crash else [],
     )
     trainer.train(resume_from_checkpoint=True)
     assert not sharded or trainer.accelerator.is_fsdp2
@@ -220,6 +231,6 @@ if __name__ == "__main__":
     if sys.argv[2] == "fsdp":
         fsdp(Path(sys.argv[1]))
     else:
-        train(Path(sys.argv[1]), sharded=sys.argv[2] == "sharded", crash=sys.argv[-1] == "crash")
+        train(Path(sys.argv[1]), sys.argv[2] == "sharded", "crash" in sys.argv[3:], "frozen" in sys.argv[3:])
         if dist.is_initialized():
             dist.destroy_process_group()

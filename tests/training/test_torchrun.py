@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from refine.training import torchrun
@@ -66,6 +69,27 @@ def test_a_failure_of_several_processes_is_one_line(mode, code, line):
         [*command, str(WORKER.with_name("failing_worker.py")), mode], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr.strip().splitlines()) == (code, [line])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "sharded"])
+def test_frozen_attention_stays_in_two_processes_as_in_one(tmp_path, mode):
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one"), "ddp", "frozen"], check=True, timeout=300)
+    assert together(tmp_path / "two", mode, "frozen", "crash") != 0
+    assert together(tmp_path / "two", mode, "frozen") == 0
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    first = dict(_worker().model(_worker().HYBRID).named_parameters())
+    for name, weight in one.items():
+        assert float((two[name] - weight).norm()) <= 1e-5 * float(weight.norm()), name
+        assert torch.equal(two[name], first[name].detach()) is (".self_attn." in name), name
+
+
+def _worker() -> Any:
+    spec = importlib.util.spec_from_file_location("processes_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow

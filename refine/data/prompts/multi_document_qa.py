@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from refine.data.hub import load_data_set
+from refine.data.prompts.chat import ChatForm
 from refine.data.prompts.fit_to_length import largest_that_fits
 from refine.data.prompts.prompt import Prompt, answers_in
 from refine.errors import DataError, reason
 from refine.system.readers import mapping, parsed_json, read_text
 
 ANSWER_TOKENS = 32  # RULER's tokens to generate
+ANSWER_BEGINS = "Answer:"
 ASK = "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
-TEMPLATE = ASK + "The following are given passages.\n{context}\n\n" + ASK + "Question: {query}\nAnswer:"
+TEMPLATE = ASK + "The following are given passages.\n{context}\n\n" + ASK + "Question: {query}\n" + ANSWER_BEGINS
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,10 @@ def make_questions(
     tokenizer: Any,
     seed: int = 42,
     answer_tokens: int = ANSWER_TOKENS,
+    chat: ChatForm | None = None,
 ) -> list[Prompt]:
-    """`samples` prompts with prompt + `answer_tokens` <= `length` [tokens]; questions that do not fit are skipped.
+    """`samples` prompts with prompt + `answer_tokens` <= `length` [tokens], in the form of `chat`; questions that do
+    not fit are skipped.
 
     depths: the place of each own passage of the question [% of the passages]. Raises DataError if fewer than `samples`
     questions exist or fit.
@@ -136,7 +140,8 @@ def make_questions(
     for index in order:
         if len(made) == samples:
             break
-        prompt = _prompt(pool, pool.questions[index], task, length, tokenizer, f"{seed}/{task}/{index}", answer_tokens)
+        seeded = f"{seed}/{task}/{index}"
+        prompt = _prompt(pool, pool.questions[index], task, length, tokenizer, seeded, answer_tokens, chat)
         if prompt is not None:
             made.append(prompt)
     if len(made) < samples:
@@ -148,7 +153,14 @@ def make_questions(
 
 
 def _prompt(
-    pool: QuestionPool, question: Question, task: str, length: int, tokenizer: Any, seed: str, answer_tokens: int
+    pool: QuestionPool,
+    question: Question,
+    task: str,
+    length: int,
+    tokenizer: Any,
+    seed: str,
+    answer_tokens: int,
+    chat: ChatForm | None,
 ) -> Prompt | None:
     chance = random.Random(seed)
     related = chance.sample(question.related, len(question.related))
@@ -161,7 +173,8 @@ def _prompt(
 
     def text(n: int) -> str:
         passages = (f"Document {i}:\n{pool.passages[number]}" for i, number in enumerate(arranged(n), 1))
-        return TEMPLATE.format(context="\n\n".join(passages), query=question.query)
+        plain = TEMPLATE.format(context="\n\n".join(passages), query=question.query)
+        return plain if chat is None else chat(plain, ANSWER_BEGINS)
 
     n, tokens = largest_that_fits(
         lambda n: len(tokenizer(text(n))["input_ids"]), length - answer_tokens, len(question.own), len(candidates)

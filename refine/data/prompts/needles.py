@@ -15,13 +15,14 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from refine.data.prompts.chat import ChatForm
 from refine.data.prompts.fit_to_length import largest_that_fits
 from refine.data.prompts.prompt import Prompt, kept_for_exercises, write_prompts
 from refine.errors import SettingError, nearest
@@ -32,6 +33,7 @@ TEMPLATE = (
     "What are all the special magic {type} for {query} mentioned in the provided text? "
     "The special magic {type} for {query} mentioned in the provided text are"
 )
+ANSWER_BEGINS = "The special magic"  # the last of them: RULER's prompts end with the beginning of their answer
 NEEDLE = "One of the special magic {type} for {key} is: {value}."
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 ANSWER_TOKENS = 128  # RULER's tokens to generate
@@ -76,6 +78,7 @@ def write_needles(
     seed: int,
     folder: str | Path,
     answer_tokens: int = ANSWER_TOKENS,
+    chat: ChatForm | None = None,
 ) -> list[Path]:
     """`folder`/<task>_<length>.parquet for each task and length; same input, same bytes.
 
@@ -87,7 +90,7 @@ def write_needles(
         _known(task)
     files = {
         Path(folder) / f"{task}_{length}.parquet": make_needles(
-            task, length, samples, tokenizer, essay, seed, answer_tokens
+            task, length, samples, tokenizer, essay, seed, answer_tokens, chat
         )
         for task in tasks
         for length in lengths
@@ -103,8 +106,9 @@ def make_needles(
     essay: str | Iterable[str] = "",
     seed: int = 42,
     answer_tokens: int = ANSWER_TOKENS,
+    chat: ChatForm | None = None,
 ) -> list[Prompt]:
-    """`samples` prompts of one RULER task with prompt + `answer_tokens` <= `length` [tokens].
+    """`samples` prompts of one RULER task with prompt + `answer_tokens` <= `length` [tokens]; in the form of `chat`.
 
     Raises SettingError: unknown task, no essay for a task that needs one, a length too short for the task.
     """
@@ -118,8 +122,11 @@ def make_needles(
     for number in range(samples):
         sample = Sample(kind, words, f"{seed}/{task}/{length}/{number}")
 
-        def measured(n: int, sample: Sample = sample) -> int:
-            return len(tokenizer(sample.prompt(n))["input_ids"])
+        def text(n: int, sample: Sample = sample) -> str:
+            return sample.prompt(n) if chat is None else chat(sample.prompt(n), ANSWER_BEGINS)
+
+        def measured(n: int, text: Callable[[int], str] = text) -> int:
+            return len(tokenizer(text(n))["input_ids"])
 
         size, tokens = largest_that_fits(measured, length - answer_tokens, sample.smallest)
         if tokens > length - answer_tokens:
@@ -127,9 +134,7 @@ def make_needles(
                 f"needles: {task} does not fit in {length} tokens: its shortest prompt takes {tokens} and the answer "
                 f"{answer_tokens}; use lengths well above {tokens + answer_tokens}, or fewer answer_tokens"
             )
-        made.append(
-            Prompt(sample.prompt(size), tuple(sample.answers), task, length, answer_tokens, tokens, sample.depths(size))
-        )
+        made.append(Prompt(text(size), tuple(sample.answers), task, length, answer_tokens, tokens, sample.depths(size)))
     return made
 
 

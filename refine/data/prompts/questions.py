@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refine.data.prompts.chat import ChatForm
 from refine.data.prompts.invented_people import cut_passages, invented_facts
 from refine.data.prompts.multi_document_qa import (
     QuestionPool,
@@ -28,14 +29,15 @@ def write_questions(settings: QuestionsSettings, data: Path, tokenizer: Any, see
     """Write `folder`/<task>_<length>.parquet for the test, and the same with _train and _validation, for each length.
 
     data: folder of the raw documents, among which facts about people are hidden. Raises DataError: a source is missing,
-    holds too few questions, or its questions do not fit a length.
+    holds too few questions, or its questions do not fit a length; settings.chat needs a chat template.
     """
+    chat = ChatForm(tokenizer, "questions.chat: the tokenizer") if settings.chat else None
     task = TASKS[settings.source]
     pools = _facts(settings, data, seed) if settings.source == "facts" else _published(settings, seed)
     counts = {"train": settings.train_samples, "validation": settings.validation_samples, "test": settings.test_samples}
     made = {
         folder / f"{task}_{length}{FILES[name]}.parquet": make_questions(
-            pool, task, length, counts[name], tokenizer, seed, settings.answer_tokens
+            pool, task, length, counts[name], tokenizer, seed, settings.answer_tokens, chat
         )
         for length in settings.lengths
         for name, pool in pools.items()

@@ -80,7 +80,7 @@ class DeltaRuleMixer(TokenMixer):
         """x [N, D], o [N, J, V], normed -> [N, D]: gate and output projection."""
 
     def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
-        held = memory.tensors() if memory is not None else {}
+        held, state, sharing = self._held(memory)
         projected = self.project(x)
         beta, log_decay = self.rates(x, wide(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
@@ -89,7 +89,7 @@ class DeltaRuleMixer(TokenMixer):
             v = v.view(layout.tokens, self.value_heads, self.value)
             # under autocast x is the float32 residual stream; the kernels are given what the projections are made in
             dtype = next(iter(projected.values())).dtype
-            o, states = self._rule(q, k, v, beta, log_decay, held.get("state"), layout, dtype)
+            o, states = self._rule(q, k, v, beta, log_decay, state, sharing, layout, dtype)
             o = self.output_norm(o)
         return self.output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
 
@@ -100,6 +100,13 @@ class DeltaRuleMixer(TokenMixer):
         tails = {name: zeros(self.conv_size - 1, width) for name, width in self.tails.items()}
         return TensorMemory({"state": zeros(self.value_heads, self.key, self.value), **tails})
 
+    def _held(self, memory: LayerMemory | None) -> tuple[dict[str, Tensor], Tensor | None, int]:
+        """Of the memory: the tails of each row; the states, each once; how many rows in a row share one."""
+        if memory is None:
+            return {}, None, 1
+        assert isinstance(memory, TensorMemory)
+        return {name: memory[name] for name in self.tails}, *memory.shared_in_order("state")
+
     @staticmethod
     def _rule(
         q: Tensor,
@@ -108,6 +115,7 @@ class DeltaRuleMixer(TokenMixer):
         beta: Tensor,
         log_decay: Tensor | None,
         state: Tensor | None,
+        sharing: int,
         layout: Layout,
         dtype: torch.dtype,
     ) -> tuple[Tensor, States]:
@@ -116,7 +124,9 @@ class DeltaRuleMixer(TokenMixer):
         if kernels and log_decay is not None and fla.needs_gradient(q, k, v, beta, log_decay, state):
             kernels = fla.differentiates(q.device, q.shape[-1])
         if not kernels:
-            return delta_rule.read(q, k, v, beta, log_decay, state, layout)
+            return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing)
+        if state is not None:
+            state = delta_rule.laid_out(state, sharing)
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
         return o.to(wide(dtype)), states
 

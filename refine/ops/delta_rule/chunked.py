@@ -50,8 +50,8 @@ class ChunkedDeltaRule(torch.autograd.Function):
             first.copy_(state)
         for steps in chunks.groups(heads):
             part = slice(chunks.offset[steps.start] * heads, chunks.offset[steps.stop] * heads)
-            factors = _Decay(None if decay is None else decay[part])
-            inverse_unit_lower(_interactions(k[part], beta[part], factors), out=inverse[part])
+            factors = Decay(None if decay is None else decay[part])
+            inverse_unit_lower(interactions(k[part], beta[part], factors), out=inverse[part])
             _forward_steps(steps, chunks, heads, (k, v, beta, inverse), factors, (error, u, starts))
             scores = factors.pairs(torch.bmm(q[part], k[part].mT)).tril_()
             torch.bmm(factors.since(q[part]), starts[part], out=o[part])
@@ -79,7 +79,7 @@ class ChunkedDeltaRule(torch.autograd.Function):
         return *results, after if ctx.has_state else None, None, None
 
 
-class _Decay:
+class Decay:
     """The factors D, e, f of some chunks' log decay [m, C]; every method is the identity if that is None.
 
     Each exponent is summed separately: the difference of two longer sums would lose the decay of a few tokens in the
@@ -128,13 +128,13 @@ def sum_after(x: Tensor) -> Tensor:
     return after.flip(-1)
 
 
-def _interactions(k: Tensor, beta: Tensor, factors: _Decay) -> Tensor:
+def interactions(k: Tensor, beta: Tensor, factors: Decay) -> Tensor:
     """A [m, C, C]."""
     return factors.pairs(torch.bmm(k, k.mT).mul_(beta[..., None])).tril_(-1)
 
 
 def _forward_steps(
-    steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: _Decay, to_fill: tuple[Tensor, ...]
+    steps: range, chunks: Chunks, heads: int, given: tuple[Tensor, ...], factors: Decay, to_fill: tuple[Tensor, ...]
 ) -> None:
     """Fill the errors and u of the steps, and the states after them, step by step."""
     k, v, beta, inverse = given
@@ -167,7 +167,7 @@ def _backward_group(
     q, k, beta, decay, inverse, error, u, starts = saved
     do, du_tapped, ds_tapped = given
     dq, dk, dv, dbeta, ddecay = to_fill
-    factors = _Decay(decay)
+    factors = Decay(decay)
     do = torch.zeros_like(u) if do is None else do * q.shape[-1] ** -0.5
     scores, dscores = factors.pairs(torch.bmm(q, k.mT)).tril_(), torch.bmm(do, u.mT).tril_()
     dpairs = None if decay is None else dscores * scores
@@ -183,7 +183,7 @@ def _backward_group(
     dq.copy_(from_state).baddbmm_(dscores, k)
     da = torch.bmm(r, u.mT).tril_(-1).neg_()
     if dpairs is not None:
-        dpairs.addcmul_(da, _interactions(k, beta, factors))
+        dpairs.addcmul_(da, interactions(k, beta, factors))
     da = factors.pairs(da)
     via_a = torch.bmm(da, k)
     dbeta.copy_((r * error).sum(-1)).add_((k * via_a).sum(-1))
@@ -203,7 +203,7 @@ def _backward_steps(
     chunks: Chunks,
     heads: int,
     given: tuple[Tensor, ...],
-    factors: _Decay,
+    factors: Decay,
     du: Tensor,
     ds: Tensor,
     after: Tensor | None,

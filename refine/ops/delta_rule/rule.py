@@ -20,6 +20,7 @@ from torch import Tensor
 from refine.ops.autocast import product
 from refine.ops.delta_rule.chunked import ChunkedDeltaRule
 from refine.ops.delta_rule.chunks import Chunks
+from refine.ops.delta_rule.shared_start import SharedStartDeltaRule, SharedStarts
 from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 from refine.ops.without_graph import run
@@ -50,22 +51,34 @@ def token_by_token(
 
 
 def read(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, layout: Layout
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    layout: Layout,
+    sharing: int = 1,
 ) -> tuple[Tensor, ChunkStates | EndStates]:
     """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
 
-    J is a multiple of H: value head j uses q and k of head j // (J / H). Returns o [N, J, V] and the read's states.
+    J is a multiple of H: value head j uses q and k of head j // (J / H). `sharing`: so many documents in a row start
+    from each state, of which there are G / sharing. Returns o [N, J, V] and the read's states.
     """
     if v.shape[1] != q.shape[1]:
         q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     if state is not None and layout.decodes:
-        return _one_token(q, k, v, beta, log_decay, state)
+        return _one_token(q, k, v, beta, log_decay, laid_out(state, sharing))
     chunks = Chunks.of(layout, CHUNK)
     q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
     decay = None if log_decay is None else chunks.cut(log_decay)
+    heads, k_rows = k.shape[1], LaterRows(k)
+    if state is not None and sharing > 1:
+        if len(chunks.active) == 1 and chunks.order is None:
+            return _from_shared(q, k_rows, v, beta, decay, state, chunks, sharing)
+        state = laid_out(state, sharing)
     if state is not None and chunks.order is not None:
         state = state.index_select(0, chunks.order)
-    heads, k_rows = k.shape[1], LaterRows(k)
     flat = [None if x is None else x.flatten(0, 1) for x in (q, k_rows.tensor, v, beta, decay, state)]
     o, u, starts = (x.unflatten(0, (-1, heads)) for x in run(ChunkedDeltaRule, *flat, chunks, heads))
     return chunks.join(o), ChunkStates(chunks, k_rows, LaterRows(u), decay, LaterRows(starts))
@@ -80,6 +93,28 @@ def _one_token(
     error = v - (k[..., None, :] @ state)[..., 0, :]
     state = torch.addcmul(state, k[..., None], error.mul_(beta[..., None])[..., None, :])
     return (q[..., None, :] @ state)[..., 0, :].mul_(q.shape[-1] ** -0.5), EndStates(state)
+
+
+def laid_out(state: Tensor, sharing: int) -> Tensor:
+    """state [D, ...] -> [D * sharing, ...], each row `sharing` times in a row."""
+    return state if sharing == 1 else SharedStarts(state, sharing).tensor
+
+
+def _from_shared(
+    q: Tensor,
+    k: LaterRows,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor | None,
+    state: Tensor,
+    chunks: Chunks,
+    sharing: int,
+) -> tuple[Tensor, ChunkStates]:
+    """`read` of chunks [X, H, C, ...], each a whole document."""
+    heads = v.shape[1]
+    flat = [None if x is None else x.flatten(0, 1) for x in (q, k.tensor, v, beta, decay, state)]
+    o, u = (x.unflatten(0, (-1, heads)) for x in run(SharedStartDeltaRule, *flat, sharing, heads))
+    return chunks.join(o), ChunkStates(chunks, k, LaterRows(u), decay, SharedStarts(state, sharing))
 
 
 class EndStates:
@@ -101,7 +136,9 @@ class ChunkStates:
 
     sparse = 2  # under gradient checkpointing every second chunk's state is kept; a tap reads at most two again
 
-    def __init__(self, chunks: Chunks, k: LaterRows, u: LaterRows, decay: Tensor | None, starts: LaterRows) -> None:
+    def __init__(
+        self, chunks: Chunks, k: LaterRows, u: LaterRows, decay: Tensor | None, starts: LaterRows | SharedStarts
+    ) -> None:
         self.chunks, self.k, self.u, self.decay, self.starts = chunks, k, u, decay, starts
 
     def at(self, taps: Taps) -> Tensor:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refine.data.prompts.essays import read_essays
-from refine.errors import DataError
+from refine.errors import DataError, ServiceError
 
 
 def test_a_folder_gives_its_texts_and_parquet_rows_in_order(tmp_path):
@@ -35,7 +35,7 @@ def test_a_source_without_text_is_refused_by_name(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"latin\.txt: not UTF-8 text"):
         read_essays(tmp_path / "latin.txt")
-    with pytest.raises(DataError, match="data set 'no/essays'"):
+    with pytest.raises(ServiceError, match="data set 'no/essays'"):
         read_essays("no/essays")
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refine.data.prompts.longbench import TASKS, load_longbench
-from refine.errors import DataError, SettingError
+from refine.errors import DataError, ServiceError, SettingError
 
 ROW = {
     "context": "Rain fell. {It} rained.",
@@ -98,7 +98,7 @@ def test_a_folder_without_the_length_says_which_there_are(tmp_path):
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line():
-    with pytest.raises(DataError, match="data set 'no/such-data': no such folder") as refused:
+    with pytest.raises(ServiceError, match="data set 'no/such-data': no such folder") as refused:
         load_longbench("qasper", "no/such-data")
     assert "\n" not in str(refused.value)
 

@@ -18,7 +18,7 @@ from refine.data.prompts.multi_document_qa import (
     split,
     without_shared_passages,
 )
-from refine.errors import DataError
+from refine.errors import DataError, ServiceError
 from refine.evaluation.scorers import any_found
 
 
@@ -223,7 +223,7 @@ def test_a_hotpotqa_row_without_context_is_named(tmp_path):
 def test_missing_files_unreachable_names_and_too_many_samples_are_refused(squad_file, tmp_path):
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         read_squad(tmp_path / "none.json")
-    with pytest.raises(DataError, match="data set 'no/such': no such folder"):
+    with pytest.raises(ServiceError, match="data set 'no/such': no such folder"):
         read_squad("no/such")
     pool = read_squad(squad_file)
     with pytest.raises(DataError, match="31 questions asked for; of 30, 30 fit"):
