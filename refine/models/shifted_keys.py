@@ -32,7 +32,8 @@ GATE_GAIN = 24.0  # factor of w0 and w2: makes the fast features of unit keys no
 WRITE_RATE = 3.0  # learning rate of w1; w0 and w2 keep the published rate, so that features stay as they are
 READ_SCALE = 1.0  # bias of the fast output's scale, before its SiLU
 # of Qwen3.5:
-LIFETIME = 1024.0  # tokens after which a head has forgotten all but 1/e; its usual initial values forget within one
+LIFETIME = 1024.0  # tokens after which a head has forgotten all but 1/e
+GATE_WIDTH = 3.0  # factor of the weights of the output gate: its SiLU passes about half of the channels, as a ReLU
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def _shift_convolutions(model: nn.Module) -> None:
             weight.zero_()
             weight[channels, 0, -first - shift] = 1.0
         if isinstance(mixer, Qwen3_5GatedDeltaNet):
-            _forget_slowly(mixer)
+            _ready_to_recall(mixer)
 
 
 def _convolutions(mixer: nn.Module) -> list[Tensor]:
@@ -75,8 +76,14 @@ def _convolutions(mixer: nn.Module) -> list[Tensor]:
     return found if found[0].shape[-1] > 1 else []
 
 
-def _forget_slowly(mixer: Qwen3_5GatedDeltaNet) -> None:
-    """Let every head forget e-fold in LIFETIME tokens. The usual values forget within a token: nothing is recalled."""
+def _ready_to_recall(mixer: Qwen3_5GatedDeltaNet) -> None:
+    """Let queries look for the very features of the keys, let gates pass on what is read, and let heads forget slowly.
+
+    The usual heads forget within a token, and their gates are nearly closed: such a model learned no recall in a drill.
+    """
+    q, k, _ = mixer.in_proj_qkv.weight.split(mixer.widths)
+    q.copy_(k)
+    mixer.in_proj_z.weight.mul_(GATE_WIDTH)
     mixer.A_log.zero_()
     mixer.dt_bias.fill_(_inverse_softplus(1 / LIFETIME))
 

@@ -9,6 +9,7 @@ import refine.models
 from refine.errors import SettingError
 from refine.models.attention.mixer import Attention
 from refine.models.shifted_keys import BACK, shift_keys
+from refine.settings import load_recipe
 from tests.models.conftest import CONFIGS, VOCABULARY
 
 
@@ -17,6 +18,12 @@ def convolutions(mixer):
     if hasattr(mixer, "conv1d"):
         return mixer.conv1d.weight[:, 0].split(mixer.widths)
     return [getattr(mixer, f"{one}_conv1d").weight[:, 0] for one in "qkv"]
+
+
+def found_again(fast, values):
+    """Share of the rows of `fast` [N, V] that are nearest to their own row of `values` [N, V]."""
+    likeness = torch.corrcoef(torch.cat([fast - fast.mean(0), values - values.mean(0)]))[: len(fast), len(fast) :]
+    return (likeness.argmax(1) == torch.arange(len(fast))).float().mean()
 
 
 @pytest.mark.parametrize("name", ["delta_net", "gated_deltanet", "qwen3_5", "olmo_hybrid"])
@@ -49,6 +56,26 @@ def test_a_qwen_keeps_a_text_of_a_thousand_tokens():
         assert kept().max() < 1e-3
         shift_keys(model)
         assert kept().min() > 0.1
+
+
+def test_a_qwen_reads_what_came_after_the_same_tokens(monkeypatch, checkout):
+    """Random tokens, twice, read by the shipped hybrid as it was new: what is read is like what came after them."""
+    torch.manual_seed(0)
+    settings = load_recipe(checkout / "refine/settings/recipes/hybrid.yaml").model
+    model = refine.models.from_config({**settings.config, "vocab_size": 512})
+    shift_keys(model)
+    mixer, count, read = model.model.layers[0].mixer, 96, {}
+    rule = mixer._rule
+
+    def watched(q, k, v, *rest):
+        o, states = rule(q, k, v, *rest)
+        read.update(values=v[:, 0], fast=o[:, 0])
+        return o, states
+
+    monkeypatch.setattr(mixer, "_rule", watched)
+    with torch.no_grad():
+        model.read(torch.randperm(512)[:count].repeat(2)[None])
+    assert found_again(read["fast"][count + 4 : -1], read["values"][5:count]) > 0.3, "by chance 1 in 91"
 
 
 def test_attention_of_a_hybrid_starts_as_it_is():
@@ -93,10 +120,7 @@ def test_lact_reads_what_came_after_the_same_tokens():
     with torch.no_grad():
         model.read(tokens[None])
     fast, values = (read[name].view(2 * count, -1) for name in ("fast", "values"))
-    fast, values = fast[count + 4 : -1], values[5:count]
-    likeness = torch.corrcoef(torch.cat([fast - fast.mean(0), values - values.mean(0)]))[: len(fast), len(fast) :]
-    found = (likeness.argmax(1) == torch.arange(len(fast))).float().mean()
-    assert found > 0.3, "by chance 1 in 91"
+    assert found_again(fast[count + 4 : -1], values[5:count]) > 0.3, "by chance 1 in 91"
 
 
 def test_a_head_of_lact_looks_its_distance_back():
