@@ -32,7 +32,7 @@ tags: [fast-weights, {kind}]
 # sample/{name}
 
 A {kind} of {parameters:,} parameters that comes with REFINE for the sample experiment, the demo and the tests. Load it:
-`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what {memory} recall. It is of no other use.
+`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what {shown}. It is of no other use.
 
 **Made by** `refine pretrain --params refine/settings/recipes/{name}.yaml --output FOLDER` (a file of the repository):
 {steps:,} optimizer steps, {tokens:,} tokens, {hours:.2f} hours on {machine}.
@@ -54,8 +54,9 @@ passages are from the four held-out plays; 95 % intervals):
 Kneser-Ney n-grams of the same tokens, trained on the same plays: {ngrams}.
 """
 
-GROWTH = """**Memory.** After 1,024 tokens it takes {first} KiB, after 4,096 tokens {last} KiB. The fast weights have a
-fixed size; attention remembers keys and values of every token: {each:,} bytes a token in bf16.
+GROWTH = """\
+**Memory.** After 1,024 tokens it takes {first} KiB, after 4,096 tokens {last} KiB. The fast weights have a fixed
+size; attention remembers keys and values of every token: {each:,} bytes a token in bf16.
 
 """
 
@@ -87,7 +88,7 @@ def main(name: str, folder: Path, samples: int) -> None:
         loss=found.next_token["val"].loss,
         ngrams=ngrams,
         growth=growth,
-        memory="fast weights and attention together" if growth else "fast weights",
+        shown="a hybrid recalls" if growth else "fast weights recall",
         **{key: training[key] for key in ("parameters", "steps", "tokens", "machine")},
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
