@@ -32,7 +32,7 @@ tags: [fast-weights, {kind}]
 # sample/{name}
 
 A {kind} of {parameters:,} parameters that comes with REFINE for the sample experiment, the demo and the tests. Load it:
-`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what fast weights recall. It is of no other use.
+`refine.models.from_pretrained("sample/{name}")`. It shows on a laptop what {shown}. It is of no other use.
 
 **Made by** `refine pretrain --params refine/settings/recipes/{name}.yaml --output FOLDER` (a file of the repository):
 {steps:,} optimizer steps, {tokens:,} tokens, {hours:.2f} hours on {machine}.
@@ -45,13 +45,19 @@ values or names (`refine.data.prompts.prompt.kept_for_exercises`). **Licence**: 
 **Limits.** It knows the English of 1600 and the templates that it was trained on. Its context in training was 1024
 tokens. Do not take its answers for knowledge.
 
-**Scores** ({samples} prompts of each kind and length, with a seed that no experiment here uses; essays and passages
-are from the four held-out plays; 95 % intervals):
+{growth}**Scores** ({samples} prompts of each kind and length, with a seed that no experiment here uses; essays and
+passages are from the four held-out plays; 95 % intervals):
 
 {table}
 
 **Next-token loss** on 32 held-out sequences of 1024 tokens: **{loss:.3f}** nats per token. Interpolated
 Kneser-Ney n-grams of the same tokens, trained on the same plays: {ngrams}.
+"""
+
+GROWTH = """\
+**Memory.** After 1,024 tokens it takes {first} KiB, after 4,096 tokens {last} KiB. The fast weights have a fixed
+size; attention remembers keys and values of every token: {each:,} bytes a token in bf16.
+
 """
 
 
@@ -71,6 +77,7 @@ def main(name: str, folder: Path, samples: int) -> None:
     found = evaluate_model(folder / "model", inputs, tokenizer, name=f"sample/{name}")
     training = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    growth = _growth(folder / "model")
     ngrams = ", ".join(f"{n}-gram {loss:.3f}" for n, loss in _ngrams(folder, tokenizer, documents).items())
     card = CARD.format(
         name=name,
@@ -80,6 +87,8 @@ def main(name: str, folder: Path, samples: int) -> None:
         table=found.table(),
         loss=found.next_token["val"].loss,
         ngrams=ngrams,
+        growth=growth,
+        shown="a hybrid recalls" if growth else "fast weights recall",
         **{key: training[key] for key in ("parameters", "steps", "tokens", "machine")},
     )
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
@@ -100,6 +109,20 @@ def _prompts(folder: Path, tokenizer: Any, samples: int) -> dict[tuple[str, int]
     people = invented_facts(held_out, samples, SEED)
     made["factsqa", 512] = make_questions(people, "factsqa", 512, samples, tokenizer, SEED, ANSWER_TOKENS)
     return made
+
+
+def _growth(folder: Path) -> str:
+    """What the card says on a memory that grows with the text; nothing where it has a limit."""
+    import torch
+
+    from refine.models import from_pretrained
+
+    model = from_pretrained(folder)
+    with torch.no_grad():
+        first, half, last = (model.read(torch.zeros(1, n, dtype=torch.long)).memory.nbytes for n in (1024, 2048, 4096))
+    if half == last:
+        return ""
+    return GROWTH.format(first=round(first / 1024), last=round(last / 1024), each=(last - half) // 2048)
 
 
 def _ngrams(folder: Path, tokenizer: Any, documents: Any) -> dict[int, float]:

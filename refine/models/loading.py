@@ -79,7 +79,7 @@ def config_of(values: dict[str, Any], where: str) -> FastWeightConfig:
 def from_pretrained(
     name: str | Path, revision: str | None = None, dtype: torch.dtype | str = "auto"
 ) -> FastWeightLanguageModel:
-    """The model in a folder, in the package ("sample/delta_net", "sample/lact"), or on the hub at `revision`.
+    """The model in a folder, in the package ("sample/delta_net", or `lact`, `hybrid`), or on the hub at `revision`.
 
     `dtype` "auto" keeps the dtype of the weights. Raises ModelError: no such model, the hub does not answer, a tensor
     that is missing, not expected, damaged, of another shape or not finite, or a config that is not implemented.

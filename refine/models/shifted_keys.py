@@ -5,8 +5,9 @@ before its value's token, and each query of the last tokens. So a layer writes "
 reads "what came after these tokens?". A model with random weights has to learn this first. It is the shift of H3
 (arXiv 2212.14052, section 3.2), for several tokens.
 
-DeltaNet and Gated DeltaNet shift by the short convolutions of every layer. LaCT has none: attention heads of its first
-layer copy the previous tokens, and the fast keys of later layers read the copies.
+DeltaNet and Gated DeltaNet shift by the short convolutions of every layer, in hybrids too; their layers of attention
+start as they are. LaCT has no convolutions: attention heads of its first layer copy the previous tokens, and the fast
+keys of later layers read the copies.
 
 Shape legend: D hidden size · A attention heads · W width of a convolution.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from refine.errors import SettingError
 from refine.models.delta.mixer import ShortConvolution
+from refine.models.hybrids.qwen3_5 import Qwen3_5GatedDeltaNet
 from refine.models.lact.mixer import BASE_RATE, Lact
 
 # of LaCT:
@@ -29,6 +31,9 @@ TURNING = 8  # rotary pairs of a head that turn fast enough to tell neighbouring
 GATE_GAIN = 24.0  # factor of w0 and w2: makes the fast features of unit keys nonlinear, which keeps keys apart
 WRITE_RATE = 3.0  # learning rate of w1; w0 and w2 keep the published rate, so that features stay as they are
 READ_SCALE = 1.0  # bias of the fast output's scale, before its SiLU
+# of Qwen3.5:
+LIFETIME = 1024.0  # tokens after which a head has forgotten all but 1/e
+GATE_WIDTH = 3.0  # factor of the weights of the output gate: its SiLU passes about half of the channels, as a ReLU
 
 
 @torch.no_grad()
@@ -47,16 +52,41 @@ def _shift_convolutions(model: nn.Module) -> None:
     The W - 1 positions back are shared out over the channels: channel c of q passes on the token c mod (W - 1) back,
     and channel c of k the token one further back; v passes on the token itself.
     """
-    mixers = [module for module in model.modules() if isinstance(getattr(module, "k_conv1d", None), ShortConvolution)]
+    mixers = {module: weights for module in model.modules() if (weights := _convolutions(module))}
     if not mixers:
         raise SettingError("model.shifted_keys: this model has no short convolutions that could shift its keys")
-    for mixer in mixers:
-        for name, first, shares in (("q_conv1d", 1, True), ("k_conv1d", 2, True), ("v_conv1d", 1, False)):
-            weight = getattr(mixer, name).weight
+    for mixer, weights in mixers.items():
+        for weight, first, shares in zip(weights, (1, 2, 1), (True, True, False), strict=True):
             channels = torch.arange(len(weight))
             shift = channels % (weight.shape[-1] - 1) if shares else torch.zeros_like(channels)
             weight.zero_()
             weight[channels, 0, -first - shift] = 1.0
+        if isinstance(mixer, Qwen3_5GatedDeltaNet):
+            _ready_to_recall(mixer)
+
+
+def _convolutions(mixer: nn.Module) -> list[Tensor]:
+    """The weights [F, 1, W] of the convolutions of q, k and v, if the module has them and they reach a token back."""
+    if isinstance(mixer, Qwen3_5GatedDeltaNet):
+        found = list(mixer.conv1d.weight.split(mixer.widths))
+    elif isinstance(getattr(mixer, "k_conv1d", None), ShortConvolution):
+        found = [getattr(mixer, f"{one}_conv1d").weight for one in "qkv"]
+    else:
+        return []
+    return found if found[0].shape[-1] > 1 else []
+
+
+def _ready_to_recall(mixer: Qwen3_5GatedDeltaNet) -> None:
+    """Let queries look for the very features of the keys, let gates pass on what is read, and let heads forget slowly.
+
+    So a layer recalls before any training. With shifts, gates and slow heads alone, a drill of 400 steps taught no
+    recall; the usual heads forget within a token.
+    """
+    q, k, _ = mixer.in_proj_qkv.weight.split(mixer.widths)
+    q.copy_(k)
+    mixer.in_proj_z.weight.mul_(GATE_WIDTH)
+    mixer.A_log.zero_()
+    mixer.dt_bias.fill_(_inverse_softplus(1 / LIFETIME))
 
 
 def _shift_fast_keys(mixers: list[Lact]) -> None:

@@ -19,8 +19,8 @@ from refine.evaluation.scorers import scorer_of
 NAMES = paths.shipped_models()
 
 
-def test_a_deltanet_and_a_lact_are_among_them():
-    assert {"delta_net", "lact"} <= set(NAMES)
+def test_a_deltanet_a_lact_and_a_hybrid_are_among_them():
+    assert {"delta_net", "lact", "hybrid"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,15 +43,30 @@ def test_each_loads_by_name_with_its_tokenizer(name):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_the_deltanet_recalls_needles_that_no_training_text_had():
-    model = refine.models.from_pretrained("sample/delta_net", dtype=torch.float32).eval()
-    tokenizer = load_tokenizer("sample/delta_net")
+@pytest.mark.parametrize("name", ["delta_net", "hybrid"])
+def test_one_recalls_needles_that_no_training_text_had(name):
+    model = refine.models.from_pretrained(f"sample/{name}", dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(f"sample/{name}")
     prompts = make_needles("niah_single_1", 256, 16, tokenizer, seed=77, answer_tokens=12)
     scorer = scorer_of(known_task("niah_single_1"))
     found = [
         scorer(one.text, prompt.answers) for one, prompt in zip(answer(model, tokenizer, prompts), prompts, strict=True)
     ]
     assert sum(found) >= 2, "about 0 of 16 without a memory"
+
+
+def test_the_card_of_the_hybrid_says_how_its_memory_grows():
+    model = refine.models.from_pretrained("sample/hybrid")
+    with torch.no_grad():
+        sizes = [model.read(torch.zeros(1, n, dtype=torch.long)).memory.nbytes for n in (1024, 4096)]
+    card = (paths.SHIPPED / "hybrid" / "README.md").read_text(encoding="utf-8")
+    first, last = (f"{n / 1024:.0f} KiB" for n in sizes)
+    assert f"After 1,024 tokens it takes {first}, after 4,096 tokens {last}" in card
+    assert f"{(sizes[1] - sizes[0]) // 3072} bytes a token" in card
+
+
+def test_the_hybrid_reads_as_much_as_the_sample_and_the_demo_ask_for():
+    assert refine.models.from_pretrained("sample/hybrid").config.position_limit() >= 8192
 
 
 def test_an_unknown_one_names_those_there_are():

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import refine.models
-from refine import settings
+from refine import paths, settings
 from refine.data.tokenizer import load_tokenizer
 from refine.errors import TrainingError
 from refine.phases import pretraining
@@ -87,7 +87,7 @@ def test_a_folder_without_a_finished_training_is_named(tmp_path):
         pretraining._finished(tmp_path / "training")
 
 
-@pytest.mark.parametrize("name", ["delta_net", "lact"])
+@pytest.mark.parametrize("name", paths.shipped_models())
 def test_the_recipes_of_the_shipped_models_are_complete(checkout: Path, name):
     recipe = settings.load_recipe(checkout / "refine" / "settings" / "recipes" / f"{name}.yaml")
     assert recipe.drill is not None and recipe.model.config is not None

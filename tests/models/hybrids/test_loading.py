@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import refine.models
+from refine import paths
 from refine.errors import ModelError
 
 CLASSES = {"qwen3_5": "Qwen3_5ForCausalLM", "olmo_hybrid": "OlmoHybridForCausalLM"}
@@ -79,6 +80,20 @@ def test_names_and_dtypes_go_from_disk_to_disk_and_transformers_reads_them_to_eq
     expected = refine.models.from_pretrained(tmp_path / "saved", dtype=torch.float32)(text).logits
     assert float((again(text).logits - expected).norm() / expected.norm()) < 2e-5
     assert json.loads((tmp_path / "saved/config.json").read_text())["architectures"] == [CLASSES[family]]
+
+
+@torch.no_grad()
+def test_the_shipped_hybrid_gives_equal_logits_in_transformers(theirs):
+    """`theirs` lets transformers run on a CPU where fla is installed."""
+    text = torch.arange(200).view(2, 100) % 90 + 7
+    ours = refine.models.from_pretrained("sample/hybrid", dtype=torch.float32)(text).logits
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        paths.SHIPPED / "hybrid", dtype=torch.float32, output_loading_info=True
+    )
+    assert type(model).__module__.startswith("transformers.") and not any(
+        report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    assert float((model(text).logits - ours).norm() / ours.norm()) < 1e-4
 
 
 def test_weights_stay_as_much_wider_as_they_are_stored(family, theirs, tmp_path):
