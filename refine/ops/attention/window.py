@@ -194,11 +194,11 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | No
 
     def build() -> Any:
         # uncompiled the mask is T × T for a moment
-        create: Callable[..., Any] = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
+        create: Any = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
         return create(seen, None, None, q.shape[1], k.shape[1], device=q.device.type)
 
     mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)
-    kernel: Callable[..., Any] = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention
+    kernel: Any = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention
     return kernel(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
 
