@@ -80,7 +80,7 @@ def test_every_command_and_its_options_exist(page):
         while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
             # A page may name subcommands together: `train start|mid|post`.
             names = rest.pop(0).split("|")
-            found = [command.get_command(context, name) if re.fullmatch("[a-z]+", name) else None for name in names]
+            found = [command.get_command(context, name) if re.fullmatch("[a-z-]+", name) else None for name in names]
             assert None not in found, f"refine {' '.join(words)}"
             command = found[0]
         known = {option for parameter in command.params for option in parameter.opts}

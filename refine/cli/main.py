@@ -29,6 +29,7 @@ VERBS = {
     "status": ("refine.cli.status:status", "Show the services and the runs in progress."),
     "deploy": ("refine.cli.deploy:deploy", "Register schedules, phases and sweeps with Prefect."),
     "report": ("refine.cli.report:report", "Write an experiment's results as the paper's tables."),
+    "warm-up": ("refine.cli.warm_up:warm_up", "Compile a model's GPU kernels before a training needs them."),
     "doctor": ("refine.cli.doctor:doctor", "Check the installation, the device, the data and the servers."),
 }
 

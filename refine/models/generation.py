@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.errors import ModelError
 from refine.models.memory import Memory, Reading
+from refine.ops.layout import on_device
 from refine.ops.seeded_draws import uniform
 
 Each = Callable[[Tensor], None]
@@ -28,8 +29,8 @@ def _nothing(tokens: Tensor) -> None:
 class LanguageModel(Protocol):
     """What a continuation needs of a model: reading after a memory, and the head."""
 
-    def read(self, tokens: Tensor, memory: Memory | None = None) -> Reading:
-        """Read tokens [R, T] int64 after `memory` (R rows)."""
+    def read(self, tokens: Tensor, memory: Memory | None = None, *, checked: bool = False) -> Reading:
+        """Read tokens [R, T] int64 after `memory` (R rows). `checked`: they are the model's own, and need no check."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] after the final norm -> [..., V]."""
@@ -117,14 +118,14 @@ def _continue(
         raise ModelError(
             f"expected hidden [{memory.rows}, D] and at least 1 token, not {tuple(hidden.shape)} and {tokens}"
         )
-    memory, stops = memory.detach(), torch.tensor(list(stop), dtype=torch.int64, device=hidden.device)
+    memory, stops = memory.detach(), on_device(stop, hidden.device) if stop else None
     written: list[Tensor] = []
     log_probs, states = [], []
     ended = torch.zeros(memory.rows, dtype=torch.bool, device=hidden.device)
     lengths = torch.zeros(memory.rows, dtype=torch.int64, device=hidden.device)
     for step in range(tokens):
         if step:
-            reading = model.read(written[-1][:, None], memory)
+            reading = model.read(written[-1][:, None], memory, checked=True)
             hidden, memory = reading.hidden[:, 0], reading.memory
         scores = torch.log_softmax(
             model.logits(hidden).to(torch.promote_types(hidden.dtype, torch.float32)) / temperature, -1
@@ -137,7 +138,8 @@ def _continue(
         log_probs.append(scores.gather(-1, token[:, None])[:, 0])
         states.append(hidden)
         lengths += ~ended
-        ended |= torch.isin(token, stops)
-        if stop and bool(ended.all()):
-            break
+        if stops is not None:
+            ended |= torch.isin(token, stops)
+            if bool(ended.all()):
+                break
     return Continuation(torch.stack(written, 1), lengths, torch.stack(log_probs, 1), torch.stack(states, 1), memory)

@@ -116,16 +116,19 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         taps: Tensor | None = None,
         tappable: bool = False,
         lengths: Sequence[Sequence[int]] | None = None,
+        *,
+        checked: bool = False,
     ) -> Reading:
         """Read tokens [B, T] int64 after `memory` (B rows; default: fresh).
 
         `taps` [B, c] int64: tokens of the row read before each tap (1 .. T, any order, repeats allowed).
         `tappable`: keep what `Reading.tap` needs. `lengths[b]`: lengths of the documents packed in row b. The first
         continues the row's memory, the others start fresh, and none sees another; the rest of the row is padding.
+        `checked`: the tokens are known to be in the vocabulary; on a GPU, to look at them waits for it.
         Raises ModelError: no tokens, a token outside the vocabulary, taps out of range, lengths or a memory that do
         not fit, more tokens than rotary positions allow.
         """
-        self._check_tokens(tokens)
+        self._check_tokens(tokens, checked)
         self._check_memory(memory, tokens)
         batch = Batch.packed(tokens, lengths, memory)
         self._check_positions(batch)
@@ -202,14 +205,17 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
             seen += bool(row)
         return Memory.cat([memory if memory is not None else self.fresh_memory(batch.rows), read]).select(order)
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def _check_tokens(self, tokens: Tensor, checked: bool = False) -> None:
         if not isinstance(tokens, Tensor):
             raise ModelError(f"tokens must be an int64 tensor of shape [rows, tokens], not a {type(tokens).__name__}")
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise ModelError(
                 f"tokens must be int64 of shape [rows, tokens], not {tokens.dtype} of shape {tuple(tokens.shape)}"
             )
-        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.config.vocab_size):
+        if checked or not tokens.numel():
+            return
+        least, most = torch.stack(tokens.aminmax()).tolist()  # one wait for the device
+        if least < 0 or most >= self.config.vocab_size:
             b, t = ((tokens < 0) | (tokens >= self.config.vocab_size)).nonzero()[0].tolist()
             raise ModelError(
                 f"token {int(tokens[b, t])} at row {b}, place {t} is outside the vocabulary, "

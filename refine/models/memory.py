@@ -73,8 +73,7 @@ class Memory:
         if wanted.numel() and not (-self.rows <= int(wanted.min()) and int(wanted.max()) < self.rows):
             raise ModelError(f"row {wanted.tolist()} asked for, but the memory has {self.rows} rows")
         wanted = wanted % self.rows
-        there = wanted.to(self.device)
-        return self._each(lambda layer: layer.select(there), self.positions[wanted])
+        return self._each(lambda layer: layer.select(wanted), self.positions[wanted])
 
     def repeat(self, n: int) -> Memory:
         """Row r becomes rows r*n .. r*n + n - 1, with gradient."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from refine.errors import ModelError
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Layout, Taps, on_device
 
 MixerInputs = Callable[[Tensor], Tensor]
 """index [M] int64 of tokens (0 .. N-1) -> their mixer inputs [M, D], with gradient into the block's input."""
@@ -68,7 +68,8 @@ class LayerMemory(ABC):
 
     @abstractmethod
     def select(self, index: Tensor) -> LayerMemory:
-        """Rows index[0], index[1], ... (int64 [R], repeats allowed), with gradient."""
+        """Rows index[0], index[1], ... (int64 [R], repeats allowed), with gradient. An `index` on the host waits for no
+        device."""
 
     @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> LayerMemory:
@@ -90,7 +91,7 @@ class LayerMemory(ABC):
 
     def repeat(self, n: int) -> LayerMemory:
         """Row r becomes rows r*n .. r*n + n - 1."""
-        return self.select(torch.arange(self.rows, device=self.device).repeat_interleave(n))
+        return self.select(torch.arange(self.rows).repeat_interleave(n))
 
 
 class TensorMemory(LayerMemory):
@@ -127,7 +128,7 @@ class TensorMemory(LayerMemory):
         distinct = sorted(set(wanted))
         if len(distinct) == next(iter(self._held.values())).shape[0]:
             return TensorMemory(self._held, wanted)
-        kept = torch.tensor(distinct, dtype=torch.int64, device=self.device)
+        kept = on_device(distinct, self.device)
         place = {row: i for i, row in enumerate(distinct)}
         held = {name: tensor.index_select(0, kept) for name, tensor in self._held.items()}
         return TensorMemory(held, [place[row] for row in wanted])
@@ -150,7 +151,7 @@ class TensorMemory(LayerMemory):
     def _laid_out(self, tensor: Tensor) -> Tensor:
         if self._own_rows:
             return tensor
-        return tensor.index_select(0, torch.tensor(self.shared, dtype=torch.int64, device=self.device))
+        return tensor.index_select(0, on_device(self.shared, self.device))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> TensorMemory:
@@ -189,7 +190,7 @@ class EndsOnly(Trace):
 
     def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:
         rows = [self._row[g] for g in taps.documents]
-        return self._ends if rows == list(range(self._ends.rows)) else self._ends.select(taps.tensor(rows))
+        return self._ends if rows == list(range(self._ends.rows)) else self._ends.select(torch.tensor(rows))
 
 
 class TokenMixer(nn.Module, ABC):

@@ -55,6 +55,7 @@ class Documents:
         ]
         _refuse_marks_outside(self.all, marked)
         self.longest = max((document.length for document in self.all), default=0)
+        self._kept: dict[torch.device, Tensor] = {}
         self.rows_are_documents = all(row == [self.width] for row in self.lengths)
 
     @property
@@ -73,20 +74,30 @@ class Documents:
 
     def real(self, device: torch.device) -> Tensor:
         """[B, T] bool: tokens, not padding."""
-        ends = torch.tensor([sum(row) for row in self.lengths])
-        return (torch.arange(self.width) < ends[:, None]).to(device)
+        return self._masks(device)[0]
 
     def has_next(self, device: torch.device) -> Tensor:
         """[B, T] bool: tokens that another token of the same document follows."""
-        found = torch.arange(self.width) < torch.tensor([sum(row) for row in self.lengths])[:, None]
-        rows = torch.tensor([document.row for document in self.all])
-        found[rows, torch.tensor([document.start + document.length - 1 for document in self.all])] = False
-        return found.to(device)
+        return self._masks(device)[1]
+
+    def _masks(self, device: torch.device) -> Tensor:
+        """`real` and `has_next` [2, B, T], made once, in one transfer to `device`."""
+        if device not in self._kept and self.rows_are_documents:
+            real = torch.ones(self.rows, self.width, dtype=torch.bool, device=device)
+            followed = (torch.arange(self.width, device=device) < self.width - 1).expand(self.rows, -1)
+            self._kept[device] = torch.stack([real, followed])
+        elif device not in self._kept:
+            real = torch.arange(self.width) < torch.tensor([sum(row) for row in self.lengths])[:, None]
+            followed = real.clone()
+            rows = torch.tensor([document.row for document in self.all])
+            followed[rows, torch.tensor([document.start + document.length - 1 for document in self.all])] = False
+            self._kept[device] = torch.stack([real, followed]).to(device)
+        return self._kept[device]
 
 
 @dataclass(frozen=True)
 class RolloutStarts:
-    """R starts of rollouts, as CPU tensors: the reads are planned on the CPU.
+    """R starts of rollouts, as CPU tensors: the reads are planned on the CPU. `on` gives them elsewhere.
 
     `row`, `column` [R]: their entry in positions [B, C]; `document` [R]: index into Documents.all; `position` [R]:
     tokens of the row read before the rollout.
@@ -129,8 +140,25 @@ class RolloutStarts:
         columns = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
         return RolloutStarts((documents.rows, positions.shape[1]), *columns)
 
+    @staticmethod
+    def known(shape: tuple[int, int], columns: Sequence[Tensor], there: RolloutStarts) -> RolloutStarts:
+        """The starts with these `columns`, which are known on a device already: `there`."""
+        starts = RolloutStarts(shape, *columns)
+        starts.__dict__["_elsewhere"] = {there.row.device: there}
+        return starts
+
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def on(self, device: torch.device) -> RolloutStarts:
+        """The same on `device`, in one transfer for all uses."""
+        if device == self.row.device:
+            return self
+        kept = self.__dict__.setdefault("_elsewhere", {})
+        if device not in kept:
+            columns = torch.stack([self.row, self.column, self.document, self.position]).to(device)
+            kept[device] = RolloutStarts(self.shape, *columns.unbind())
+        return kept[device]
 
     def positions(self) -> Tensor:
         """[B, C] int64, -1 where no rollout starts."""
@@ -139,12 +167,14 @@ class RolloutStarts:
     def scatter(self, values: Tensor, empty: float = 0) -> Tensor:
         """values [R, ...] -> [B, C, ...], `empty` where no rollout starts."""
         full = values.new_full((*self.shape, *values.shape[1:]), empty)
-        full[self.row.to(values.device), self.column.to(values.device)] = values
+        there = self.on(values.device)
+        full[there.row, there.column] = values
         return full
 
     def gather(self, values: Tensor) -> Tensor:
         """values [B, C, ...] -> [R, ...]."""
-        return values[self.row.to(values.device), self.column.to(values.device)]
+        there = self.on(values.device)
+        return values[there.row, there.column]
 
 
 def _refuse_marks_outside(documents: Sequence[Document], marks: Sequence[Sequence[int]]) -> None:

@@ -43,8 +43,9 @@ def focus_loss(
 
     A token after two starts counts twice.
     """
-    row = starts.row.to(tokens.device)[:, None]
-    at = (starts.position[:, None] + torch.arange(k)).to(tokens.device)  # [R, k]: the state before predicts the token
+    there = starts.on(tokens.device)
+    row = there.row[:, None]
+    at = there.position[:, None] + torch.arange(k, device=tokens.device)  # [R, k]: the state before predicts the token
     targets = tokens[row, at]
     weights = torch.full(targets.shape, 1 / focus_tokens, device=tokens.device)
     return token_statistics(hidden[row, at - 1], head, targets, weights).loss

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refine.objective.candidates import Candidates
 from refine.objective.documents import Documents, RolloutStarts
+from refine.ops.layout import moved_together
 from refine.ops.seeded_draws import mix, uniform
 from refine.settings.objective import ObjectiveSettings
 
@@ -58,17 +59,23 @@ def select(
     column = number * settings.positions + j
     if not found:
         return RolloutStarts((documents.rows, columns), row, column, g, start)
-    lengths = torch.tensor([document.length for document in documents.all], device=entropy.device)
+    widest = int((last - first).max()) + 1
+    lengths = torch.tensor([document.length for document in documents.all])
+    planned = [lengths, torch.stack([g, first, last]), torch.stack([row, number]), torch.stack([row, column, g, start])]
+    lengths, bounds, place, columns_there = moved_together(planned, entropy.device)
     scores = _only(_scores(documents.grid(entropy), lengths, settings), admitted, settings)
-    noise_seeds = _noise_seeds(seeds, row, number, settings)
-    chosen = _draw(scores, torch.stack([g, first, last]), noise_seeds)
-    return RolloutStarts((documents.rows, columns), row, column, g, start + chosen.cpu())
+    noise_seeds = _noise_seeds(seeds.to(scores.device), place[0], place[1], settings)
+    chosen = _draw(scores, bounds, widest, noise_seeds)
+    shape, (r, c, d, s) = (documents.rows, columns), columns_there.unbind()
+    there = RolloutStarts(shape, r, c, d, s + chosen)
+    return RolloutStarts.known(shape, (row, column, g, start + chosen.cpu()), there)
 
 
 def rollout_seeds(seeds: Tensor, starts: RolloutStarts, rollouts: int) -> Tensor:
     """[R * n] int64: one seed a rollout, a function of its row's seed, the start's column and the rollout's number."""
-    own = mix(seeds.cpu()[starts.row], ROLLOUT_DRAWS, starts.column)
-    return mix(own[:, None], torch.arange(rollouts)).reshape(-1)
+    there = starts.on(seeds.device)
+    own = mix(seeds[there.row], ROLLOUT_DRAWS, there.column)
+    return mix(own[:, None], torch.arange(rollouts, device=seeds.device)).reshape(-1)
 
 
 def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Tensor:
@@ -82,30 +89,31 @@ def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Te
 
 def _only(scores: Tensor, admitted: Sequence[Candidates], settings: ObjectiveSettings) -> Tensor:
     """scores [G, L] with -inf at every t - 1 that a document's candidates leave out. Marks are all alike: 0."""
-    for g, one in enumerate(admitted):
-        if one.only is not None:
-            places = torch.tensor(one.only, device=scores.device) - 1
-            own = torch.full_like(scores[g], -torch.inf)
-            own[places] = 0.0 if settings.selection == "marked" else scores[g, places]
-            scores[g] = own
-    return scores
+    chosen = [(g, one.only) for g, one in enumerate(admitted) if one.only is not None]
+    if not chosen:
+        return scores
+    inside = torch.zeros(scores.shape, dtype=torch.bool)
+    for g, places in chosen:
+        inside[g, torch.tensor(places, dtype=torch.int64) - 1] = True
+    whole = torch.tensor([one.only is None for one in admitted])[:, None]
+    kept, marked = torch.stack([whole | inside, inside & (settings.selection == "marked")]).to(scores.device)
+    return scores.masked_fill(~kept, -torch.inf).masked_fill(marked, 0.0)
 
 
 def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: ObjectiveSettings) -> Tensor | None:
     if settings.selection in ("argmax", "argmin"):
         return None
-    return mix(seeds.cpu()[row], POSITION_DRAWS, number)
+    return mix(seeds[row], POSITION_DRAWS, number)
 
 
-def _draw(scores: Tensor, bounds: Tensor, noise_seeds: Tensor | None) -> Tensor:
+def _draw(scores: Tensor, bounds: Tensor, widest: int, noise_seeds: Tensor | None) -> Tensor:
     """[R] the drawn t (tokens of the document read): the best of scores [G, L], with noise if seeded.
 
-    bounds [3, R] on the CPU: document, first and last t of each draw.
+    bounds [3, R]: document, first and last t of each draw. widest: the most t of a draw.
     """
-    widest = int((bounds[2] - bounds[1]).max()) + 1
-    g, first, last = bounds.to(scores.device)
+    g, first, last = bounds
     t = first[:, None] + torch.arange(widest, device=scores.device)  # [R, S]
     found = scores[g[:, None], (t - 1).clamp(max=scores.shape[1] - 1)]
     if noise_seeds is not None:
-        found = found - (-uniform(noise_seeds.to(scores.device)[:, None], t).log()).log()
+        found = found - (-uniform(noise_seeds[:, None], t).log()).log()
     return first + found.masked_fill(t > last[:, None], -torch.inf).argmax(-1)

@@ -57,6 +57,7 @@ class _TappableReader:
         self.model, self.reading = model, reading
         self.hidden: Tensor = reading.hidden
         self._tapped: Any = None
+        self._sampled = False  # the rollouts are the model's own
 
     def sample(
         self, starts: RolloutStarts, rollouts: int, length: int, seeds: Tensor, temperature: float
@@ -65,12 +66,14 @@ class _TappableReader:
         memory, state = self._at(starts, rollouts)
         with torch.no_grad():
             drawn = self.model.continue_sampled(memory, state.detach().flatten(0, 1), length, seeds, temperature)
+        self._sampled = True
         return drawn.tokens.view(-1, rollouts, length), drawn.log_probs.view(-1, rollouts, length)
 
     def score(self, starts: RolloutStarts, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """See Reader.score."""
         memory, state = self._at(starts, tokens.shape[1])
-        hidden = self.model.read(tokens.flatten(0, 1), memory).hidden.unflatten(0, tokens.shape[:2])
+        read = self.model.read(tokens.flatten(0, 1), memory, checked=self._sampled)
+        hidden = read.hidden.unflatten(0, tokens.shape[:2])
         before = torch.cat([state[:, :, None], hidden[:, :, :-1]], 2)
         return token_log_probs(before, self.model.lm_head.weight, tokens, temperature), hidden.detach()
 
@@ -78,10 +81,10 @@ class _TappableReader:
         """The memory of R * n rows at the starts, and the state [R, n, D] after the last token before each."""
         if self._tapped is None:
             positions = starts.positions()
-            memory = self.reading.tap(positions.clamp(min=1).to(self.hidden.device))
+            memory = self.reading.tap(positions.clamp(min=1))
             if len(starts) < positions.numel():
                 memory = memory.select(starts.row * positions.shape[1] + starts.column)
             self._tapped = memory if rollouts == 1 else memory.repeat(rollouts)
-        device = self.hidden.device
-        state = self.hidden[starts.row.to(device), (starts.position - 1).to(device)]
+        there = starts.on(self.hidden.device)
+        state = self.hidden[there.row, there.position - 1]
         return self._tapped, state[:, None].expand(-1, rollouts, -1)

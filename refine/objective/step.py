@@ -96,7 +96,7 @@ def _told(
     sampled: Sampled,
 ) -> dict[str, Any]:
     """What was read and sampled, laid out by row and position: fields of the step's result."""
-    positions = starts.positions().to(entropy.device)
+    positions = starts.on(entropy.device).positions()
     return {
         "ntp_loss": next_token.loss.detach(),
         "ntp_accuracy": (next_token.correct & predicts).sum() / max(1, documents.predicted),
@@ -207,10 +207,11 @@ def _roll_out(
     if reuse is not None:
         kept = {kind: starts.gather(value) for kind, value in reuse.rewards.items()}
         return Sampled(drawn, log_probs, starts.gather(reuse.old_log_probs), kept, starts.gather(reuse.advantages), gap)
-    row, after = starts.row.to(tokens.device)[:, None], starts.position[:, None] + torch.arange(k)
-    after = after.to(tokens.device)
+    there = starts.on(tokens.device)
+    row, after = there.row[:, None], there.position[:, None] + torch.arange(k, device=tokens.device)
     kinds = rewards(hidden, reader.hidden.detach()[row, after], drawn, tokens[row, after], more)
-    compared = advantages(kinds[settings.reward if reward is None else reward.kind], starts.document, settings.group)
+    optimised = kinds[settings.reward if reward is None else reward.kind]
+    compared = advantages(optimised, there.document, settings.group, int(starts.document.max()) + 1)
     return Sampled(drawn, log_probs, log_probs.detach(), kinds, compared, gap)
 
 

@@ -8,6 +8,7 @@ rule, attention window) never looks over a document's start. Padding is gone bef
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -15,6 +16,30 @@ from typing import Any, TypeVar
 import torch
 
 X = TypeVar("X")
+SMALL = 2048  # numbers that are worth remembering: the same reads come again, rollout after rollout
+
+
+def on_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """`values` as int64 on `device`. The same values give the same tensor, which nobody may change: all layers of a
+    model ask for the same few, and each transfer to a device costs the host more than a small product."""
+    return _uploaded(tuple(values), device)
+
+
+@functools.lru_cache(maxsize=256)
+def _uploaded(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # one made inside could not be used in training later
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def moved_together(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """int64 tensors on the host -> the same on `device`, in one transfer; small ones as in `on_device`."""
+    if device.type == "cpu":
+        return list(tensors)
+    together = torch.cat([x.flatten() for x in tensors])
+    small = together.numel() <= SMALL
+    together = on_device(together.tolist(), device) if small else together.to(device)
+    parts = together.split([x.numel() for x in tensors])
+    return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
 
 class Layout:
@@ -57,33 +82,57 @@ class Layout:
         return self._kept[key]
 
     def tensor(self, values: Sequence[int]) -> torch.Tensor:
-        """`values` as int64 on the layout's device."""
-        return torch.tensor(list(values), dtype=torch.int64, device=self.device)
+        """`values` as int64 on the layout's device, see `on_device`."""
+        return on_device(values, self.device)
 
     def document_of_token(self) -> torch.Tensor:
         """[N] int64: the document that each token belongs to."""
 
-        def build() -> torch.Tensor:
-            return torch.repeat_interleave(torch.arange(self.documents, device=self.device), self.tensor(self.lengths))
-
-        return self.once("document_of_token", build)
+        if self.width is None:
+            return self._maps()[0]
+        return self.once("document of token", lambda: self._rows().repeat_interleave(self.longest))
 
     def offset_of_token(self) -> torch.Tensor:
         """[N] int64: how many tokens of the same document stand before each token (the memory's own not counted)."""
 
-        def build() -> torch.Tensor:
-            starts = self.tensor(self.starts)[self.document_of_token()]
-            return torch.arange(self.tokens, device=self.device) - starts
-
-        return self.once("offset_of_token", build)
+        if self.width is None:
+            return self._maps()[1]
+        return self.once("offset of token", lambda: self._steps().repeat(self.documents))
 
     def position_of_token(self) -> torch.Tensor:
         """[N] int64: the position of each token, counted from the first token that its memory ever read (0-based)."""
 
-        def build() -> torch.Tensor:
-            return self.offset_of_token() + self.tensor(self.positions)[self.document_of_token()]
+        if self.width is None:
+            return self._maps()[2]
+        least = min(self.positions)
 
-        return self.once("position_of_token", build)
+        def build() -> torch.Tensor:
+            if max(self.positions) == least:
+                return self.offset_of_token() + least
+            # relative to the least, rollouts have the same positions at each of their tokens
+            relative = self.tensor([p - least for p in self.positions])
+            return (relative[:, None] + (self._steps() + least)).flatten()
+
+        return self.once("position of token", build)
+
+    def _rows(self) -> torch.Tensor:
+        return torch.arange(self.documents, device=self.device)
+
+    def _steps(self) -> torch.Tensor:
+        return torch.arange(self.longest, device=self.device)
+
+    def on_host(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """document, offset and position of each token, [N] int64 on the host: where index maps are made."""
+
+        def build() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            document = torch.repeat_interleave(torch.arange(self.documents), torch.tensor(self.lengths))
+            offset = torch.arange(self.tokens) - torch.tensor(self.starts)[document]
+            return document, offset, offset + torch.tensor(self.positions)[document]
+
+        return self.once("maps on the host", build)
+
+    def _maps(self) -> list[torch.Tensor]:
+        return self.once("maps", lambda: moved_together(self.on_host(), self.device))
 
 
 class Taps:
@@ -109,8 +158,8 @@ class Taps:
         return self._kept[key]
 
     def tensor(self, values: Sequence[int]) -> torch.Tensor:
-        """`values` as int64 on the taps' device."""
-        return torch.tensor(list(values), dtype=torch.int64, device=self.device)
+        """`values` as int64 on the taps' device, see `on_device`."""
+        return on_device(values, self.device)
 
     def of_documents(self, x: torch.Tensor) -> torch.Tensor:
         """x [G, ...], a row for each document -> [R, ...], the row of each tap's document."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine.ops.layout import on_device
+
 CACHED_NUMBERS = 1 << 17  # numbers of a block; a few blocks of this size stay in a core's cache
 
 
@@ -44,8 +46,8 @@ class Groups:
         self.in_order = order == list(range(len(shared)))
         if not self.in_order:
             back = {row: place for place, row in reversed(list(enumerate(order)))}
-            self._order = torch.tensor(order, device=device)
-            self._back = torch.tensor([back[row] for row in range(len(shared))], device=device)
+            both = on_device([*order, *(back[row] for row in range(len(shared)))], torch.device(device))
+            self._order, self._back = both[: len(order)], both[len(order) :]
 
     def gather(self, x: Tensor) -> Tensor:
         """x [R, ...] -> [D, n, ...]."""

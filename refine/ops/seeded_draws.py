@@ -20,13 +20,20 @@ def mix(seeds: Tensor, *counters: Tensor | int) -> Tensor:
     """seeds [R] int64 and counters (numbers, or tensors that broadcast with them) -> [R] int64 seeds, independent."""
     mixed = _finalise(seeds + _GOLDEN)
     for counter in counters:
-        mixed = _finalise(mixed + (torch.as_tensor(counter, device=seeds.device) + 1) * _GOLDEN)
+        # a number stays on the host: as a tensor it would be a copy to the device
+        step = (counter + 1) * _GOLDEN if isinstance(counter, Tensor) else _signed((counter + 1) * _GOLDEN)
+        mixed = _finalise(mixed + step)
     return mixed
 
 
 def uniform(seeds: Tensor, *counters: Tensor | int) -> Tensor:
     """seeds [R] int64 and counters -> [R] float64, uniform in [0, 1): one number for each seed and set of counters."""
     return _shift(mix(seeds, *counters), 11).to(torch.float64) * 2.0**-53
+
+
+def _signed(number: int) -> int:
+    """`number` as int64 arithmetic wraps it."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _finalise(x: Tensor) -> Tensor:

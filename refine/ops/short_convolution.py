@@ -137,7 +137,7 @@ def _places(more: int, layout: Layout) -> Tensor:
     """[N]: the index of each token when every document comes after its `more` earlier inputs."""
 
     def build() -> Tensor:
-        return torch.arange(layout.tokens, device=layout.device) + (layout.document_of_token() + 1) * more
+        return (torch.arange(layout.tokens) + (layout.on_host()[0] + 1) * more).to(layout.device)
 
     return layout.once(("tail places", more), build)
 
@@ -153,12 +153,12 @@ def _after_tails(x: Tensor, tail: Tensor | None, more: int, layout: Layout) -> T
 
 def _order(more: int, layout: Layout) -> Tensor:
     """[N + G * more]: indices into [tokens, tails], in the order tail of document 0, document 0, tail of 1, ..."""
-    order = torch.empty(layout.tokens + layout.documents * more, dtype=torch.int64, device=layout.device)
-    tail_places = (layout.tensor(layout.starts) + torch.arange(layout.documents, device=layout.device) * more)[:, None]
-    tails = torch.arange(layout.documents * more, device=layout.device)
-    order[(tail_places + torch.arange(more, device=layout.device)).reshape(-1)] = layout.tokens + tails
-    order[_places(more, layout)] = torch.arange(layout.tokens, device=layout.device)
-    return order
+    order = torch.empty(layout.tokens + layout.documents * more, dtype=torch.int64)
+    tail_places = (torch.tensor(layout.starts) + torch.arange(layout.documents) * more)[:, None]
+    tails = torch.arange(layout.documents * more)
+    order[(tail_places + torch.arange(more)).reshape(-1)] = layout.tokens + tails
+    order[torch.arange(layout.tokens) + (layout.on_host()[0] + 1) * more] = torch.arange(layout.tokens)
+    return order.to(layout.device)
 
 
 def _without_tails(y: Tensor, more: int, layout: Layout) -> Tensor:

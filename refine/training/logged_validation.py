@@ -18,7 +18,7 @@ from refine.training.arguments import RefineArguments
 from refine.training.dataset import rows_of
 from refine.training.distributed import gathered
 from refine.training.order import NestedStream, Stream
-from refine.training.statistics import StepStatistics
+from refine.training.statistics import StepStatistics, on_host
 from refine.training.validation import RunPass, validate
 
 
@@ -32,6 +32,7 @@ class LoggedValidation(Trainer):
     run_pass: RunPass
     model: PreTrainedModel
     _statistics: StepStatistics  # of the steps since the last logged row
+    _unread: list[tuple[Any, dict[str, Any], bool]]  # passes of this step: result, batch, whether it enters metrics
     _seconds: float  # of these steps
     _step_started: float
     _steps_since_log: int
@@ -41,6 +42,26 @@ class LoggedValidation(Trainer):
     def _start_counting(self) -> None:
         self._statistics, self._seconds, self._step_started = StepStatistics(), 0.0, time.perf_counter()
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
+        self._unread = []
+
+    # -- the results of a step's passes ---------------------------------------------------------------------------
+
+    def _read_results(self) -> None:
+        """Take the results of the step's passes to the host, in one transfer. Raises TrainingError: a loss is not
+        finite. The optimizer has not moved the weights yet."""
+        results = on_host([result for result, _, _ in self._unread])
+        for result, (_, inputs, own) in zip(results, self._unread, strict=True):
+            self._refuse_non_finite_loss(result, inputs)
+            if own:
+                self._statistics.add(result, inputs)
+        self._unread = []
+
+    def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
+        if not math.isfinite(float(result.loss.detach())):
+            raise self._step_error(step_errors.non_finite_loss(result, inputs["documents"]))
+
+    def _step_error(self, message: str) -> TrainingError:
+        return TrainingError(f"step {self.state.global_step + 1}: {message}")
 
     # -- what is logged --------------------------------------------------------------------------------------------
 

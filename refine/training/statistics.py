@@ -6,8 +6,8 @@ Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a posi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from refine.objective.documents import Documents
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings
 from refine.training import reward_histograms
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,41 @@ def at_marks(values: Tensor, batch: dict[str, Any]) -> Iterator[Tensor]:
         for mark in document.marks:
             first, end = document.start + mark - 1, document.start + document.length - 1
             yield values[document.row, first : min(first + MARKED_TOKENS, end)]
+
+
+def on_host(results: Sequence[R]) -> list[R]:
+    """The results (dataclasses of tensors, and of dicts of them) without graph and on the host, in one transfer."""
+    tensors: list[Tensor] = []
+
+    def noted(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: noted(value) for name, value in x.items()}
+        if not isinstance(x, Tensor):
+            return None
+        tensors.append(x.detach())
+        return len(tensors) - 1
+
+    def taken(x: Any, place: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: taken(value, place[name]) for name, value in x.items()}
+        return x if place is None else moved[place]
+
+    given: list[Any] = list(results)
+    places = [{one.name: noted(getattr(result, one.name)) for one in fields(result)} for result in given]
+    moved = _moved_to_host(tensors)
+    return [
+        replace(result, **{name: taken(getattr(result, name), place) for name, place in known.items()})
+        for result, known in zip(given, places, strict=True)
+    ]
+
+
+def _moved_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device and any dtypes, bit for bit."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    together = torch.cat([x.contiguous().view(-1).view(torch.uint8) for x in tensors]).cpu()
+    parts = together.split([x.numel() * x.element_size() for x in tensors])
+    return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, tensors, strict=True)]
 
 
 class StepStatistics:

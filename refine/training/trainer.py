@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from refine.data.tokenizer import by_our_rule
-from refine.errors import ModelError, SettingError, TrainingError
+from refine.errors import ModelError, SettingError
 from refine.objective.external_rewards import ExternalReward, Function, check_reward, external_reward
 from refine.objective.result import StepResult
 from refine.settings.base import validated
@@ -185,7 +185,8 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         self._counts = sum(gathered(own), Counts(0, 0, 0))
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
         self._warn_of_no_positions()
-        return steps, torch.tensor(max(self._counts.ntp_tokens, 1), device=device)
+        # filled on the device: torch.tensor would be a copy to it
+        return steps, torch.full((), max(self._counts.ntp_tokens, 1), dtype=torch.int64, device=device)
 
     def _warn_of_no_positions(self) -> None:
         """Say once that a step has no position. Among rows with marks, rows without any are no surprise."""
@@ -246,9 +247,10 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         result = self.run_pass(inputs, self.objective, seeds, counts, model)
         if not inputs["counted"]:
             return result.loss * 0.0
-        self._refuse_non_finite_loss(result, inputs)
-        if in_step and self._is_own(model):
-            self._statistics.add(result, inputs)
+        if in_step:
+            self._unread.append((result, inputs, self._is_own(model)))
+        else:
+            self._refuse_non_finite_loss(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)
         return (loss, result) if return_outputs else loss
 
@@ -261,7 +263,9 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         return self.model_wrapped if self._is_own(self.model_wrapped) else self.model
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Run all passes of an optimizer step, forward and backward. Processes exchange gradients in the last one."""
+        """Run all passes of an optimizer step, forward and backward. Processes exchange gradients in the last one. The
+        host waits for the passes' results after the last backward pass is queued."""
+        self._unread = []
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
@@ -273,12 +277,9 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
                         raise
                     message = step_errors.out_of_memory(batch["tokens"], self.args.per_device_train_batch_size)
                     raise self._step_error(message) from error
+        self._read_results()
         self._counts = Counts(0, 0, 0)  # `compute_loss` is outside of a step from here on
         return total
-
-    def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:
-        if not math.isfinite(float(result.loss.detach())):
-            raise self._step_error(step_errors.non_finite_loss(result, inputs["documents"]))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's norm. Trainer asks for it before the optimizer's step, so an error here leaves the weights as
@@ -287,9 +288,6 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         if not math.isfinite(float(norm)):
             raise self._step_error(step_errors.non_finite_gradient(float(norm), self._step_documents))
         return norm
-
-    def _step_error(self, message: str) -> TrainingError:
-        return TrainingError(f"step {self.state.global_step + 1}: {message}")
 
 
 def _no_memory(model: Any) -> ModelError:

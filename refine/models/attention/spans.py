@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from refine.ops.layout import Layout
+from refine.ops.layout import Layout, moved_together
 
 Tokens = dict[str, Tensor]
 Ranges = tuple[tuple[int, int], ...]
@@ -92,7 +92,9 @@ class Spans:
         if self.empty:
             return Spans.end_to_end(new, layout.lengths)
         length = next(iter(self.tokens.values())).shape[0]
-        index = layout.once(("extended", self.ranges, length), lambda: self._order(layout, length).to(layout.device))
+        index = layout.once(
+            ("extended", self.ranges, length), lambda: moved_together([self._order(layout, length)], layout.device)[0]
+        )
         both = {name: torch.cat([self.tokens[name].to(x.dtype), x]) for name, x in new.items()}
         counts = [old + n for old, n in zip(self.counts, layout.lengths, strict=True)]
         return Spans.end_to_end({name: x.index_select(0, index) for name, x in both.items()}, counts)

@@ -247,7 +247,7 @@ class SparseDeltaTrace(Trace):
         """The W - 1 inputs of each convolution before token begin[r], projected again or remembered."""
         more = self.mixer.conv_size - 1
         inside = [b > 0 for b in begin]  # then at least one chunk lies before it, which is more than W - 1 tokens
-        tails = self.start.select(taps.tensor(taps.documents)).tensors()
+        tails = self.start.select(torch.tensor(taps.documents)).tensors()
         if not any(inside):
             return {name: tails[name] for name in self.mixer.tails}
         first = [self.layout.starts[g] + b - more if b else 0 for g, b in zip(taps.documents, begin, strict=True)]

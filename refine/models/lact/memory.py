@@ -15,6 +15,7 @@ from refine.models.lact.recent_tokens import RecentTokens
 from refine.models.token_mixer import LayerMemory
 from refine.ops.fast_mlp.mlp import State
 from refine.ops.fast_mlp.read import join, pick
+from refine.ops.layout import on_device
 
 
 class LactMemory(LayerMemory):
@@ -52,7 +53,7 @@ class LactMemory(LayerMemory):
         shared = [self.shared[r] for r in rows]
         distinct = sorted(set(shared))
         number = {p: i for i, p in enumerate(distinct)}
-        recent = (part.select(rows, index) for part in (self.window, self.pending))
+        recent = (part.select(rows) for part in (self.window, self.pending))
         return LactMemory(pick(self.state, distinct), [number[p] for p in shared], *recent)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LactMemory:
@@ -60,7 +61,7 @@ class LactMemory(LayerMemory):
         return LactMemory(state, self.shared, self.window.map(function), self.pending.map(function))
 
     def tensors(self) -> dict[str, Tensor]:
-        index = torch.tensor(self.shared, device=self.device)
+        index = on_device(self.shared, self.device)
         tensors = {name: x.index_select(0, index) for name, x in self.state.items()}
         for name, recent in (("window", self.window), ("pending", self.pending)):
             compact = recent.compact()

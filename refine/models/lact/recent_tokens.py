@@ -19,7 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from refine.ops.layout import Layout
+from refine.ops.layout import Layout, moved_together, on_device
 
 Tokens = dict[str, Tensor]
 
@@ -60,9 +60,12 @@ class RecentTokens:
         pool = sum(x[:1].numel() * x.element_size() * shared for x in self.pool.values())
         return pool + sum(x.numel() * x.element_size() for x in self.own.values())
 
-    def select(self, rows: Sequence[int], index: Tensor) -> RecentTokens:
-        """The rows `rows`; `index` holds the same numbers as a tensor on the device."""
-        own = {name: x.index_select(0, index) for name, x in self.own.items()} if self.own_length else None
+    def select(self, rows: Sequence[int]) -> RecentTokens:
+        """The rows `rows`."""
+        own = None
+        if self.own_length:
+            index = on_device(rows, next(iter(self.own.values())).device)
+            own = {name: x.index_select(0, index) for name, x in self.own.items()}
         return RecentTokens(
             self.pool, [self.ranges[r] for r in rows], own, [self.skip[r] for r in rows] if own else None
         )
@@ -70,7 +73,7 @@ class RecentTokens:
     def where(self, rows: Sequence[int | None]) -> RecentTokens:
         """The rows `rows`; None gives a row without tokens."""
         chosen = [0 if r is None else r for r in rows]
-        some = self.select(chosen, torch.tensor(chosen, device=next(iter(self.own.values())).device))
+        some = self.select(chosen)
         ranges = [(0, 0) if r is None else at for r, at in zip(rows, some.ranges, strict=True)]
         skip = [self.own_length if r is None else s for r, s in zip(rows, some.skip, strict=True)]
         return RecentTokens(self.pool, ranges, some.own, skip)
@@ -88,7 +91,9 @@ class RecentTokens:
             ends = torch.tensor(self.counts).cumsum(0)
             index = (ends[:, None] + torch.arange(-slots, 0)).clamp(min=0).flatten()
             empty = (torch.arange(slots) < slots - torch.tensor(self.counts)[:, None]).flatten()
-            tokens = {name: _filled(x, index.to(x.device), empty.to(x.device)) for name, x in tokens.items()}
+            device = next(iter(tokens.values())).device
+            index, empty = moved_together([index, empty.long()], device)
+            tokens = {name: _filled(x, index, empty.bool()) for name, x in tokens.items()}
         return RecentTokens(tokens, [((r + 1) * slots - n, (r + 1) * slots) for r, n in enumerate(self.counts)])
 
     def extended(self, documents: Sequence[int], layout: Layout, new: Tokens) -> Tokens:
@@ -97,27 +102,29 @@ class RecentTokens:
         if not any(self.counts[g] for g in documents) and everything:
             return new
         old = self._laid(documents)
-        maps = layout.once(("extended", tuple(documents), self.counts), lambda: self._maps(documents, layout))
-        new_index, order = (x.to(layout.device) for x in maps)
+        key = ("extended", tuple(documents), self.counts)
+        new_index, order = layout.once(key, lambda: moved_together(self._maps(documents, layout), layout.device))
         new = new if everything else {name: x.index_select(0, new_index) for name, x in new.items()}
         return {name: torch.cat([old[name].to(x.dtype), x]).index_select(0, order) for name, x in new.items()}
 
     def _laid(self, documents: Sequence[int]) -> Tokens:
         """The tokens of the rows `documents`, end to end."""
+        device = next(iter(self.pool.values())).device
         of_pool = torch.cat([torch.arange(*self.ranges[g]) for g in documents])
         if not self.own_length:
-            return {name: x.index_select(0, of_pool.to(x.device)) for name, x in self.pool.items()}
+            (of_pool,) = moved_together([of_pool], device)
+            return {name: x.index_select(0, of_pool) for name, x in self.pool.items()}
         j = self.own_length
         of_own = torch.cat([torch.arange(g * j + self.skip[g], (g + 1) * j) for g in documents])
         lengths = [(to - start, j - self.skip[g]) for g in documents for start, to in (self.ranges[g],)]
-        order = _interleaved(lengths)
+        of_pool, of_own, order = moved_together([of_pool, of_own, _interleaved(lengths)], device)
         laid = {}
         for name, x in self.pool.items():
             parts = [
-                x.index_select(0, of_pool.to(x.device)),
-                self.own[name].flatten(0, 1).index_select(0, of_own.to(x.device)),
+                x.index_select(0, of_pool),
+                self.own[name].flatten(0, 1).index_select(0, of_own),
             ]
-            laid[name] = torch.cat(parts).index_select(0, order.to(x.device))
+            laid[name] = torch.cat(parts).index_select(0, order)
         return laid
 
     def _maps(self, documents: Sequence[int], layout: Layout) -> tuple[Tensor, Tensor]:

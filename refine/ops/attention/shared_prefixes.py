@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from refine.ops.attention import full
 from refine.ops.autocast import own_precision
-from refine.ops.layout import Layout
+from refine.ops.layout import Layout, moved_together
 from refine.ops.without_graph import run
 
 Ranges = Sequence[tuple[int, int]]
@@ -87,11 +87,11 @@ class Places:
         rows = [r for group in groups.values() for r in group]
         self.places = list(_places(groups))
         in_order = rows == list(range(len(rows)))
-        self.new_order = None if in_order else _spans(layout, layout.lengths, rows)
-        self.own_order = None if in_order else _spans(layout, own_counts, rows)
-        if self.new_order is not None:
-            self.back = torch.empty_like(self.new_order)
-            self.back[self.new_order] = torch.arange(layout.tokens, device=layout.device)
+        self.new_order: Tensor | None = None
+        self.own_order: Tensor | None = None
+        if not in_order:
+            new, own = (_spans(counts, rows) for counts in (layout.lengths, own_counts))
+            self.new_order, self.own_order, self.back = moved_together([new, own, new.argsort()], layout.device)
 
 
 def _places(groups: dict[tuple[tuple[int, int], int, int], list[int]]) -> Iterator[Place]:
@@ -118,10 +118,10 @@ def _places(groups: dict[tuple[tuple[int, int], int, int], list[int]]) -> Iterat
         new, own, waiting = spans[0].stop, spans[1].stop, waiting[len(alike) :]
 
 
-def _spans(layout: Layout, counts: Sequence[int], rows: Sequence[int]) -> Tensor:
+def _spans(counts: Sequence[int], rows: Sequence[int]) -> Tensor:
     """Indices that bring tokens, counts[r] of each row end to end, into the order `rows`."""
     parts = torch.arange(sum(counts)).split(list(counts))
-    return torch.cat([parts[r] for r in rows]).to(layout.device)
+    return torch.cat([parts[r] for r in rows])
 
 
 def plain(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import own_precision
+from refine.ops.layout import on_device
 from refine.ops.row_groups import Groups
 from refine.ops.without_graph import run
 
@@ -34,7 +35,9 @@ class Windows:
         self.ranges: Ranges = tuple(self.groups.distinct)
         lengths = [to - start for start, to in self.ranges]
         self.longest = max(lengths)
-        self.length = torch.tensor(lengths, device=device)
+        # relative to the least: the same at each token of a rollout, while the windows move
+        least = min(lengths)
+        self.length = on_device([n - least for n in lengths], torch.device(device)) + least
         ends = [to for _, to in self.ranges]
         self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
         # windows at equal distances (as in a batch that is decoded) are one strided view

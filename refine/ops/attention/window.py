@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from refine.errors import SettingError
-from refine.ops.layout import Layout
+from refine.ops.layout import Layout, moved_together
 from refine.ops.without_graph import run
 
 METHODS = ("blocks", "flex", "plain")
@@ -79,11 +79,10 @@ def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
 
 def _remembered_and_new(layout: Layout, before: Sequence[int]) -> tuple[Tensor, Tensor]:
     """document [M]: the document of every remembered and new token; place [N]: the indices of the new ones."""
-    counts = layout.tensor([p + n for p, n in zip(before, layout.lengths, strict=True)])
-    document = torch.repeat_interleave(torch.arange(layout.documents, device=layout.device), counts)
-    place = layout.tensor(before).cumsum(0)[layout.document_of_token()] + torch.arange(
-        layout.tokens, device=layout.device
-    )
+    counts = torch.tensor([p + n for p, n in zip(before, layout.lengths, strict=True)])
+    document = torch.repeat_interleave(torch.arange(layout.documents), counts)
+    place = torch.tensor(list(before)).cumsum(0)[layout.on_host()[0]] + torch.arange(layout.tokens)
+    document, place = moved_together([document, place], layout.device)
     return document, place
 
 
@@ -196,11 +195,11 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | No
 
     def build() -> Any:
         # uncompiled the mask is T × T for a moment
-        create = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
+        create: Any = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
         return create(seen, None, None, q.shape[1], k.shape[1], device=q.device.type)
 
     mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)
-    kernel = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention
+    kernel: Any = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention
     return kernel(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
 
 

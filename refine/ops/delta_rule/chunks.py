@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Layout, Taps, moved_together
 from refine.ops.without_graph import run
 
 CACHED_CHUNKS = 16  # chunks of one head whose intermediate results fit in a core's cache
@@ -49,16 +49,17 @@ class Chunks:
 
     def _maps(self) -> tuple[Tensor, Tensor]:
         """token [X*C]: the token at each place (a padding place repeats its chunk's first); place [N]: the inverse."""
-        layout = self.layout
-        document, offset = layout.document_of_token(), layout.offset_of_token()
+        document, offset, _ = self.layout.on_host()
         step = offset // self.size
-        chunk = layout.tensor(self.offset)[step] + layout.tensor(self.rank)[document]
+        chunk = torch.tensor(self.offset)[step] + torch.tensor(self.rank)[document]
         place = chunk * self.size + offset % self.size
         token = place.new_full((self.total * self.size,), -1)
-        token[place] = torch.arange(layout.tokens, device=place.device)
-        self._padding = (token < 0).nonzero()[:, 0]
+        token[place] = torch.arange(self.layout.tokens)
+        padding = (token < 0).nonzero()[:, 0]
         first_of_chunk = token.view(self.total, self.size)[:, :1].expand(-1, self.size).reshape(-1)
-        return torch.where(token < 0, first_of_chunk, token), place
+        maps = [torch.where(token < 0, first_of_chunk, token), place, padding]
+        token, place, self._padding = moved_together(maps, self.layout.device)
+        return token, place
 
     def cut(self, x: Tensor) -> Tensor:
         """x [N, H, ...] -> [X, H, C, ...], zero at padding, with gradient."""
@@ -113,7 +114,8 @@ class Chunks:
             steps = [(n - 1) // self.size for n in taps.counts]
             chunk = [self.offset[j] + self.rank[g] for j, g in zip(steps, taps.documents, strict=True)]
             read = [n - j * self.size for j, n in zip(steps, taps.counts, strict=True)]
-            return taps.tensor(chunk), taps.tensor(read)
+            both = taps.tensor([*chunk, *read])
+            return both[: taps.rows], both[taps.rows :]
 
         return taps.once(("chunks", self.size), build)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refine.ops.fast_mlp.mlp import Rule, State, Tokens, apply, update
 from refine.ops.fast_mlp.schedule import Schedule
+from refine.ops.layout import on_device
 from refine.ops.row_groups import Groups
 
 
@@ -21,7 +22,10 @@ def pick(state: State, rows: Sequence[int]) -> State:
     held = state["out"]
     if list(rows) == list(range(held.shape[0])):
         return state
-    index = torch.tensor(list(rows), device=held.device)
+    first = rows[0] if rows else 0
+    if list(rows) == list(range(first, first + len(rows))):  # without an index that would be a copy to the device
+        return {name: x[first : first + len(rows)].clone() for name, x in state.items()}
+    index = on_device(rows, held.device)
     return {name: x.index_select(0, index) for name, x in state.items()}
 
 

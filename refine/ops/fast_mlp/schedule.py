@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.fast_mlp.mlp import Tokens
-from refine.ops.layout import Layout
+from refine.ops.layout import Layout, moved_together
 
 
 def pending_after(tokens: int, chunk_size: int) -> int:
@@ -98,11 +98,13 @@ class Schedule:
                 places[first : first + to - start] = before + a * width + steps[: to - start]
             widths.append(width)
             before += len(documents) * width
-        return torch.cat(tokens).to(self.layout.device), widths, places.to(self.layout.device)
+        index, places = moved_together([torch.cat(tokens), places], self.layout.device)
+        return index, widths, places
 
     def _chunk_map(self) -> Tensor:
         """The laid-out token at each place of `chunks`."""
         firsts = [
             self.laid_start[g] + u * self.size for u in range(self.steps - 1) for g in self.order[: self.active[u + 1]]
         ]
-        return (torch.tensor(firsts)[:, None] + torch.arange(self.size)).flatten().to(self.layout.device)
+        index = (torch.tensor(firsts)[:, None] + torch.arange(self.size)).flatten()
+        return moved_together([index], self.layout.device)[0]

@@ -1,0 +1,82 @@
+"""`refine warm-up`: compile the GPU kernels of a model's layers before a training needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder, name on the hub, or sample/delta_net.")
+@click.option("--processes", type=click.IntRange(1), help="That compile at once (default: the cores, 16 at most).")
+def warm_up(model: str, processes: int | None) -> None:
+    """Compile the GPU kernels that a model's DeltaNet and Gated DeltaNet layers use, in parallel, and keep them.
+
+    Without it the first training on a GPU machine compiles them one after the other: minutes for each shape of a layer.
+    They are kept in $TRITON_CACHE_DIR (default: ~/.triton/cache), which can be copied to machines with the same GPU and
+    the same versions of torch, triton and fla-core. On a machine without a GPU there is nothing to do.
+    """
+    import torch
+
+    from refine.ops.delta_rule import fla
+
+    shapes = layer_shapes(model)
+    if not shapes:
+        click.echo("this model has no DeltaNet or Gated DeltaNet layers: there are no kernels to compile")
+    elif not torch.cuda.is_available():
+        click.echo("no CUDA device: its layers run in PyTorch on this machine, and there are no kernels to compile")
+    elif not fla.chosen(torch.device("cuda"), torch.bfloat16):
+        why = fla.lacking() or "REFINE_KERNELS is torch"
+        click.echo(f"the layers run in PyTorch ({why}): there are no kernels to compile")
+    else:
+        _compile(shapes, processes or min(16, os.cpu_count() or 1))
+
+
+def layer_shapes(model: str) -> list[tuple[Any, ...]]:
+    """The distinct shapes (refine.ops.delta_rule.compile_ahead.Shape) of the layers of a model with this config; its
+    weights are not read. Raises ModelError: no such model, or a config that is not implemented."""
+    import torch
+
+    from refine.models import from_config
+    from refine.models.delta.gated_delta_net import GatedDeltaNet
+    from refine.models.delta.mixer import DeltaRuleMixer
+    from refine.models.weights import resolve
+
+    with torch.device("meta"):
+        built = from_config(resolve(model, None))
+    mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer)]
+    found = {
+        (one.heads, one.value_heads, one.key, one.value, isinstance(one, GatedDeltaNet) or hasattr(one, "A_log"))
+        for one in mixers
+    }
+    return sorted(found)
+
+
+def _compile(shapes: list[tuple[Any, ...]], processes: int) -> None:
+    command = [sys.executable, "-m", "refine.ops.delta_rule.compile_ahead", json.dumps(shapes)]
+    start = time.monotonic()
+    children = [
+        subprocess.Popen(
+            [*command, str(rank), str(processes)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(processes)
+    ]
+    compiled, failed = 0, []
+    for child in children:
+        out, err = child.communicate()
+        if child.returncode:
+            failed.append(err.strip().splitlines()[-1] if err.strip() else f"exit code {child.returncode}")
+            continue
+        found = json.loads(out.strip().splitlines()[-1])
+        compiled, failed = compiled + found["compiled"], failed + found["failed"]
+    click.echo(f"compiled {compiled} kernels for {len(shapes)} shapes in {time.monotonic() - start:.0f} seconds")
+    if failed:
+        click.echo(f"{len(failed)} did not compile, for example: {failed[0]}")
+    if not compiled:
+        sys.exit(1)
