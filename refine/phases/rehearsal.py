@@ -24,6 +24,7 @@ CHAT_TEMPLATE = (  # of the tokenizer that stands in for one with a chat templat
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
+PIECES = 280  # of a tokenizer trained on the made-up text: bytes, and a few merges of WORDS
 WORDS = ["the", "sea", "and", "old", "wind", "sings", "of", "a", "king", "who", "came", "by", "night", "lost"]
 
 
@@ -88,20 +89,21 @@ def _answer(settings: Settings, name: str, data: Prepared, prompts: Path, say: C
 
 
 def _tokenizer(settings: Settings, texts: list[str], say: Callable[[str], None]) -> Any:
-    """The settings' tokenizer; a small trained one where they name none, or where the hub does not answer, which `say`
-    gets a line about."""
+    """The settings' tokenizer; a small trained one where they name none, or where the hub does not answer, of which
+    `say` gets a line."""
     from refine.data.tokenizer import load_tokenizer, train_tokenizer
 
-    named, chat = settings.tokenizer, settings.needles.chat or settings.questions.chat
-    if named.path is not None:
-        try:
-            return load_tokenizer(named.path, named.revision)
-        except ServiceError as error:
-            say(f"{error}: a small tokenizer trained on the made-up text stands in for it here")
-    trained = train_tokenizer(texts, 300)
-    if chat:
-        trained.chat_template = CHAT_TEMPLATE
-    return trained
+    named = settings.tokenizer
+    if named.path is None:
+        return train_tokenizer(texts, PIECES)
+    try:
+        return load_tokenizer(named.path, named.revision)
+    except ServiceError as error:
+        say(f"{error}: a small tokenizer trained on the made-up text stands in for it here")
+    stands_in = train_tokenizer(texts, PIECES)
+    if settings.needles.chat or settings.questions.chat:
+        stands_in.chat_template = CHAT_TEMPLATE
+    return stands_in
 
 
 def _made_up(settings: Settings, folder: Path, say: Callable[[str], None]) -> tuple[Prepared, Path]:

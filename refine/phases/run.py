@@ -63,7 +63,7 @@ def run(
         return record
     if isinstance(data.validation, dict):  # Trainer's names have the set's in front; the first decides
         arguments.metric_for_best_model = f"{next(iter(data.validation))}_{arguments.metric_for_best_model}"
-    model = _built(data, arguments, folder)
+    model = _built(data, arguments, f"training.{identity['phase']}.freeze", folder)
     with (
         checkpoints.disk_errors_in_one_line(folder),
         run_folder.locked(folder) if arguments.should_save else contextlib.nullcontext(),
@@ -112,14 +112,14 @@ def _patience(validations: int | None) -> list[TrainerCallback]:
     return [] if validations is None else [EarlyStoppingCallback(early_stopping_patience=validations)]
 
 
-def _built(data: TrainingData, arguments: RefineArguments, folder: Path) -> PreTrainedModel:
-    """The starting model. If it cannot be built or trained, the empty output folder is removed."""
+def _built(data: TrainingData, arguments: RefineArguments, freeze: str, folder: Path) -> PreTrainedModel:
+    """The starting model. If it cannot be built or trained (setting `freeze`), the empty output folder is removed."""
     try:
         with out_of_memory_in_one_line(
             TrainingError, "while the starting model is built", "a smaller model, or a larger machine"
         ):
             model = data.model()
-        check_freeze(model, cast(Freeze, arguments.freeze), "freeze of this phase")
+        check_freeze(model, cast(Freeze, arguments.freeze), freeze)
         return model
     except Exception:
         with contextlib.suppress(OSError):

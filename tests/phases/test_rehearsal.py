@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from refine import settings
 from refine.data.prompts.chat import ChatForm
 from refine.errors import SettingError
-from refine.phases.rehearsal import _tokenizer, rehearse, shrunk
+from refine.phases.rehearsal import WORDS, _tokenizer, rehearse, shrunk
 from refine.settings import experiment
 
 PROFILES = Path(settings.__file__).parent / "profiles"
@@ -108,11 +109,19 @@ def test_a_rehearsal_keeps_the_kinds_of_layers(name):
 def test_a_tokenizer_that_the_hub_does_not_give_is_replaced_and_that_is_said(monkeypatch):
     """HF_HUB_OFFLINE is set in tests. The stand-in has a chat template, where the settings ask in one."""
     lines: list[str] = []
-    texts = [" ".join(map(str, range(n, n + 400))) for n in range(0, 9000, 700)]
+    texts = [" ".join(random.Random(1).choices(WORDS, k=400))]
     made = _tokenizer(profile("qwen3.5-0.8b"), texts, lines.append)
     [line] = lines
     assert "tokenizer 'Qwen/Qwen3.5-0.8B': no such folder here" in line and line.endswith("stands in for it here")
     assert "\n" not in line and ChatForm(made)("Where?") == "[user] Where?</s>[assistant] "
+
+
+def test_settings_that_train_a_tokenizer_get_a_small_one():
+    lines: list[str] = []
+    values = profile(PAPER[0])
+    values = values.model_copy(update={"tokenizer": values.tokenizer.model_copy(update={"path": None})})
+    made = _tokenizer(values, [" ".join(random.Random(1).choices(WORDS, k=400))], lines.append)
+    assert len(made) == 280 and made.chat_template is None and not lines
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,6 +24,13 @@ def test_a_finished_run_does_nothing(mid, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"} == before
 
 
+def test_a_setting_that_came_later_does_not_make_an_older_run_another_one():
+    before = {"phase": "mid", "settings": {"steps": 3}}
+    same, other = ({**before, "settings": {"steps": 3, "freeze": what}} for what in ("none", "attention"))
+    kept = [run_folder.without_execution_settings(one) for one in (before, same, other)]
+    assert kept[0] == kept[1] != kept[2]
+
+
 HASHES = ("files", "record_hash")
 
 
