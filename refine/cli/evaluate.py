@@ -64,11 +64,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     help="Prose for needles that the data lacks: file, folder or data set.",
 )
 @click.option("--longbench", help="Folder or hub name of LongBench, if the data lacks it.")
-@click.option(
-    "--chat",
-    is_flag=True,
-    help="Prompts in the tokenizer's chat template; the data's are prepared so with chat: true.",
-)
+@options.chat()
 @click.option(
     "--batch-size",
     type=ROWS,

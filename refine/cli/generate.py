@@ -40,7 +40,7 @@ LEAST_TEMPERATURE = 1e-3  # below, the likeliest token has all of the probabilit
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Of the sampling; 0 takes the likeliest token."
 )
-@click.option("--chat", is_flag=True, help="Ask each --prompt in the tokenizer's chat template, as the user's turn.")
+@options.chat()
 @click.option("--tokenizer", show_default="the model's own", help="Folder, hub name or mistral_v1.")
 @options.seed(1)
 @options.device()

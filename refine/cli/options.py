@@ -54,6 +54,13 @@ def data(default: Path) -> Decorator:
     return click.option("--data", type=PATH, default=default, show_default=True, help="Folder of the data to read.")
 
 
+def chat() -> Decorator:
+    """--chat: prompts of an instruct model."""
+    return click.option(
+        "--chat", is_flag=True, help="Prompts in the tokenizer's chat template, each as the user's turn."
+    )
+
+
 def output(shown: str | None = None) -> Decorator:
     """--output: the file or folder that a verb writes. Without `shown` the option is required."""
     return click.option(
