@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import psutil
@@ -44,8 +45,10 @@ def test_another_process_with_the_recorded_id_is_not_the_supervisor(folder):
 
 
 def test_a_process_with_this_homes_configuration_is_the_supervisor(folder):
-    command = [sys.executable, "-c", "import time; time.sleep(60)", str(local_services.configuration_file())]
-    with psutil.Popen(command) as supervisor:
+    code = "import time; print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(local_services.configuration_file())]
+    with psutil.Popen(command, stdout=subprocess.PIPE) as supervisor:
+        supervisor.stdout.readline()  # before that the new process may still have the command line of this one
         (folder / "supervisord.pid").write_text(str(supervisor.pid))
         try:
             assert local_services.supervisor_pid() == supervisor.pid
