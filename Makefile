@@ -16,11 +16,11 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 help:            ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
 
-run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 8 minutes on 2 cores)
+run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 7 minutes on 2 cores)
 	@trap 'echo "stopped; start again to go on from here: make run" >&2; exit 130' INT; \
 		refine data fetch && dvc repro && refine summary
 
-test: $(BIN)/.installed-dev  ## the default tests (less than 10 minutes on 2 cores)
+test: $(BIN)/.installed-dev  ## the default tests (10 to 20 minutes on 2 cores)
 	@pytest -n 2 --dist loadfile -q
 
 test-slow: $(BIN)/.installed-dev  ## all tests, with the long ones

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks.refine_step import main
 
 
+@pytest.mark.slow
 def test_the_table_for_a_gpu_is_written_with_the_kernels_in_use(tmp_path):
     command = "--device cpu --shapes published --quick --rounds 1 --skip growth --output"
     ran = CliRunner().invoke(main, [*command.split(), str(tmp_path / "table")], catch_exceptions=False)
