@@ -93,15 +93,17 @@ def main(
 
 
 def _settings(values: Settings, arm: str, changes: Mapping[str, Any], seed: int) -> Settings:
-    """The settings of one run: the paper's objective with `changes`, of which `steps` and `learning_rate` are the
-    phase's."""
-    own = dict(changes)
-    phase = {name: own.pop(name) for name in ("steps", "learning_rate") if name in own}
-    mid = values.training.mid.model_copy(
-        update={"objective": ObjectiveSettings(**own), "variants": {}, "arms": ("none", "refine"), **phase}
-    )
+    """The settings of one run: the paper's objective with `changes`."""
+    phase, own = _parted(changes)
+    mid = values.training.mid.model_copy(update={"objective": own, "variants": {}, "arms": ("none", "refine"), **phase})
     training = values.training.model_copy(update={"mid": mid})
     return values.model_copy(update={"training": training, "seed": seed})
+
+
+def _parted(changes: Mapping[str, Any]) -> tuple[dict[str, Any], ObjectiveSettings]:
+    """Of an arm's changes those of the phase (`steps`, `learning_rate`), and the objective."""
+    phase = {name: value for name, value in changes.items() if name in ("steps", "learning_rate")}
+    return phase, ObjectiveSettings(**{name: value for name, value in changes.items() if name not in phase})
 
 
 def _prepared(values: Settings, folder: Path) -> Prepared:
@@ -153,7 +155,8 @@ def step_costs(values: Settings, model: str, data: Prepared, rounds: int = 5) ->
     rows = token_rows(load_token_sequences(data.documents("train")))
     marked = next(n for n in range(len(rows)) if rows[n].marks)
     batch = collate([rows[marked]])
-    arms = {arm: ObjectiveSettings(**changes) for arm, changes in MAIN.items() if arm not in ("none", "sft at 1e-3")}
+    parted = {arm: _parted(changes) for arm, changes in MAIN.items() if arm != "none"}
+    arms = {arm: objective for arm, (phase, objective) in parted.items() if not phase}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for round_ in range(rounds + 1):
         for arm, objective in arms.items():

@@ -113,7 +113,8 @@ def evaluate(
     with fetched(version) as folder:
         tokenizer = model_tokenizer(others["tokenizer"] or folder)
         check_model(folder, tokenizer)
-        _check_freeze(make_adapter, folder)
+        adapter = make_adapter(tokenizer=tokenizer) if make_adapter else None
+        _check_freeze(adapter, folder)
         check_harness(others["harness"] or (), tokenizer, lengths, others["harness_tasks"])
         inputs = _inputs(tasks, lengths, samples, tokenizer, others)
         _check_output(output)
@@ -122,7 +123,6 @@ def evaluate(
             harness=others["harness"] or (), progress=lambda line: click.echo(line, err=True),
             harness_options={"samples": samples, "lengths": lengths, "include": others["harness_tasks"]},
         )  # fmt: skip
-        adapter = make_adapter(tokenizer=tokenizer) if make_adapter else None
         before = score() if adapter else None
         found = score(adapter=adapter, answers_file=output / "answers.jsonl")
     _write(found, output, before)
@@ -172,13 +172,13 @@ def _adapter(others: dict[str, Any]) -> Any:
     return partial(TestTimeTrainer, values.training.test_time, others["test_time"], values.seed)
 
 
-def _check_freeze(make_adapter: Any, folder: Any) -> None:
+def _check_freeze(adapter: Any, folder: Any) -> None:
     """Raises SettingError: training.test_time.freeze does not fit the model in `folder`; a hub name passes."""
-    if make_adapter is None or not paths.model(folder).is_dir():
+    if adapter is None or not paths.model(folder).is_dir():
         return
     from refine.training.freezing import check_config
 
-    check_config(paths.model(folder), make_adapter.args[0].freeze, "training.test_time.freeze")
+    check_config(paths.model(folder), adapter.settings.freeze, "training.test_time.freeze")
 
 
 def _check_output(folder: Path) -> None:

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from refine.ops.delta_rule.compile_ahead import Shape
 
 
 @click.command()
@@ -38,27 +41,23 @@ def warm_up(model: str, processes: int | None) -> None:
         _compile(shapes, processes or min(16, os.cpu_count() or 1))
 
 
-def layer_shapes(model: str) -> list[tuple[Any, ...]]:
-    """The distinct shapes (refine.ops.delta_rule.compile_ahead.Shape) of the layers of a model with this config; its
+def layer_shapes(model: str) -> list[Shape]:
+    """The distinct shapes of the layers of a model with this config; its
     weights are not read. Raises ModelError: no such model, or a config that is not implemented."""
     import torch
 
     from refine.models import from_config
-    from refine.models.delta.gated_delta_net import GatedDeltaNet
     from refine.models.delta.mixer import DeltaRuleMixer
     from refine.models.weights import resolve
+    from refine.ops.delta_rule.compile_ahead import Shape
 
     with torch.device("meta"):
         built = from_config(resolve(model, None))
     mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer)]
-    found = {
-        (one.heads, one.value_heads, one.key, one.value, isinstance(one, GatedDeltaNet) or hasattr(one, "A_log"))
-        for one in mixers
-    }
-    return sorted(found)
+    return sorted({Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log")) for one in mixers})
 
 
-def _compile(shapes: list[tuple[Any, ...]], processes: int) -> None:
+def _compile(shapes: list[Shape], processes: int) -> None:
     command = [sys.executable, "-m", "refine.ops.delta_rule.compile_ahead", json.dumps(shapes)]
     start = time.monotonic()
     children = [

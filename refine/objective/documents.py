@@ -7,7 +7,7 @@ Shape legend: B rows of the batch · T tokens of a row · G documents · L token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -100,7 +100,7 @@ class RolloutStarts:
     """R starts of rollouts, as CPU tensors: the reads are planned on the CPU. `on` gives them elsewhere.
 
     `row`, `column` [R]: their entry in positions [B, C]; `document` [R]: index into Documents.all; `position` [R]:
-    tokens of the row read before the rollout.
+    tokens of the row read before the rollout. `elsewhere`: the same starts on the devices that know them.
     """
 
     shape: tuple[int, int]
@@ -108,6 +108,7 @@ class RolloutStarts:
     column: Tensor
     document: Tensor
     position: Tensor
+    elsewhere: dict[torch.device, RolloutStarts] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     @staticmethod
     def none(rows: int) -> RolloutStarts:
@@ -140,13 +141,6 @@ class RolloutStarts:
         columns = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
         return RolloutStarts((documents.rows, positions.shape[1]), *columns)
 
-    @staticmethod
-    def known(shape: tuple[int, int], columns: Sequence[Tensor], there: RolloutStarts) -> RolloutStarts:
-        """The starts with these `columns`, which are known on a device already: `there`."""
-        starts = RolloutStarts(shape, *columns)
-        starts.__dict__["_elsewhere"] = {there.row.device: there}
-        return starts
-
     def __len__(self) -> int:
         return self.row.shape[0]
 
@@ -154,11 +148,10 @@ class RolloutStarts:
         """The same on `device`, in one transfer for all uses."""
         if device == self.row.device:
             return self
-        kept = self.__dict__.setdefault("_elsewhere", {})
-        if device not in kept:
+        if device not in self.elsewhere:
             columns = torch.stack([self.row, self.column, self.document, self.position]).to(device)
-            kept[device] = RolloutStarts(self.shape, *columns.unbind())
-        return kept[device]
+            self.elsewhere[device] = RolloutStarts(self.shape, *columns.unbind())
+        return self.elsewhere[device]
 
     def positions(self) -> Tensor:
         """[B, C] int64, -1 where no rollout starts."""

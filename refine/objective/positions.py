@@ -68,7 +68,7 @@ def select(
     chosen = _draw(scores, bounds, widest, noise_seeds)
     shape, (r, c, d, s) = (documents.rows, columns), columns_there.unbind()
     there = RolloutStarts(shape, r, c, d, s + chosen)
-    return RolloutStarts.known(shape, (row, column, g, start + chosen.cpu()), there)
+    return RolloutStarts(shape, row, column, g, start + chosen.cpu(), elsewhere={there.row.device: there})
 
 
 def rollout_seeds(seeds: Tensor, starts: RolloutStarts, rollouts: int) -> Tensor:

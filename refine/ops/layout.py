@@ -90,7 +90,11 @@ class Layout:
 
         if self.width is None:
             return self._maps()[0]
-        return self.once("document of token", lambda: self._rows().repeat_interleave(self.longest))
+
+        def build() -> torch.Tensor:
+            return torch.arange(self.documents, device=self.device).repeat_interleave(self.longest)
+
+        return self.once("document of token", build)
 
     def offset_of_token(self) -> torch.Tensor:
         """[N] int64: how many tokens of the same document stand before each token (the memory's own not counted)."""
@@ -114,9 +118,6 @@ class Layout:
             return (relative[:, None] + (self._steps() + least)).flatten()
 
         return self.once("position of token", build)
-
-    def _rows(self) -> torch.Tensor:
-        return torch.arange(self.documents, device=self.device)
 
     def _steps(self) -> torch.Tensor:
         return torch.arange(self.longest, device=self.device)
@@ -161,8 +162,15 @@ class Taps:
         """`values` as int64 on the taps' device, see `on_device`."""
         return on_device(values, self.device)
 
-    def of_documents(self, x: torch.Tensor) -> torch.Tensor:
-        """x [G, ...], a row for each document -> [R, ...], the row of each tap's document."""
-        if self.documents == tuple(range(x.shape[0])):
-            return x
-        return x.index_select(0, self.once("documents", lambda: self.tensor(self.documents)))
+
+class Ends:
+    """What a read of one token a document leaves at their ends, x [G, ...]: there is no other place to tap."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def at(self, taps: Taps) -> torch.Tensor:
+        """[R, ...]: the row of each tap's document."""
+        if taps.documents == tuple(range(self.x.shape[0])):
+            return self.x
+        return self.x.index_select(0, taps.once("documents", lambda: taps.tensor(taps.documents)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Ends, Layout, Taps
 from refine.ops.row_groups import blocks
 from refine.ops.tapped_rows import LaterRows
 from refine.ops.without_graph import run
@@ -37,17 +37,6 @@ def token_by_token(
     return torch.stack(outputs, 1), torch.stack(tails, 1)
 
 
-class EndTails:
-    """The tails [G, W - 1, F] at the ends of all documents, where each has read one token."""
-
-    def __init__(self, tails: Tensor) -> None:
-        self.tails = tails
-
-    def at(self, taps: Taps) -> Tensor:
-        """[R, W - 1, F]: as `ReadTails.at`."""
-        return taps.of_documents(self.tails)
-
-
 class ReadTails:
     """The inputs of a convolution, W - 1 earlier ones before each document's own: gives the tail after any token."""
 
@@ -66,7 +55,7 @@ class ReadTails:
         return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1])
 
 
-Tails = ReadTails | EndTails
+Tails = ReadTails | Ends
 
 
 def read(
@@ -81,12 +70,12 @@ def read(
     return _without_tails(y, more, layout), ReadTails(padded, layout, weight.shape[1])
 
 
-def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, silu: bool) -> tuple[Tensor, EndTails]:
+def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, silu: bool) -> tuple[Tensor, Ends]:
     """`read` of one token after each document's tail, in few operations: x [G, F] -> y [G, F]."""
     seen = torch.cat([tail, x[:, None]], 1)  # [G, W, F]
     y = (seen * weight.t()).sum(1)
     y = y if bias is None else y.add_(bias)
-    return torch.nn.functional.silu(y, inplace=True) if silu else y, EndTails(seen[:, 1:])
+    return torch.nn.functional.silu(y, inplace=True) if silu else y, Ends(seen[:, 1:])
 
 
 class _Convolution(torch.autograd.Function):

@@ -14,8 +14,6 @@ import torch
 class _NoContext:
     """Takes what `forward` keeps for a backward pass that never comes, and drops it."""
 
-    needs_input_grad = (False,) * 16
-
     def save_for_backward(self, *_: Any) -> None:
         """Keep nothing."""
 

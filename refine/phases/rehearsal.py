@@ -112,6 +112,7 @@ def _made_up(settings: Settings, folder: Path, say: Callable[[str], None]) -> tu
     import pyarrow.parquet as pq
 
     from refine.data.prompts.chat import ChatForm
+    from refine.data.prompts.multi_document_qa import ANSWER_BEGINS
     from refine.data.prompts.prompt import Prompt, write_prompts
 
     chance = random.Random(settings.seed)
@@ -131,7 +132,7 @@ def _made_up(settings: Settings, folder: Path, say: Callable[[str], None]) -> tu
         pq.write_table(pa.table(table), folder / "documents" / f"{split}.parquet")
     asked = []
     for number, text in enumerate(texts):
-        question = f"{' '.join(text.split()[:40])} Where is number {number}? Answer:"
-        shown = question if chat is None else chat(question, "Answer:")
+        question = f"{' '.join(text.split()[:40])} Where is number {number}? {ANSWER_BEGINS}"
+        shown = question if chat is None else chat(question, ANSWER_BEGINS)
         asked.append(Prompt(shown, (f"house {number}",), "factsqa", LENGTH, 4))
     return Prepared(folder), write_prompts(asked, folder / "prompts.parquet")

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -248,7 +249,9 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         if not inputs["counted"]:
             return result.loss * 0.0
         if in_step:
-            self._unread.append((result, inputs, self._is_own(model)))
+            # without the graph, which would live until the step's last pass
+            kept = replace(result, loss=result.loss.detach())
+            self._unread.append((kept, inputs, self._is_own(model)))
         else:
             self._refuse_non_finite_loss(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)

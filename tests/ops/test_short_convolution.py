@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from refine.ops import row_groups, short_convolution
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Ends, Layout, Taps
 
 
 @pytest.mark.parametrize("silu", [False, True], ids=["bare", "silu"])
@@ -59,7 +59,7 @@ def test_a_step_of_decoding_is_the_twin(width, silu, with_bias):
     layout, taps = Layout([1, 1, 1]), Taps([2, 0, 0], [1, 1, 1])
     with torch.no_grad():
         y, tails = short_convolution.read(x, weight, bias, tail, layout, silu)
-    assert isinstance(tails, short_convolution.EndTails)
+    assert isinstance(tails, Ends)
     expected, after = short_convolution.token_by_token(x[:, None], weight, bias, tail)
     expected = torch.nn.functional.silu(expected) if silu else expected
     assert torch.allclose(y, expected[:, 0], rtol=0, atol=1e-12)

@@ -103,49 +103,16 @@ def train(output: Path, sharded: bool = False, crash: bool = False, frozen: bool
     return trainer
 
 
+LACT = {
+    "model_type": "lact_swiglu", "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "vocab_size": 64,
+    "num_attn_heads": 2, "num_lact_heads": 2, "lact_chunk_size": 12, "window_size": 10,
+}  # fmt: skip
 SHARED_KINDS: dict[str, dict[str, Any]] = {
     "delta_net": {**CONFIG, "vocab_size": 64},
     "gated_deltanet": {**CONFIG, "vocab_size": 64, "model_type": "gated_deltanet", "head_dim": 8},
-    "lact": {
-        "model_type": "lact_swiglu",
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "intermediate_size": 32,
-        "num_attn_heads": 2,
-        "num_lact_heads": 2,
-        "lact_chunk_size": 12,
-        "window_size": 10,
-        "vocab_size": 64,
-    },
-    "lact prenorm, low rank": {
-        "model_type": "lact_swiglu",
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "intermediate_size": 32,
-        "num_attn_heads": 2,
-        "num_lact_heads": 2,
-        "lact_chunk_size": 12,
-        "window_size": 10,
-        "vocab_size": 64,
-        "ttt_prenorm": True,
-        "w0_w2_low_rank": 3,
-    },
-    "qwen3_5": {
-        "model_type": "qwen3_5_text",
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "intermediate_size": 32,
-        "full_attention_interval": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 2,
-        "linear_key_head_dim": 8,
-        "vocab_size": 64,
-        "linear_value_head_dim": 6,
-        "rope_theta": 1e7,
-    },
+    "lact": LACT,
+    "lact prenorm, low rank": {**LACT, "ttt_prenorm": True, "w0_w2_low_rank": 3},
+    "qwen3_5": {**HYBRID, "vocab_size": 64, "rope_theta": 1e7, "linear_key_head_dim": 8, "linear_value_head_dim": 6},
     "olmo_hybrid": {
         "model_type": "olmo_hybrid",
         "hidden_size": 16,

@@ -18,10 +18,10 @@ from refine.ops import short_convolution
 from refine.ops.delta_rule import fla
 from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.delta_rule.chunks import Chunks
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Ends, Layout, Taps
 from refine.ops.rms_norm import RMSNorm
 
-States = delta_rule.ChunkStates | delta_rule.EndStates | fla.SegmentStates
+States = delta_rule.ChunkStates | Ends | fla.SegmentStates
 
 
 class ShortConvolution(nn.Conv1d):
@@ -131,7 +131,7 @@ class DeltaRuleMixer(TokenMixer):
         return o.to(wide(dtype)), states
 
     def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
-        if isinstance(trace.states, delta_rule.EndStates):
+        if isinstance(trace.states, Ends):
             return trace
         if keep is Keep.SPARSE:
             return SparseDeltaTrace(self, trace, layout, memory)
@@ -218,7 +218,7 @@ class SparseDeltaTrace(Trace):
     """Keeps the state at every few chunks of a document; a tap reads the tokens since the last kept state again."""
 
     def __init__(self, mixer: DeltaRuleMixer, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None) -> None:
-        assert not isinstance(trace.states, delta_rule.EndStates)  # these hold every state there is
+        assert not isinstance(trace.states, Ends)  # these hold every state there is
         self.mixer, self.layout = mixer, layout
         if memory is None:
             memory = mixer.fresh(layout.documents, layout.device, trace.states.starts.tensor.dtype)

@@ -212,7 +212,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     compiled = torch.compile(function, dynamic=True)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def or_refuse(*args: Any, **kwargs: Any) -> Any:
         with config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
             try:
                 return compiled(*args, **kwargs)
@@ -222,7 +222,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
                     "torch would go on uncompiled: set REFINE_WINDOW_ATTENTION=blocks"
                 ) from None
 
-    return run
+    return or_refuse
 
 
 _CHOSEN: dict[str, Callable[..., Tensor]] = {"blocks": _blocks, "flex": _flex}

@@ -14,6 +14,7 @@ E = V − e K S the errors, U = (I + A)⁻¹ beta E, P = tril(D ∘ Q Kᵀ), O =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -166,20 +167,47 @@ def _backward_group(
     """Fill the gradients of q, k, v, beta and log decay of some steps; return that of the states they start with."""
     q, k, beta, decay, inverse, error, u, starts = saved
     do, du_tapped, ds_tapped = given
-    dq, dk, dv, dbeta, ddecay = to_fill
     factors = Decay(decay)
-    do = torch.zeros_like(u) if do is None else do * q.shape[-1] ** -0.5
-    scores, dscores = factors.pairs(torch.bmm(q, k.mT)).tril_(), torch.bmm(do, u.mT).tril_()
-    dpairs = None if decay is None else dscores * scores
-    du = torch.bmm(scores.mT, do)
-    dscores = factors.pairs(dscores)
+    do, du, dscores, dpairs = before_steps(do, q, k, u, factors)
     ds = torch.bmm(factors.since(q).mT, do)
     du = du if du_tapped is None else du.add_(du_tapped)
     ds = ds if ds_tapped is None else ds.add_(ds_tapped)
     beta_k = k * beta[..., None]
     r, dends, before = _backward_steps(steps, chunks, heads, (k, beta_k, inverse), factors, du, ds, after)
+    of_starts = torch.bmm(do, starts.mT), torch.bmm(r, starts.mT)
+    over_chunk = None if decay is None else (factors.over_chunk(starts, slice(None)) * dends).sum((-1, -2))
+    of_ends = torch.bmm(u, dends.mT), over_chunk
+    after_steps((q, k, beta, error, u), factors, (dscores, dpairs, r, beta_k), of_starts, of_ends, to_fill)
+    return before
+
+
+def before_steps(
+    do: Tensor | None, q: Tensor, k: Tensor, u: Tensor, factors: Decay
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """do, scaled as O is; what goes from it to U; the gradients of Q Kᵀ and, with decay, of log D [m, C, C]."""
+    do = torch.zeros_like(u) if do is None else do * q.shape[-1] ** -0.5
+    scores, dscores = factors.pairs(torch.bmm(q, k.mT)).tril_(), torch.bmm(do, u.mT).tril_()
+    dpairs = None if factors.decay is None else dscores * scores
+    return do, torch.bmm(scores.mT, do), factors.pairs(dscores), dpairs
+
+
+def after_steps(
+    given: tuple[Tensor, ...],
+    factors: Decay,
+    found: tuple[Any, ...],
+    of_starts: tuple[Tensor, Tensor],
+    of_ends: tuple[Tensor, Tensor | None],
+    to_fill: Sequence[Any],
+) -> None:
+    """Fill the gradients of q, k, v, beta and log decay of some chunks, once R is known.
+
+    given: q, k, beta, errors, u. found: the gradients of Q Kᵀ and log D, R, beta K. of_starts: dO Sᵀ and R Sᵀ
+    [m, C, K]. of_ends: U dS'ᵀ [m, C, K] and, with decay, the gradient of log e_C [m].
+    """
+    (q, k, beta, error, u), (dscores, dpairs, r, beta_k) = given, found
+    dq, dk, dv, dbeta, ddecay = to_fill
     torch.mul(r, beta[..., None], out=dv)
-    from_state = factors.since(torch.bmm(do, starts.mT))
+    from_state = factors.since(of_starts[0])
     dq.copy_(from_state).baddbmm_(dscores, k)
     da = torch.bmm(r, u.mT).tril_(-1).neg_()
     if dpairs is not None:
@@ -187,15 +215,13 @@ def _backward_group(
     da = factors.pairs(da)
     via_a = torch.bmm(da, k)
     dbeta.copy_((r * error).sum(-1)).add_((k * via_a).sum(-1))
-    to_end = factors.to_end(torch.bmm(u, dends.mT))
+    to_end = factors.to_end(of_ends[0])
     dk.copy_(to_end).baddbmm_(dscores.mT, q).baddbmm_(da.mT, beta_k)
-    read_back = factors.since(torch.bmm(r, starts.mT)).mul_(beta[..., None])
-    if dpairs is not None:
+    read_back = factors.since(of_starts[1]).mul_(beta[..., None])
+    if dpairs is not None and of_ends[1] is not None:
         since = (q * from_state).sum(-1) - (k * read_back).sum(-1)
-        over_chunk = (factors.over_chunk(starts, slice(None)) * dends).sum((-1, -2))
-        ddecay.copy_(factors.gradient(dpairs, since, (k * to_end).sum(-1), over_chunk))
+        ddecay.copy_(factors.gradient(dpairs, since, (k * to_end).sum(-1), of_ends[1]))
     dk.add_(via_a.mul_(beta[..., None])).sub_(read_back)
-    return before
 
 
 def _backward_steps(

@@ -21,7 +21,7 @@ from refine.ops.autocast import product
 from refine.ops.delta_rule.chunked import ChunkedDeltaRule
 from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.delta_rule.shared_start import SharedStartDeltaRule, SharedStarts
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Ends, Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 from refine.ops.without_graph import run
 
@@ -59,7 +59,7 @@ def read(
     state: Tensor | None,
     layout: Layout,
     sharing: int = 1,
-) -> tuple[Tensor, ChunkStates | EndStates]:
+) -> tuple[Tensor, ChunkStates | Ends]:
     """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J], in one floating dtype; state [G, J, K, V] or None (zero).
 
     J is a multiple of H: value head j uses q and k of head j // (J / H). `sharing`: so many documents in a row start
@@ -86,18 +86,18 @@ def read(
 
 def _one_token(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor
-) -> tuple[Tensor, EndStates]:
+) -> tuple[Tensor, Ends]:
     """`read` of one token after each document's state, in few operations."""
     if log_decay is not None:
         state = state * log_decay.exp()[..., None, None]
     error = v - (k[..., None, :] @ state)[..., 0, :]
     state = torch.addcmul(state, k[..., None], error.mul_(beta[..., None])[..., None, :])
-    return (q[..., None, :] @ state)[..., 0, :].mul_(q.shape[-1] ** -0.5), EndStates(state)
+    return (q[..., None, :] @ state)[..., 0, :].mul_(q.shape[-1] ** -0.5), Ends(state)
 
 
 def laid_out(state: Tensor, sharing: int) -> Tensor:
     """state [D, ...] -> [D * sharing, ...], each row `sharing` times in a row."""
-    return state if sharing == 1 else SharedStarts(state, sharing).tensor
+    return state if sharing == 1 else state.repeat_interleave(sharing, 0)
 
 
 def _from_shared(
@@ -115,17 +115,6 @@ def _from_shared(
     flat = [None if x is None else x.flatten(0, 1) for x in (q, k.tensor, v, beta, decay, state)]
     o, u = (x.unflatten(0, (-1, heads)) for x in run(SharedStartDeltaRule, *flat, sharing, heads))
     return chunks.join(o), ChunkStates(chunks, k, LaterRows(u), decay, SharedStarts(state, sharing))
-
-
-class EndStates:
-    """The states [G, J, K, V] at the ends of all documents, where each has read one token."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
-
-    def at(self, taps: Taps) -> Tensor:
-        """[R, J, K, V]: as `ChunkStates.at`."""
-        return taps.of_documents(self.states)
 
 
 class ChunkStates:

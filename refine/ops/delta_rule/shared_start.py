@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import own_precision
-from refine.ops.delta_rule.chunked import Decay, interactions, inverse_unit_lower
+from refine.ops.delta_rule.chunked import Decay, after_steps, before_steps, interactions, inverse_unit_lower
 
 
 class SharedStartDeltaRule(torch.autograd.Function):
@@ -50,31 +50,16 @@ class SharedStartDeltaRule(torch.autograd.Function):
         q, k, beta, decay, inverse, error, u, state = ctx.saved_tensors
         do, du_tapped = grads
         factors, rows = Decay(decay), _Rows(state, ctx.n, ctx.heads)
-        do = torch.zeros_like(u) if do is None else do * q.shape[-1] ** -0.5
-        scores, dscores = factors.pairs(torch.bmm(q, k.mT)).tril_(), torch.bmm(do, u.mT).tril_()
-        dpairs = None if decay is None else dscores * scores
-        du = torch.bmm(scores.mT, do)
-        dscores = factors.pairs(dscores)
+        do, du, dscores, dpairs = before_steps(do, q, k, u, factors)
         du = du if du_tapped is None else du.add_(du_tapped)
         beta_k = k * beta[..., None]
         r = torch.bmm(inverse.mT, du)
-        dstate, from_state, read_back = rows.backward(factors.since(q), factors.since(beta_k), do, r)
-        from_state, read_back = factors.since(from_state), factors.since(read_back).mul_(beta[..., None])
-        dv = r * beta[..., None]
-        dq = from_state.clone().baddbmm_(dscores, k)
-        da = torch.bmm(r, u.mT).tril_(-1).neg_()
-        if dpairs is not None:
-            dpairs.addcmul_(da, interactions(k, beta, factors))
-        da = factors.pairs(da)
-        via_a = torch.bmm(da, k)
-        dbeta = (r * error).sum(-1).add_((k * via_a).sum(-1))
-        dk = torch.bmm(dscores.mT, q).baddbmm_(da.mT, beta_k)
-        ddecay = None
-        if dpairs is not None:
-            since = (q * from_state).sum(-1) - (k * read_back).sum(-1)
-            ddecay = factors.gradient(dpairs, since, torch.zeros_like(since), torch.zeros_like(since[..., 0]))
-        dk.add_(via_a.mul_(beta[..., None])).sub_(read_back)
-        return dq, dk, dv, dbeta, ddecay, dstate, None, None
+        dstate, *of_starts = rows.backward(factors.since(q), factors.since(beta_k), do, r)
+        of_ends = torch.zeros_like(k), torch.zeros_like(beta[:, 0])  # no chunk follows
+        results = [None if x is None else torch.empty_like(x) for x in (q, k, u, beta, decay)]
+        found = dscores, dpairs, r, beta_k
+        after_steps((q, k, beta, error, u), factors, found, (of_starts[0], of_starts[1]), of_ends, results)
+        return *results, dstate, None, None
 
 
 class _Rows:
@@ -116,7 +101,7 @@ class SharedStarts:
     @property
     def tensor(self) -> Tensor:
         """[D n, H, K, V], laid out."""
-        return self.pick(torch.arange(self.state.shape[0] * self.n, device=self.state.device))
+        return self.state.repeat_interleave(self.n, 0)
 
     def pick(self, index: Tensor) -> Tensor:
         """The states of chunks index [R] int64 -> [R, H, K, V]."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from refine.ops.delta_rule import rule as delta_rule
-from refine.ops.layout import Layout, Taps
+from refine.ops.layout import Ends, Layout, Taps
 from refine.ops.rms_norm import unit_length
 
 BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -134,7 +134,7 @@ def test_a_step_of_decoding_is_the_twin(groups, gated, dtype):
     kept = inputs["state"].clone()
     with torch.no_grad():
         o, states = delta_rule.read(**inputs, layout=Layout(lengths))
-    assert isinstance(states, delta_rule.EndStates)
+    assert isinstance(states, Ends)
     wide = inputs | {name: inputs[name].repeat_interleave(groups, 1) for name in ("q", "k")}
     taps = [(3, 1), (0, 1), (0, 1)]
     expected, expected_states = _by_twin(wide, lengths, taps, True)

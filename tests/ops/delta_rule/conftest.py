@@ -1,0 +1,48 @@
+"""Naive functions in the place of flash-linear-attention's kernels."""
+
+import pytest
+import torch
+
+from refine.ops.delta_rule import fla
+from refine.ops.delta_rule import rule as delta_rule
+
+
+def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+    """What a kernel computes, by the token-by-token twin; kernels' argument names and shapes."""
+    assert output_final_state and q.is_contiguous() and v.is_contiguous()
+    given, wide = v.dtype, initial_state.dtype
+    q, k, v, beta = (x.to(wide) for x in (q, k, v, beta))
+    repeat = v.shape[2] // q.shape[2]
+    q, k = (x.repeat_interleave(repeat, 2) for x in (q, k))
+    if cu_seqlens is None:
+        o, states = delta_rule.token_by_token(q, k, v, beta, g, initial_state)
+        return o.to(given), states[:, -1]
+    assert q.shape[0] == 1
+    outputs, last = [], []
+    for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        part = [None if x is None else x[:, start:end] for x in (q, k, v, beta, g)]
+        o, states = delta_rule.token_by_token(*part, None if initial_state is None else initial_state[row : row + 1])
+        outputs.append(o)
+        last.append(states[:, -1])
+    return torch.cat(outputs, 1).to(given), torch.cat(last)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Puts naive functions in the kernels' place; a list of (kernel, tokens) of every call."""
+    made = []
+
+    def kernel(name):
+        def run(**arguments):
+            made.append((name, arguments["q"].shape[0] * arguments["q"].shape[1]))
+            differentiable = torch.is_grad_enabled() and arguments["k"].requires_grad
+            assert name != "recurrent_gated" or not differentiable, "this kernel has no backward pass"
+            if name == "recurrent" and differentiable:
+                assert arguments["initial_state"].requires_grad, "its backward pass writes the state's gradient"
+            return _naive(**arguments)
+
+        return run
+
+    stand_ins = fla.Kernels(*(kernel(name) for name in ("chunk", "chunk_gated", "recurrent", "recurrent_gated")))
+    monkeypatch.setattr(fla, "kernels", lambda: stand_ins)
+    return made
