@@ -94,11 +94,12 @@ def continue_sampled(
         raise ModelError(
             f"temperature is {temperature}: expected a number above 0; use continue_greedily for the likeliest tokens"
         )
-    seeds = seeds.to(hidden.device)
+    steps = torch.arange(tokens, device=hidden.device)
+    drawn = uniform(seeds.to(hidden.device)[:, None], steps)  # of all steps at once: these are many small operations
 
     def draw(log_probs: Tensor, step: int) -> Tensor:
         cumulative = log_probs.double().exp().cumsum(-1)
-        threshold = uniform(seeds, step)[:, None] * cumulative[:, -1:]
+        threshold = drawn[:, step, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
 
     return _continue(model, memory, hidden, tokens, stop, temperature, draw, each)

@@ -8,14 +8,14 @@ Shape legend: R rows · N new tokens of all rows, T of a row · L tokens of the 
 A row sees pool[from:to], then its own tokens, the T new ones last. All queries of a prefix, of its n rows and of the g
 heads that share keys, are one product with a view of the pool; own tokens are a second product. The two are brought
 together by their sums of exponentials. Queries come in blocks, and the backward pass computes the scores again: what is
-held is as long as the tokens, never tokens × prefix. The pool's gradient is added up in place.
+held is as long as the tokens, never tokens × prefix. The pool's gradient is added up in place. `places` says which
+rows are worked on at once.
 `plain` is the twin: it copies each row's tokens together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,105 +23,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from refine.ops.attention import full
+from refine.ops.attention.places import Place, Places, Ranges
 from refine.ops.autocast import own_precision
-from refine.ops.layout import Layout, moved_together
+from refine.ops.layout import Layout
 from refine.ops.without_graph import run
-
-Ranges = Sequence[tuple[int, int]]
-BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}  # scores that are made at once
-
-
-@dataclass(frozen=True)
-class Place:
-    """D prefixes of S tokens, `step` apart in the pool from `first`; n rows each, with T new of J own tokens.
-
-    `new`, `own`: where the rows' tokens lie, once they are in the order of the places.
-    """
-
-    prefixes: int
-    rows: int
-    first: int
-    step: int
-    length: int
-    new_tokens: int
-    own_tokens: int
-    new: slice
-    own: slice
-
-    def far(self, pool: Tensor) -> Tensor:
-        """pool [L, h, K] -> the prefixes [D, S, h, K], a view."""
-        token, head, width = pool.stride()
-        size = (self.prefixes, self.length, *pool.shape[1:])
-        return pool.as_strided(
-            size, (self.step * token, token, head, width), pool.storage_offset() + self.first * token
-        )
-
-    def near(self, own: Tensor) -> Tensor:
-        """own [M, h, K] -> the rows' own tokens [D, n, J, h, K], a view."""
-        return own[self.own].unflatten(0, (self.prefixes, self.rows, self.own_tokens))
-
-    def queries(self, x: Tensor, heads: int) -> Tensor:
-        """x [N, A, K] -> [D, h, n, g, T, K], a view."""
-        rows = x[self.new].unflatten(0, (self.prefixes, self.rows, self.new_tokens)).unflatten(3, (heads, -1))
-        return rows.permute(0, 3, 1, 4, 2, 5)
-
-    def blocks(self, x: Tensor, heads: int) -> Iterator[slice]:
-        """The new tokens in blocks whose scores are made at once."""
-        scores = self.prefixes * self.rows * x.shape[1] * (self.length + self.own_tokens)
-        step = max(1, BLOCK.get(x.device.type, BLOCK["cuda"]) // scores)
-        return (slice(a, min(a + step, self.new_tokens)) for a in range(0, self.new_tokens, step))
-
-
-class Places:
-    """R rows in the order in which their prefixes can be worked on; made once a read for all layers.
-
-    Row r: prefix ranges[r] of the pool, own_counts[r] own tokens (all rows' lie end to end), the last of which are the
-    layout.lengths[r] new ones.
-    """
-
-    def __init__(self, layout: Layout, ranges: Ranges, own_counts: Sequence[int]) -> None:
-        groups: dict[tuple[tuple[int, int], int, int], list[int]] = {}
-        for r, (a, b) in enumerate(ranges):
-            at = (a, b) if b > a else (0, 0)
-            groups.setdefault((at, layout.lengths[r], own_counts[r]), []).append(r)
-        rows = [r for group in groups.values() for r in group]
-        self.places = list(_places(groups))
-        in_order = rows == list(range(len(rows)))
-        self.new_order: Tensor | None = None
-        self.own_order: Tensor | None = None
-        if not in_order:
-            new, own = (_spans(counts, rows) for counts in (layout.lengths, own_counts))
-            self.new_order, self.own_order, self.back = moved_together([new, own, new.argsort()], layout.device)
-
-
-def _places(groups: dict[tuple[tuple[int, int], int, int], list[int]]) -> Iterator[Place]:
-    """Groups that follow each other, alike and at equal distances, become one place."""
-    waiting = list(groups.items())
-    new = own = 0
-    while waiting:
-        ((first, to), new_tokens, own_tokens), rows = waiting[0]
-        length, alike = to - first, [first]
-        for ((a, b), *tokens), others in waiting[1:]:
-            apart = a - alike[-1]
-            even = len(alike) == 1 or apart == alike[1] - alike[0]
-            if (
-                (b - a, tokens, len(others)) != (length, [new_tokens, own_tokens], len(rows))
-                or apart < length
-                or not even
-            ):
-                break
-            alike.append(a)
-        count = len(alike) * len(rows)
-        spans = slice(new, new + count * new_tokens), slice(own, own + count * own_tokens)
-        step = alike[1] - first if len(alike) > 1 else length
-        yield Place(len(alike), len(rows), first, step, length, new_tokens, own_tokens, *spans)
-        new, own, waiting = spans[0].stop, spans[1].stop, waiting[len(alike) :]
-
-
-def _spans(counts: Sequence[int], rows: Sequence[int]) -> Tensor:
-    """Indices that bring tokens, counts[r] of each row end to end, into the order `rows`."""
-    parts = torch.arange(sum(counts)).split(list(counts))
-    return torch.cat([parts[r] for r in rows])
 
 
 def plain(
@@ -231,10 +136,12 @@ def _scores(
     back = steps - torch.arange(near.shape[-1], device=near.device)
     if back.shape[0] > 1:
         near = near.masked_fill_(back < 0, float("-inf"))
+    to_prefix = place.back_to_prefix(near.device)
+    if place.lengths is not None:
+        far = far.masked_fill_(to_prefix <= 0, float("-inf"))
     if window is not None:
         near = near.masked_fill_(back >= window, float("-inf"))
-        since = steps + place.length - torch.arange(place.length, device=near.device)
-        far = far.masked_fill_(since >= window, float("-inf"))
+        far = far.masked_fill_(steps + to_prefix >= window, float("-inf"))
     return far, near
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine.ops.attention import shared_prefixes
+from refine.ops.attention import places, shared_prefixes
 from refine.ops.layout import Layout
 
 POOL, WIDTH = 40, 8
@@ -12,6 +12,7 @@ ROWS = {  # ranges in the pool, own tokens before, new tokens of each row
     "equal rows, one after the other": ([(0, 10), (10, 20), (30, 40)], [2, 2, 2], [1, 1, 1]),
     "evenly apart": ([(3, 10), (13, 20), (23, 30)], [2, 2, 2], [3, 3, 3]),
     "rollouts of nested prefixes": ([(0, 7), (0, 7), (0, 20), (0, 20)], [0] * 4, [5] * 4),
+    "prefixes that end near each other": ([(3, 9), (3, 30), (3, 12), (3, 9), (3, 31), (3, 3)], [2] * 6, [3] * 6),
     "shared out of order": ([(0, 7), (4, 30), (0, 7), (4, 30), (9, 9)], [1, 0, 1, 4, 0], [2, 3, 2, 3, 6]),
     "nothing remembered": ([(0, 0), (5, 5)], [0, 0], [4, 1]),
     "a long piece": ([(2, 40)], [3], [70]),
@@ -36,28 +37,20 @@ def make(which, heads, dtype=torch.float64):
     ((4, 4), None, 1 << 21), ((4, 2), None, 300), ((6, 1), None, 1 << 21), ((4, 2), 4, 1 << 21), ((4, 2), 25, 1500),
     ((4, 4), 1, 1),
 ])  # fmt: skip
+@pytest.mark.parametrize("masked", [0, 20, 1 << 12])
 @pytest.mark.parametrize("which", ROWS)
-def test_it_is_attention_over_copies_with_the_same_gradients(which, heads, window, block, monkeypatch):
-    monkeypatch.setitem(shared_prefixes.BLOCK, "cpu", block)
+def test_it_is_attention_over_copies_with_the_same_gradients(which, masked, heads, window, block, monkeypatch):
+    monkeypatch.setitem(places.BLOCK, "cpu", block)
+    monkeypatch.setitem(places.MASKED, "cpu", masked)
     layout, ranges, counts, inputs = make(which, heads)
     q, own, pool = inputs[0], inputs[1:3], inputs[3:]
-    out = shared_prefixes.attend(q, own, pool, shared_prefixes.Places(layout, ranges, counts), window)
+    out = shared_prefixes.attend(q, own, pool, places.Places(layout, ranges, counts), window)
     expected = shared_prefixes.plain(q, own, pool, layout, ranges, counts, window)
     assert distance(out, expected) <= 1e-12
     weights = torch.arange(out.numel(), dtype=torch.float64).sin().view(out.shape)
     pairs = (torch.autograd.grad((x * weights).sum(), inputs) for x in (out, expected))
     for got, wanted in zip(*pairs, strict=True):
         assert distance(got, wanted) <= 1e-11 or (got - wanted).abs().max() < 1e-12
-
-
-def test_rows_that_share_a_prefix_and_prefixes_evenly_apart_are_one_place():
-    layout = Layout([3] * 6)
-    shared = shared_prefixes.Places(layout, [(0, 7)] * 6, [3] * 6)
-    assert [(p.prefixes, p.rows) for p in shared.places] == [(1, 6)]
-    even = shared_prefixes.Places(layout, [(0, 7)] * 2 + [(8, 15)] * 2 + [(16, 23)] * 2, [3] * 6)
-    assert [(p.prefixes, p.rows) for p in even.places] == [(3, 2)]
-    overlapping = shared_prefixes.Places(layout, [(i, 7 + i) for i in range(6)], [3] * 6)
-    assert len(overlapping.places) == 6, "in one place, their gradients would be added to the same memory at once"
 
 
 def test_no_prefix_is_copied(monkeypatch):
@@ -73,16 +66,16 @@ def test_no_prefix_is_copied(monkeypatch):
         return product(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    places = shared_prefixes.Places(layout, ranges, [5] * 32)
-    shared_prefixes.attend(q, own, pool, places)
+    found = places.Places(layout, ranges, [5] * 32)
+    shared_prefixes.attend(q, own, pool, found)
     long = {x.untyped_storage().data_ptr() for x in read if max(x.shape) >= 1000}
     assert long == {x.untyped_storage().data_ptr() for x in pool}
 
 
 def test_bfloat16_agrees_within_its_rounding():
     layout, ranges, counts, inputs = make("shared out of order", (4, 2), torch.bfloat16)
-    places = shared_prefixes.Places(layout, ranges, counts)
-    out, exact = (shared_prefixes.attend(x[0], x[1:3], x[3:], places) for x in (inputs, [x.double() for x in inputs]))
+    found = places.Places(layout, ranges, counts)
+    out, exact = (shared_prefixes.attend(x[0], x[1:3], x[3:], found) for x in (inputs, [x.double() for x in inputs]))
     assert out.dtype == torch.bfloat16 and distance(out, exact) < 0.004
     out.float().sum().backward()
     assert {x.grad.dtype for x in inputs} == {torch.bfloat16}
