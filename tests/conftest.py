@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [f"tests.fixtures.{room}" for room in ("arms", "chat", "evaluation", "flows", "tracking", "training")]
+pytest_plugins = [
+    f"tests.fixtures.{room}" for room in ("arms", "chat", "evaluation", "flows", "machines", "tracking", "training")
+]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

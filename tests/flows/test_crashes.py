@@ -61,8 +61,12 @@ class Deployed:
         self.environment = {**os.environ, **variables, "PREFECT_HOME": str(folder / "home/services/prefect")}
         self.prefect("--no-prompt", "deploy", "--all")
 
+    def command(self, *arguments: str) -> list[str]:
+        """`arguments`, run where the servers are."""
+        return list(arguments)
+
     def prefect(self, *arguments: str) -> str:
-        command = [str(Path(sys.executable).parent / "prefect"), *arguments]
+        command = self.command(str(Path(sys.executable).parent / "prefect"), *arguments)
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -83,7 +87,7 @@ class Deployed:
             "    for one in client.read_task_runs(flow_run_filter=chosen):\n        print(one.state.type.value)\n"
         )
         asked = subprocess.run(
-            [sys.executable, "-c", code, run_id], env=self.environment, capture_output=True, text=True
+            self.command(sys.executable, "-c", code, run_id), env=self.environment, capture_output=True, text=True
         )
         assert asked.returncode == 0, asked.stderr
         flow, *tasks = asked.stdout.split()

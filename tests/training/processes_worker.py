@@ -1,16 +1,18 @@
-"""Run by torchrun in test_torchrun.py: one of several processes of a training run.
+"""Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [crash]: trains the tiny model in OUTPUT, replicated
-or sharded; `frozen` trains a hybrid whose attention stays as it is; `crash` ends all processes after step 3. `fsdp`
-compares the gradients of every kind of model under FSDP2 with those of one process, and writes the differences to
-OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [crash | stuck]: trains the tiny model in OUTPUT,
+replicated or sharded; `frozen` trains a hybrid whose attention stays as it is; `crash` ends all processes after step 3;
+with `stuck`, those of the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the
+gradients of every kind of model under FSDP2 with those of one process, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +56,22 @@ def pretend_accelerators() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def train(output: Path, sharded: bool = False, crash: bool = False, frozen: bool = False) -> Any:
+def train(output: Path, sharded: bool = False, accident: str = "", frozen: bool = False) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
 
     from refine.training.arguments import SHARDED, RefineArguments
     from refine.training.trainer import RefineTrainer
 
-    class Crash(TrainerCallback):
+    class Accident(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
+            if state.global_step != 3:
+                return
+            if accident == "crash":
                 os._exit(7)
+            if socket.gethostname() == "node1" and not (output / "stuck").exists():
+                (output / "stuck").touch()
+                time.sleep(600)
 
     several: dict[str, Any] = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
     if sharded:
@@ -91,7 +98,7 @@ def train(output: Path, sharded: bool = False, crash: bool = False, frozen: bool
         args,
         train_dataset=rows(),
         eval_dataset=rows()[:5],
-        callbacks=[Crash()] if crash else [],
+        callbacks=[Accident()] if accident else [],
     )
     trainer.train(resume_from_checkpoint=True)
     assert not sharded or trainer.accelerator.is_fsdp2
@@ -198,6 +205,7 @@ if __name__ == "__main__":
     if sys.argv[2] == "fsdp":
         fsdp(Path(sys.argv[1]))
     else:
-        train(Path(sys.argv[1]), sys.argv[2] == "sharded", "crash" in sys.argv[3:], "frozen" in sys.argv[3:])
+        accidents = {"crash", "stuck"} & set(sys.argv[3:])
+        train(Path(sys.argv[1]), sys.argv[2] == "sharded", "".join(accidents), "frozen" in sys.argv[3:])
         if dist.is_initialized():
             dist.destroy_process_group()
