@@ -16,6 +16,7 @@ from torch import Tensor
 from refine.errors import ModelError
 from refine.models.memory import Memory, Reading
 from refine.ops.layout import on_device
+from refine.ops.one_thread import one_thread_if_small
 from refine.ops.seeded_draws import uniform
 
 Each = Callable[[Tensor], None]
@@ -34,6 +35,9 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] after the final norm -> [..., V]."""
+
+    def num_parameters(self) -> int:
+        """How many parameters it has: multiply-adds of a token."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +128,23 @@ def _continue(
     log_probs, states = [], []
     ended = torch.zeros(memory.rows, dtype=torch.bool, device=hidden.device)
     lengths = torch.zeros(memory.rows, dtype=torch.int64, device=hidden.device)
-    for step in range(tokens):
-        if step:
-            reading = model.read(written[-1][:, None], memory, checked=True)
-            hidden, memory = reading.hidden[:, 0], reading.memory
-        scores = torch.log_softmax(
-            model.logits(hidden).to(torch.promote_types(hidden.dtype, torch.float32)) / temperature, -1
-        )
-        token = choose(scores, step)
-        if written:
-            token = torch.where(ended, written[-1], token)
-        each(token)
-        written.append(token)
-        log_probs.append(scores.gather(-1, token[:, None])[:, 0])
-        states.append(hidden)
-        lengths += ~ended
-        if stops is not None:
-            ended |= torch.isin(token, stops)
-            if bool(ended.all()):
-                break
+    with one_thread_if_small(memory.rows * model.num_parameters(), hidden.device):
+        for step in range(tokens):
+            if step:
+                reading = model.read(written[-1][:, None], memory, checked=True)
+                hidden, memory = reading.hidden[:, 0], reading.memory
+            logits = model.logits(hidden).to(torch.promote_types(hidden.dtype, torch.float32))
+            scores = torch.log_softmax(logits / temperature, -1)
+            token = choose(scores, step)
+            if written:
+                token = torch.where(ended, written[-1], token)
+            each(token)
+            written.append(token)
+            log_probs.append(scores.gather(-1, token[:, None])[:, 0])
+            states.append(hidden)
+            lengths += ~ended
+            if stops is not None:
+                ended |= torch.isin(token, stops)
+                if bool(ended.all()):
+                    break
     return Continuation(torch.stack(written, 1), lengths, torch.stack(log_probs, 1), torch.stack(states, 1), memory)
