@@ -5,6 +5,7 @@ result. A task whose result exists does nothing. Prefect retries a failed task, 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from refine.metric_names import HISTOGRAM_PICTURE, HISTOGRAM_TABLE, METRICS_FILE
 from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.reports import headline
-from refine.system.devices import device_slots, shared_variables
+from refine.system.devices import THREADS, device_slots, shared_variables
 from refine.system.forks import ForkServer
 from refine.system.leftovers import temporary_folder
 from refine.system.locks import stage_lock
@@ -52,15 +53,22 @@ FORKS: ForkServer | None = ForkServer(
 
 def prepare_forks() -> None:
     """Begin to import what training and evaluation need, while the flow still prepares itself."""
-    if FORKS is not None and (shared := shared_variables()) is not None:
-        FORKS.prepare(environment_of_command(shared))
+    if FORKS is not None and (variables := _variables_of_forks()) is not None:
+        FORKS.prepare(environment_of_command(variables))
 
 
 def forks(processes: int = 1) -> ForkServer | None:
-    """Forks, where they are safe and faster. A GPU's driver does not come through a fork, and a library may start it
-    while it is imported. torchrun starts its processes itself."""
-    able = FORKS is not None and FORKS.able and processes == 1 and shared_variables() is not None
+    """What starts a training of so many processes, or an evaluation, as a fork; None where that cannot be: torchrun
+    starts its processes itself."""
+    able = FORKS is not None and FORKS.able and processes == 1 and _variables_of_forks() is not None
     return FORKS if able else None
+
+
+def _variables_of_forks() -> dict[str, str] | None:
+    """What restricts each fork to its device; None where forks are not safe. A GPU's driver does not come through a
+    fork, and a library may start it while it is imported. Nor do threads, which numpy starts if it may have several."""
+    shared = shared_variables()
+    return shared if {**os.environ, **(shared or {})}.get(THREADS) == "1" else None
 
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:

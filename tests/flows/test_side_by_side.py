@@ -11,6 +11,7 @@ from tests.conftest import wait_for
 from tests.fixtures.flows import finished, runs
 
 BOTH = {"REFINE_DEVICES": "2"}
+HALVES = {"REFINE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # of the CPU's cores
 
 
 def test_two_arms_train_at_once_and_the_results_keep_their_order(start, plan, calls, workplace):
@@ -49,7 +50,7 @@ def test_after_an_error_no_further_arm_starts_and_the_others_end(start, plan, ca
 
 def test_a_device_that_would_be_idle_evaluates_what_is_trained(start, plan, calls, workplace):
     plan({"mid none": ["wait for the others", "evaluation"]})  # if evaluation waited for it, both would wait for ever
-    process = start(**BOTH, FORKS="yes")
+    process = start(**HALVES, FORKS="yes")
     assert wait_for(lambda: "evaluation" in calls(), 90)
     living = [one for one in psutil.Process(process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
     (server,) = [one for one in living if "refine.system.fork_server" in one.cmdline()]
