@@ -75,9 +75,17 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
             connection.close()
             request: dict[str, Any] = json.loads(message)
             _become_guard(request["parent"], *files)
+            _set(*request["late"])
             return request
         for file in files:
             os.close(file)
+
+
+def _set(beginnings: list[str], variables: dict[str, str]) -> None:
+    """Make `variables` the only ones of this process whose names begin so."""
+    for name in [name for name in os.environ if name.startswith(tuple(beginnings))]:
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 def _become_guard(parent: int, held: int, output: int, status: int) -> None:

@@ -2,7 +2,8 @@
 
 Such a command behaves as one that is started anew: it has its own session, its guard, its standard streams, its exit
 code. What libraries read from the environment while they are imported must be right, too. So the server has the
-environment and the folder of its commands; a command with others is started anew.
+environment and the folder of its commands; a command with others is started anew. Only the variables of MLflow and
+Prefect may differ, which the modules do not read: the flow sets some of them when it connects.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from typing import IO
 
 log = logging.getLogger(__name__)
+
+LATE = ("MLFLOW_", "PREFECT_")  # variables that are set in the fork
 
 
 @dataclass
@@ -66,15 +69,16 @@ class ForkServer:
     def prepare(self, environment: Mapping[str, str]) -> None:
         """Start to import the modules, for commands with `environment` in the present folder. Returns at once."""
         with self._lock:
-            self._serves((dict(environment), os.getcwd()))
+            self._serves(environment, os.getcwd())
 
     def start(self, argv: Sequence[str], environment: Mapping[str, str], cwd: str | None = None) -> Forked | None:
         """The guard of the command `argv`. None if this server cannot start it: the caller starts it anew then."""
         if list(argv[:2]) != [sys.executable, "-m"]:
             return None
-        request = {"module": argv[2], "arguments": list(argv[3:]), "parent": os.getpid()}
+        late = {name: value for name, value in environment.items() if name.startswith(LATE)}
+        request = {"module": argv[2], "arguments": list(argv[3:]), "parent": os.getpid(), "late": [LATE, late]}
         with self._lock:
-            if not self._serves((dict(environment), cwd or os.getcwd())) or self._connection is None:
+            if not self._serves(environment, cwd or os.getcwd()) or self._connection is None:
                 return None
             try:
                 return _ask(self._connection, json.dumps(request).encode())
@@ -91,8 +95,9 @@ class ForkServer:
             self._process.wait()
         self._connection = self._process = None
 
-    def _serves(self, place: tuple[dict[str, str], str]) -> bool:
+    def _serves(self, environment: Mapping[str, str], folder: str) -> bool:
         """Whether there is a server for commands with this environment and folder. The first one starts it."""
+        place = {name: value for name, value in environment.items() if not name.startswith(LATE)}, folder
         if self._place is None and sys.platform == "linux":
             self._place = place
             self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -103,8 +108,8 @@ class ForkServer:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C ends the flow, and the server after it
-                    env=place[0],
-                    cwd=place[1],
+                    env=dict(environment),
+                    cwd=folder,
                 )
             atexit.register(self.close)
         return self._connection is not None and self._place == place

@@ -25,6 +25,7 @@ PROGRAMS = {
         in_guards_session, no_input = os.getsid(0) == os.getppid(), sys.stdin.read() == ""
         print(sys.argv[1:], __name__, heavy.made_in != os.getpid(), in_guards_session, no_input)
         print(os.environ["OMP_NUM_THREADS"], os.environ["REFINE_DIES_WITH"], os.getcwd(), file=sys.stderr)
+        print(os.environ.get("MLFLOW_REGISTRY_URI"))
     """,
     "fails": "import sys; print('error: the file is missing'); sys.exit(1)",
     "dies": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
@@ -46,6 +47,7 @@ def programs(tmp_path, monkeypatch, checkout) -> Path:
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(checkout))
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     return tmp_path
 
 
@@ -63,9 +65,9 @@ def run(server: ForkServer, *words: str, **options) -> list[str]:
 def test_a_fork_is_as_a_command_started_anew_but_has_its_modules(server, programs):
     server.prepare(environment_of_command(VARIABLES))
     first = run(server, "says", "a", "b c")
-    assert first == ["['a', 'b c'] __main__ True True True", f"1 {os.getpid()} {programs}"]
+    assert first == ["['a', 'b c'] __main__ True True True", f"1 {os.getpid()} {programs}", "None"]
     anew = run_in_own_process([sys.executable, "-m", "says", "a", "b c"], environment=VARIABLES)
-    assert anew == [first[0].replace("True", "False", 1), first[1]]
+    assert anew == [first[0].replace("True", "False", 1), *first[1:]]
 
 
 def test_a_failure_is_told_as_of_a_command_started_anew(server):
@@ -131,6 +133,12 @@ def test_another_environment_or_folder_is_no_fork(server, programs):
     run(server, "says")
     other = run_in_own_process([sys.executable, "-m", "says"], forks=server, environment={"OMP_NUM_THREADS": "2"})
     assert " False True True" in other[0] and other[1].startswith("2 ")
+    late = {
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_REGISTRY_URI": "sqlite:///x",
+    }  # set later
+    told = run_in_own_process([sys.executable, "-m", "says"], forks=server, environment=late)
+    assert " True True True" in told[0] and told[2] == "sqlite:///x"
     (programs / "elsewhere").mkdir()
     code = run_in_own_process([sys.executable, "-c", "print(1)"], forks=server, cwd=str(programs / "elsewhere"))
     assert code == ["1"] and " True True True" in run(server, "says")[0]
