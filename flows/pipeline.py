@@ -18,11 +18,11 @@ from flows import artifacts, preflight, run_names, tasks
 from flows import experiment as opened
 from flows.experiment import Experiment
 from flows.progress import say
-from flows.side_by_side import at_once, side_by_side
+from flows.side_by_side import Call, Crew
 from refine import paths
 from refine.data.corpus import dvc_stages
 from refine.errors import SettingError, nearest
-from refine.metric_names import smaller_is_better
+from refine.metric_names import METRICS_FILE, smaller_is_better
 from refine.phases.stages import Scored, Stage, Target, Trained
 from refine.reports import arms, experiment_files
 from refine.reports.comparison import compare
@@ -42,7 +42,6 @@ from refine.tracking.registry import Version, version_of
 from refine.tracking.run import Run, end_dead_runs, open_run
 from refine.tracking.run_inputs import log_inputs, raw_texts
 from refine.tracking.tags import CHAMPION, DESCRIPTION
-from refine.training.metrics_file import METRICS_FILE
 
 
 def _run_name() -> str:
@@ -72,6 +71,7 @@ def refine_experiment(
     if prepare:
         dvc_stages.prepare(params, settings, say)
     preflight.check(settings)
+    tasks.prepare_forks()
     client = connect()
     this = opened.open_experiment(settings, experiment, client)
     for folder in (paths.runs(), paths.results(), paths.results() / experiment_files.METRICS):
@@ -89,29 +89,44 @@ def refine_experiment(
         log_inputs(client, run.run_id, raw_texts(values["data"]))
         this = opened.open_experiment(settings, experiment, client, run.run_id)
         artifacts.link(this)
-        models = _trained(this)
-        scores, versions, best = _compared(this, models)
+        with Crew() as crew:
+            models, noted = _trained(this, crew)
+            scores = _scored(this, crew, _targets(this, models), noted)
+        versions, best = _registered(this, scores)
         run.record(this.record(settings=values, differing=differing, reused=_reused(models)))
         return _finish(this, run, models, scores, versions, best)
 
 
-def _trained(this: Experiment) -> list[Trained]:
-    """Train all arms of mid-training, then all arms of post-training if the settings have it."""
-    training = this.settings.training
+def _trained(this: Experiment, crew: Crew) -> tuple[list[Trained], dict[str, Call]]:
+    """Train all arms of mid-training, then all arms of post-training if the settings have it. Returns the models, and
+    the evaluations that were begun on devices which would have been idle meanwhile, by the keys of their stages."""
+    training, noted = this.settings.training, dict[str, Call]()
     start = this.settings.model.checkpoint
     # An alias is looked up once, so that all arms start from the same version.
     start = tasks.train(this, this.stages.start()).model if start is None else local(start)
-    models = _arms(this, [this.stages.mid(arm, start) for arm in training.mid.arms], start)
+
+    def train(stages: list[Stage], model: str) -> list[Trained]:
+        calls = [{"experiment": this, "stage": stage, "model": model} for stage in stages]
+        return crew.run(tasks.train, calls, training.processes, evaluate if tasks.forks() else None)
+
+    def evaluate(model: Trained) -> None:
+        target = this.stages.evaluation(model)
+        noted[target.stage.key] = crew.later(tasks.evaluate, _evaluation(this, [target]))
+
+    models = train([this.stages.mid(arm, start) for arm in training.mid.arms], start)
     if training.post is not None:
         middle = chosen(models, training.mid).model
-        models += _arms(this, [this.stages.post(arm, middle) for arm in training.post.arms], middle)
-    return models
+        models += train([this.stages.post(arm, middle) for arm in training.post.arms], middle)
+    return models, noted
 
 
-def _arms(this: Experiment, stages: list[Stage], model: str) -> list[Trained]:
-    """Train the arms of a phase from `model`, as many at once as there are devices."""
-    calls = [{"experiment": this, "stage": stage, "model": model} for stage in stages]
-    return side_by_side(tasks.train, calls, at_once(this.settings.training.processes))
+def _evaluation(this: Experiment, targets: list[Target]) -> dict[str, Any]:
+    """The arguments of the task `evaluate`."""
+    return {
+        "experiment": this,
+        "targets": targets,
+        "names": ", ".join(f"{target.phase} {target.arm}" for target in targets),
+    }
 
 
 def chosen(models: list[Trained], phase: MidSettings | PostSettings) -> Trained:
@@ -142,25 +157,30 @@ def _targets(this: Experiment, models: list[Trained]) -> list[Target]:
     return targets
 
 
-def _compared(this: Experiment, models: list[Trained]) -> tuple[list[Scored], list[Version], Version]:
-    targets = _targets(this, models)
-    scores = _scored(this, targets)
+def _scored(this: Experiment, crew: Crew, targets: list[Target], noted: dict[str, Call]) -> list[Scored]:
+    """Score all targets. Forks start at once, so each target is a call of its own. Otherwise there are as many
+    processes as devices, each for an equal share, since a process imports torch and reads documents and prompts once.
+
+    noted: the calls that `_trained` noted."""
+    if tasks.forks():
+        for target in targets:
+            if target.stage.key not in noted:
+                noted[target.stage.key] = crew.later(tasks.evaluate, _evaluation(this, [target]))
+        crew.finish()
+        return [noted[target.stage.key].result[0] for target in targets]
+    shares = min(crew.at_once(), len(targets))
+    taken = [targets[share::shares] for share in range(shares)]
+    found = crew.run(tasks.evaluate, [_evaluation(this, share) for share in taken])
+    return [found[n % shares][n // shares] for n in range(len(targets))]
+
+
+def _registered(this: Experiment, scores: list[Scored]) -> tuple[list[Version], Version]:
+    """Register all scored models, and choose the champion."""
     versions = [tasks.register(this, score) for score in scores if not score.target.adapted_by]
     before = champion_of(this.client, this.settings.registry.model_name)
     best = tasks.champion(this, versions, this.settings.registry.metric)
     notifications.champion_changed(before, best)
-    return scores, versions, best
-
-
-def _scored(this: Experiment, targets: list[Target]) -> list[Scored]:
-    """Score all targets, in as many processes as there are devices. Each takes an equal share, since a process imports
-    torch and reads documents and prompts once."""
-    shares = min(at_once(), len(targets))
-    taken = [targets[share::shares] for share in range(shares)]
-    names = [", ".join(f"{target.phase} {target.arm}" for target in share) for share in taken]
-    calls = [{"experiment": this, "targets": share, "names": name} for share, name in zip(taken, names, strict=True)]
-    found = side_by_side(tasks.evaluate, calls, shares)
-    return [found[n % shares][n // shares] for n in range(len(targets))]
+    return versions, best
 
 
 def _finish(
@@ -221,6 +241,7 @@ def main(params: str, overrides: tuple[str, ...], experiment: str | None) -> Non
     check_name(experiment, "an experiment")
     preflight.check(load(params, overrides))
     with prefect_api.prefect_api() as url:
+        tasks.prepare_forks()
         connect()  # MLflow's database opens while the server starts
         prefect_api.wait_until_ready(url)
         refine_experiment(params, list(overrides), experiment)

@@ -5,6 +5,7 @@ result. A task whose result exists does nothing. Prefect retries a failed task, 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +20,15 @@ from flows.experiment import Experiment
 from flows.progress import ProgressArtifact, relay, say
 from refine.errors import DataError, ModelError, SettingError, TrainingError
 from refine.evaluation.record import EVALUATION_FILE, recorded_metrics
+from refine.metric_names import HISTOGRAM_PICTURE, HISTOGRAM_TABLE, METRICS_FILE
 from refine.phases.evaluation import ModelRequest, Request
 from refine.phases.stages import Scored, Stage, Target, Trained, trained
 from refine.reports import headline
-from refine.system.devices import device_slots
+from refine.system.devices import THREADS, device_slots, shared_variables
+from refine.system.forks import ForkServer
 from refine.system.leftovers import temporary_folder
 from refine.system.locks import stage_lock
-from refine.system.processes import ProcessFailed, run_in_own_process
+from refine.system.processes import ProcessFailed, environment_of_command, run_in_own_process
 from refine.tracking import registry, tags
 from refine.tracking.champion import choose_champion
 from refine.tracking.logged_checkpoints import log_checkpoints
@@ -34,8 +37,6 @@ from refine.tracking.relay import Relay
 from refine.tracking.run import Run, find_run, open_run
 from refine.tracking.run_inputs import log_inputs, prepared_files
 from refine.tracking.system_metrics import system_metrics
-from refine.training import reward_histograms
-from refine.training.metrics_file import METRICS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +45,30 @@ NAMED = "model"  # phase of a stage that stands for a model which was trained el
 RETRIES, DELAYS = 2, [5.0, 30.0]  # seconds before the second and the third attempt
 REFINE = (sys.executable, "-m", "refine.cli.main")
 EVALUATE = (sys.executable, "-m", "refine.phases.evaluation")
+# Training and evaluation start as forks of one process that has imported what both need: a run imports it once.
+FORKS: ForkServer | None = ForkServer(
+    "torch", "transformers.trainer", "refine.phases.run", "refine.cli.train", "refine.evaluation.evaluate"
+)
+
+
+def prepare_forks() -> None:
+    """Begin to import what training and evaluation need, while the flow still prepares itself."""
+    if FORKS is not None and (variables := _variables_of_forks()) is not None:
+        FORKS.prepare(environment_of_command(variables))
+
+
+def forks(processes: int = 1) -> ForkServer | None:
+    """What starts a training of so many processes, or an evaluation, as a fork; None where that cannot be: torchrun
+    starts its processes itself."""
+    able = FORKS is not None and FORKS.able and processes == 1 and _variables_of_forks() is not None
+    return FORKS if able else None
+
+
+def _variables_of_forks() -> dict[str, str] | None:
+    """What restricts each fork to its device; None where forks are not safe. A GPU's driver does not come through a
+    fork, and a library may start it while it is imported. Nor do threads, which numpy starts if it may have several."""
+    shared = shared_variables()
+    return shared if {**os.environ, **(shared or {})}.get(THREADS) == "1" else None
 
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
@@ -148,7 +173,11 @@ def train_in_own_process(experiment: Experiment, stage: Stage, model: str | None
     command, title = train_command(experiment, stage, model), stage.title
     with device_slots(experiment.settings.training.processes, title, say) as selected:
         run_in_own_process(
-            command, echo=partial(relay, title=title), environment=selected, name=f"refine train {title}"
+            command,
+            echo=partial(relay, title=title),
+            environment=selected,
+            name=f"refine train {title}",
+            forks=forks(experiment.settings.training.processes),
         )
     result = trained(stage, experiment.stages)
     if result is None:
@@ -158,7 +187,7 @@ def train_in_own_process(experiment: Experiment, stage: Stage, model: str | None
 
 def _keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Log the reward histograms and the kept checkpoints of a stage to its MLflow run."""
-    for name in (reward_histograms.HISTOGRAM_TABLE, reward_histograms.HISTOGRAM_PICTURE):
+    for name in (HISTOGRAM_TABLE, HISTOGRAM_PICTURE):
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))
     log_checkpoints(client, run_id, folder)
@@ -183,7 +212,7 @@ def evaluate(experiment: Experiment, targets: Sequence[Target], names: str) -> l
     if any(fresh):
         with temporary_folder("evaluation") as folder, device_slots(1, "evaluation", say) as selected:
             file = _request(experiment, targets).write(folder / "request.json")
-            run_in_own_process([*EVALUATE, str(file)], echo=say, environment=selected, name="evaluation")
+            run_in_own_process([*EVALUATE, str(file)], echo=say, environment=selected, name="evaluation", forks=forks())
     else:
         say("evaluation: finished before")
     return [_recorded(experiment, *each) for each in zip(targets, fresh, strict=True)]

@@ -11,6 +11,8 @@ PROMPTS = "prompts"  # `val/prompts/…`: of the prompts' tokens, in post-traini
 HEADLINES = ("/loss", "/marked_loss", "/score")  # ends of the metrics that tables and pages show, which are few
 LESS_IS_BETTER, MORE_IS_BETTER = ("loss", "adapt_seconds"), ("score", "accuracy", "log_prob")  # ends of names
 TIMES = ("seconds", "tokens_per_second")  # ends of metrics that differ each time
+METRICS_FILE = "metrics.jsonl"  # in a training's folder: every row of metrics that it logged
+HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"  # there, too: of the rewards
 TRAINING = ("train/", "validation/")  # what a training run saw of itself is in MLflow's charts, not in tables
 
 # What each metric is a mean over: the end of its name, and the end of the name that counts its samples.

@@ -59,11 +59,11 @@ def model_and_record(folder: Path) -> tuple[Path, dict[str, Any]]:
 def record_version(model: Path, record: dict[str, Any], name: str) -> Version:
     """Record the training in an MLflow run of the experiment `name`, and the model as a version of `name`."""
     from refine.identity import UNKNOWN, flat, hash_of
+    from refine.metric_names import METRICS_FILE
     from refine.phases.prepared_data import model_identity
     from refine.tracking import registry, tags
     from refine.tracking.connection import connect, experiment_id
     from refine.tracking.run import find_run, open_run
-    from refine.training.metrics_file import METRICS_FILE
 
     client = connect()
     made_by = {"commit": UNKNOWN, "dirty": True, "data": UNKNOWN, "code": UNKNOWN} | (record.get("origin") or {})

@@ -186,8 +186,7 @@ def _run(plan: Plan, values: CommonSettings, output: Path, following: str, recor
 
 
 def _print_result(record: dict[str, Any], output: Path) -> None:
-    from refine.training.metrics_file import METRICS_FILE
-    from refine.training.reward_histograms import HISTOGRAM_PICTURE
+    from refine.metric_names import HISTOGRAM_PICTURE, METRICS_FILE
 
     metrics = record["metrics"]
     scores = [f"validation {name} {metrics[key]:.4f}" for key, name in VALIDATED.items() if key in metrics]

@@ -7,6 +7,7 @@ to itself.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +20,12 @@ from refine.errors import DataError, reason
 from refine.settings.data import TokenizerSettings
 from refine.system.files import folder_beside
 from refine.system.quiet import quiet_logger
+from refine.system.readers import read_json
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 END_OF_TEXT = "<|endoftext|>"  # between documents in the training of Qwen, OLMo and GPT
 MISTRAL_V1 = "mistral_v1"
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # what transformers calls a tokenizer of no model of its own
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, single_digits: bool = False) -> Any:
@@ -118,20 +121,31 @@ def load_tokenizer(place: str | Path, revision: str | None = None) -> Any:
     """
     if str(place) == MISTRAL_V1:
         return mistral_v1()
-    from transformers import AutoTokenizer
-
     place = paths.model(place)
     local = place.is_dir()
     refused = None if local else hub.access_error("tokenizer", str(place), revision)
     try:
         with quiet_logger("transformers.configuration_utils"):  # it warns of model types that it does not know
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer = _class_of(place).from_pretrained(
                 str(place), revision=revision, local_files_only=local or refused is not None, trust_remote_code=False
             )
             tokenizer("a")  # a setting of another type shows only here
     except Exception as error:
         raise refused or hub.one_line_error(error, "tokenizer", str(place), revision) from None
     return with_padding(by_our_rule(tokenizer, f"tokenizer {str(place)!r}"))
+
+
+def _class_of(place: Path) -> Any:
+    """The class of transformers that loads the tokenizer of a folder or hub model. AutoTokenizer finds it for any, but
+    imports torch and the configurations of all models. Where they have no say, the class is in the folder."""
+    import transformers
+
+    named = place / "tokenizer_config.json"
+    if named.is_file() and not ((place / "config.json").exists() and place.parent != paths.SHIPPED):
+        with contextlib.suppress(DataError):
+            if read_json(named, "the settings of a tokenizer").get("tokenizer_class") in GENERIC:
+                return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def with_padding(tokenizer: Any) -> Any:

@@ -19,6 +19,7 @@ from refine.data.token_sequences import prepare_token_sequences
 from refine.data.tokenizer import prepare_tokenizer
 from refine.errors import TrainingError
 from refine.identity import hash_of
+from refine.metric_names import METRICS_FILE
 from refine.phases import run_folder, start
 from refine.phases.card import CARD, card_of
 from refine.phases.plan import Plan
@@ -26,7 +27,6 @@ from refine.phases.prepared_data import Prepared
 from refine.settings import Drill, PretrainingSettings
 from refine.system.files import folder_beside, write_json, write_text
 from refine.system.readers import in_form, mapping, parsed_json, read_json, read_text
-from refine.training.metrics_file import METRICS_FILE
 
 RECORD = "training.json"
 POINTS = 200  # of the loss curve in the record

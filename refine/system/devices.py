@@ -25,6 +25,7 @@ from refine.system.locks import EVERY, holder, try_hold
 
 VARIABLE = "REFINE_DEVICES"  # devices to use: how many, or their numbers, as in 0,1
 THREADS = "OMP_NUM_THREADS"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = "REFINE_LOCKS"  # folder of the locks (default: in the machine's temporary folder)
 
 
@@ -41,7 +42,7 @@ def devices() -> list[str]:
                 f"{VARIABLE} is {value!r}: expected the number of devices, or a list of their numbers, as in 0,1"
             )
         return parts if len(parts) > 1 else [str(number) for number in range(int(parts[0]))]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(VISIBLE)
     if visible:
         return [part.strip() for part in visible.split(",") if part.strip()]
     gpus = _gpus() if visible is None else 0
@@ -69,11 +70,19 @@ def device_slots(count: int, name: str, say: Callable[[str], None]) -> Iterator[
             lock.release()
 
 
+def shared_variables() -> dict[str, str] | None:
+    """What `device_slots` yields for one device, where that is the same for each: on a machine without GPUs, or with
+    none to be used. None for GPUs."""
+    known = devices()
+    chosen = _variables(known[:1], known)
+    return None if VISIBLE in chosen else chosen
+
+
 def _variables(held: list[str], known: list[str]) -> dict[str, str]:
     """What restricts a process to the devices `held` of all that are `known`: GPUs, or its share of the cores, unless
     the user has set a number of threads."""
     if not known[0].startswith("cpu") and _gpus():
-        return {"CUDA_VISIBLE_DEVICES": ",".join(held)}
+        return {VISIBLE: ",".join(held)}
     if THREADS in os.environ:
         return {}
     return {THREADS: str(max(1, _cores() * len(held) // len(known)))}

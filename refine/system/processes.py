@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from refine.errors import TrainingError
+from refine.system.forks import Forked, ForkServer
 from refine.system.together import CURRENT
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -58,29 +59,22 @@ def run_in_own_process(
     *,
     echo: Callable[[str], None] | None = None,
     environment: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] | None = None,
+    cwd: str | None = None,
     grace: float = 10.0,
     name: str | None = None,
+    forks: ForkServer | None = None,
 ) -> list[str]:
     """Run `argv` to its end in its own process group, which dies with this process.
 
     Each line of its output (stdout and stderr together) goes to `echo` at once. `environment`: variables that are added
-    to this process's, or replace them. An exception in this thread (an interrupt, a cancelled task) ends the group with
-    SIGTERM, and with SIGKILL after `grace` seconds; so does an interrupt of the block that `together` opened.
-    Returns the last lines of output.
+    to this process's, or replace them. `forks`: starts the command, if it can. An exception
+    in this thread (an interrupt, a cancelled task) ends the group with SIGTERM, and with SIGKILL after `grace` seconds;
+    so does an interrupt of the block that `together` opened. Returns the last lines of output.
 
     Raises ProcessFailed: the command could not be started, or its exit code is not 0.
     """
-    # Only this process has the writing end of the pipe: the guard reads end of file when this process is gone.
-    guard = subprocess.Popen(
-        [sys.executable, "-I", str(GUARD), str(os.getpid()), *argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-    )
+    variables = environment_of_command(environment or {})
+    guard = (forks and forks.start(argv, variables, cwd)) or _guarded(argv, variables, cwd)
     tail: deque[str] = deque(maxlen=TAIL)
     # `echo` sees the context of this thread: Prefect's log of a run hangs on it.
     relay = partial(contextvars.copy_context().run, _relay, guard, tail, echo)
@@ -104,6 +98,25 @@ def run_in_own_process(
         # If signal N ended the command, the guard exits with 128 + N, as a shell does.
         raise ProcessFailed(name or " ".join(argv[:3]), 128 - code if code > 128 else code, tail)
     return list(tail)
+
+
+def environment_of_command(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a command: this process's, and `environment`, which go first."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+
+
+def _guarded(argv: Sequence[str], variables: Mapping[str, str], cwd: str | None) -> subprocess.Popen[bytes]:
+    """The guard of a command that is started anew."""
+    # Only this process has the writing end of the pipe: the guard reads end of file when this process is gone.
+    return subprocess.Popen(
+        [sys.executable, "-I", str(GUARD), str(os.getpid()), *argv],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=cwd,
+        env=variables,
+    )
 
 
 def die_with_parent(at_once: bool = True) -> None:
@@ -192,7 +205,7 @@ def _kernel_kills_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _relay(guard: subprocess.Popen[bytes], tail: deque[str], echo: Callable[[str], None] | None) -> None:
+def _relay(guard: subprocess.Popen[bytes] | Forked, tail: deque[str], echo: Callable[[str], None] | None) -> None:
     assert guard.stdout is not None
     for raw in guard.stdout:
         line = raw.decode("utf-8", errors="replace").rstrip("\r\n").rpartition("\r")[2]

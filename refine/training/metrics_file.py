@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from refine.metric_names import METRICS_FILE
 from refine.system.files import write_text
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):

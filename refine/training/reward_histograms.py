@@ -19,11 +19,10 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from refine.errors import DataError
+from refine.metric_names import HISTOGRAM_PICTURE, HISTOGRAM_TABLE, METRICS_FILE
 from refine.objective.rewards import RANGES
 from refine.system.files import file_beside, write_picture
-from refine.training.metrics_file import METRICS_FILE
 
-HISTOGRAM_TABLE, HISTOGRAM_PICTURE = "reward_histograms.csv", "reward_histograms.png"
 WIDTH = 0.05  # of a bin
 SUFFIX = "/histogram"
 INTERVAL = 60.0  # seconds between two pictures during training

@@ -11,6 +11,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from refine import paths
 from refine.data.raw_documents import Document
 from refine.data.token_sequences import cut_into_sequences
 from refine.data.tokenizer import by_our_rule, load_tokenizer, mistral_v1, prepare_tokenizer, train_tokenizer
@@ -253,3 +254,19 @@ def _saved_without_padding(tokenizer, folder, pad):
     values.pop("pad_token"), values.pop("padding_side", None)
     file.write_text(json.dumps(values | ({"pad_token": pad} if pad else {})))
     return folder
+
+
+def test_a_prepared_or_shipped_tokenizer_is_autotokenizers_and_is_loaded_without_torch(tmp_path):
+    from transformers import AutoTokenizer
+
+    prepare_tokenizer(TokenizerSettings(path="sample/delta_net"), tmp_path / "none", tmp_path / "prepared")
+    for place in (tmp_path / "prepared", *(paths.SHIPPED / name for name in paths.shipped_models())):
+        ours, theirs = load_tokenizer(place), AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+        assert type(ours) is type(theirs) and ours.init_kwargs == {**theirs.init_kwargs, "local_files_only": True}
+        assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    code = (
+        "import sys; from refine.data.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    for place in (str(tmp_path / "prepared"), "sample/delta_net"):
+        subprocess.run([sys.executable, "-c", code, place], check=True)

@@ -40,6 +40,7 @@ def deployed(plan, workplace, checkout, monkeypatch):
         "from flows.pipeline import refine_experiment\n"
         f"tasks.REFINE = (sys.executable, {str(workplace / 'trainer.py')!r})\n"
         f"tasks.EVALUATE = (sys.executable, {str(workplace / 'evaluator.py')!r})\n"
+        "tasks.FORKS = None\n"
     )
     (workplace / "prefect.yaml").write_text(DEPLOYMENT.format(folder=workplace))
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -118,3 +120,8 @@ def test_the_flow_runs_in_a_home_with_special_characters(start, calls, workplace
     assert (home / "mlflow.db").exists() and list((home / "mlartifacts").rglob("model.safetensors"))
     assert (home / "services" / "prefect" / "prefect.db").exists() and list((home / "runs").glob("mid-refine-*"))
     assert not (workplace / "home" / "mlflow.db").exists()
+
+
+def test_the_flow_itself_imports_nothing_that_trains(checkout):
+    code = "import sys, flows.pipeline; sys.exit(', '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout)

@@ -127,3 +127,19 @@ def test_progress_counts_the_steps_that_a_stage_takes(checkout):
     assert steps("mid", "none") == 0 and steps("mid", "refine") == settings.training.mid.steps
     assert steps("post", "sft") == post.steps
     assert steps("post", "nested_sft") == steps("post", "nested_refine") == post.steps * (post.prompt_steps + 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "forked"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"OMP_NUM_THREADS": "2"}, 1, False),
+        ({"CUDA_VISIBLE_DEVICES": "0", "REFINE_DEVICES": ""}, 1, False),
+    ],
+)
+def test_forks_have_one_thread_and_no_gpu(variables, processes, forked, workplace, monkeypatch):
+    monkeypatch.setattr("refine.system.devices._gpus", lambda: 1 if variables.get("CUDA_VISIBLE_DEVICES") else 0)
+    for name, value in {"OMP_NUM_THREADS": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert (tasks.forks(processes) is not None) is forked

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from refine.errors import SettingError
-from refine.system.devices import device_slots, devices
+from refine.system.devices import device_slots, devices, shared_variables
 from tests.conftest import wait_for
 
 HOLDER = """
@@ -133,3 +133,12 @@ def test_the_device_of_a_killed_run_is_free_at_once(tmp_path, monkeypatch, check
     killed = time.monotonic()
     thread.join(timeout=10)
     assert taken and taken[0] - killed < 3
+
+
+def test_what_restricts_a_process_to_one_device_is_known_beforehand_unless_that_is_a_gpu(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("refine.system.devices._gpus", lambda: 0)
+    with device_slots(1, "first", print) as first, device_slots(1, "second", print) as second:
+        assert shared_variables() == first == second and set(first) == {"OMP_NUM_THREADS"}
+    monkeypatch.setattr("refine.system.devices._gpus", lambda: 2)
+    assert shared_variables() is None

@@ -6,7 +6,8 @@ import json
 
 from transformers import TrainerControl, TrainerState
 
-from refine.training.metrics_file import METRICS_FILE, MetricsFile
+from refine.metric_names import METRICS_FILE
+from refine.training.metrics_file import MetricsFile
 
 
 def test_every_row_is_there_once_also_after_a_resume(tmp_path):
