@@ -50,11 +50,18 @@ def layer_shapes(model: str) -> list[Shape]:
     from refine.models.delta.mixer import DeltaRuleMixer
     from refine.models.weights import resolve
     from refine.ops.delta_rule.compile_ahead import Shape
+    from refine.ops.delta_rule.fla import CHANNELS
 
     with torch.device("meta"):
         built = from_config(resolve(model, None))
     mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer)]
-    return sorted({Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log")) for one in mixers})
+    return sorted(
+        {
+            Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log"), one.decays_by_channel)
+            for one in mixers
+            if not (one.decays_by_channel and one.key > CHANNELS)
+        }
+    )
 
 
 def _compile(shapes: list[Shape], processes: int) -> None:

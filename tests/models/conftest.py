@@ -26,6 +26,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "head_dim": 8,
     },
+    "kda": {
+        "model_type": "kda",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+    },
     "lact": {
         "model_type": "lact_swiglu",
         "hidden_size": 32,
@@ -80,6 +87,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gated_deltanet with attention": {
         **CONFIGS["gated_deltanet"],
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+    },
+    "kda bounded gate, grouped values, negative": {
+        **CONFIGS["kda"],
+        "lower_bound": -5.0,
+        "num_v_heads": 4,
+        "expand_v": 1.5,
+        "allow_neg_eigval": True,
+    },
+    "kda without convolution, with attention": {
+        **CONFIGS["kda"],
+        "use_short_conv": False,
         "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
     },
     "qwen3_5 biases, all channels turned, tied": {
