@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
+from refine.models.recomputation import contexts
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.ops.layout import Layout, Taps
 from refine.ops.swiglu import swiglu
@@ -23,9 +24,10 @@ from refine.ops.swiglu import swiglu
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, inner: int | None = None) -> None:
+        """inner: another inner size than the config's."""
         super().__init__()
-        inner = config.intermediate_size
+        inner = config.intermediate_size if inner is None else inner
         if inner is None:
             inner = 256 * ((int(config.hidden_size * (config.hidden_ratio or 4) * 2 / 3) + 255) // 256)
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
@@ -165,7 +167,9 @@ class Backbone(nn.Module):
             before = memory[number] if memory is not None else None
             given = x
             if recompute:
-                x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
+                x, trace = checkpoint(
+                    block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+                )
             else:
                 x, trace = block(x, layout, before, kept)
             if kept is Keep.SPARSE:

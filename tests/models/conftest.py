@@ -286,10 +286,10 @@ def weigh() -> Callable[[Any], Tensor]:
 
 @pytest.fixture
 def gradients_of() -> Callable[[FastWeightLanguageModel, Tensor], dict[str, Tensor]]:
-    """The gradient of a loss with respect to every parameter."""
+    """The gradient of a loss with respect to every parameter that has one."""
 
     def run(model: FastWeightLanguageModel, loss: Tensor) -> dict[str, Tensor]:
-        parameters = dict(model.named_parameters())
+        parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
         return {
             key: g if g is not None else torch.zeros_like(p)

@@ -23,6 +23,7 @@ from refine.models.delta.gated_delta_net import GatedDeltaNet
 from refine.models.hybrids.configuration import HybridConfig
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.mixture import Experts, Router
 from refine.models.token_mixer import TokenMixer
 from refine.models.weights import FLOATS, Shapes, Stored, check_finite, check_weights, resolve
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
@@ -89,6 +90,8 @@ class HybridForCausalLM(FastWeightLanguageModel):
             module.reset_decay()
         if isinstance(module, ZeroCentredRMSNorm):
             init.zeros_(module.weight)
+        if isinstance(module, (Router, Experts)):
+            module.reset(self.config.initializer_range)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
