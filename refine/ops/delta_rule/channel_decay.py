@@ -1,16 +1,17 @@
 """What decays within a chunk where every key channel forgets by a number of its own (Kimi Delta Attention).
 
 Shape legend: m chunks times heads, s of one pass · C tokens of a chunk, c of a sub-chunk, a before it
-              K, V key and value width of a head.
+              p pairs of tokens of a sub-chunk · K, V key and value width of a head.
 
 The decay from token j to token i stands inside the product, P(x, y)_ij = Σ_k x_ik y_jk D_ijk, and splits into a factor
 of i and one of j only where one may grow without bound. So a chunk is cut into sub-chunks. From an earlier sub-chunk,
 D_ijk = e^(from the sub-chunk's start to i) e^(from j to that start), both at most 1, and P is a matrix product. Within
-a sub-chunk the c × c × K factors are formed. No decay is too strong for this, and no token sees a later one.
+a sub-chunk the p × K factors are formed. No decay is too strong for this, and no token sees a later one.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from refine.ops.delta_rule.decay import Decay, sum_after, sum_before
 
 SUB_CHUNK = 16  # tokens of a sub-chunk
-FORMED = {"cpu": 1 << 17, "cuda": 1 << 26}  # factors that are formed at once; on a CPU they fit a core's cache
+FORMED = {"cpu": 1 << 18, "cuda": 1 << 26}  # factors that are formed at once; on a CPU they fit a core's cache
 
 
 class ChannelDecay:
@@ -68,13 +69,14 @@ class ChannelDecay:
         q, k, _, beta_k = given
         via_a, dlog = torch.zeros_like(k), torch.zeros_like(k)
         for rows, here in self._parts():
-            x = torch.stack([q[rows, here], beta_k[rows, here]], -2)  # [s, c, 2, K]
-            dp = torch.stack([slopes[0][rows, here], da[rows, here]], -2)  # [s, c, 2, C]
+            x = torch.cat([q[rows, here], beta_k[rows, here]], 1)  # [s, 2c, K]
+            dp = torch.cat([slopes[0][rows, here], da[rows, here]], 1)  # [s, 2c, C]
             dx = torch.zeros_like(x)
             for add in (self._add_near, self._add_far):
                 add(rows, here, (x, k[rows], dp), (dx, dk[rows], dlog[rows]))
-            dq[rows, here] += dx[..., 0, :]
-            via_a[rows, here] += dx[..., 1, :]
+            of_q, of_a = dx.chunk(2, 1)
+            dq[rows, here] += of_q
+            via_a[rows, here] += of_a
         return via_a, dlog
 
     @staticmethod
@@ -90,29 +92,37 @@ class ChannelDecay:
         size = y.shape[1]
         out = [y.new_zeros(y.shape[0], size, size) for _ in xs]
         for rows, here in self._parts():
-            x = torch.stack([one[rows, here] for one in xs], -1)  # [s, c, K, x]
-            near = (self._near(rows, here).mul_(y[rows, None, here]) @ x).unbind(-1)
-            for p, one in zip(out, near, strict=True):
-                p[rows, here, here] = one
+            pairs = Pairs.of(here.stop - here.start, y)
+            near = self._near(rows, here, pairs).mul_(y[rows, here].index_select(1, pairs.earlier))
+            for p, x in zip(out, xs, strict=True):
+                later = x[rows, here].index_select(1, pairs.later)
+                p[rows, here, here][pairs.places] = torch.linalg.vecdot(near, later)
             if here.start:
                 after, until = self._far(rows, here)
                 earlier = (y[rows, : here.start] * until).mT
-                for p, one in zip(out, x.unbind(-1), strict=True):
-                    p[rows, here, : here.start] = (one * after) @ earlier
+                for p, x in zip(out, xs, strict=True):
+                    p[rows, here, : here.start] = (x[rows, here] * after) @ earlier
         return out
 
     def _add_near(
         self, rows: slice, here: slice, given: tuple[Tensor, Tensor, Tensor], to_fill: tuple[Tensor, Tensor, Tensor]
     ) -> None:
-        """Add the gradients through pairs of tokens of one sub-chunk, given x, y, dP, to those of x, y, log decay."""
+        """Add the gradients through pairs of tokens of one sub-chunk, given x, y, dP, to those of x, y, log decay.
+
+        x: two of them, one after the other, and so its gradient, and dP.
+        """
         (x, y, dp), (dx, dy, dlog) = given, to_fill
-        factors, y, dp = self._near(rows, here), y[:, None, here], dp[..., here]
-        dx += dp @ (factors * y)
-        of_factors = (dp.mT @ x).mul_(factors)  # [s, i, j, K], and times y_j the gradient of log D
-        dy[:, here] += of_factors.sum(1)
-        before = of_factors.mul_(y).cumsum_(2)[:, 1:, :-1]  # [i, t]: over tokens j < t
-        crossing = _lower(before.shape[1], y, 0)
-        dlog[:, here][:, 1:] += before.mul_(crossing).sum(1)
+        size = here.stop - here.start
+        pairs = Pairs.of(size, y)
+        factors, y = self._near(rows, here, pairs), y[:, here].index_select(1, pairs.earlier)
+        slopes = [one[:, pairs.later, here.start + pairs.earlier] for one in dp.chunk(2, 1)]  # [s, p] each
+        # a sum over the pairs of each token is a product with a matrix of zeros and ones
+        weighed = torch.cat([pairs.of_later * one[:, None] for one in slopes], 1)  # [s, 2c, p]
+        dx += weighed @ (factors * y)
+        later = [one.index_select(1, pairs.later) for one in x.chunk(2, 1)]
+        of_factors = (later[0].mul_(slopes[0][..., None])).addcmul_(later[1], slopes[1][..., None]).mul_(factors)
+        dy[:, here] += pairs.of_earlier @ of_factors
+        dlog[:, here] += pairs.between.mT @ of_factors.mul_(y)
 
     def _add_far(
         self, rows: slice, here: slice, given: tuple[Tensor, Tensor, Tensor], to_fill: tuple[Tensor, Tensor, Tensor]
@@ -122,12 +132,12 @@ class ChannelDecay:
             return
         (x, y, dp), (dx, dy, dlog) = given, to_fill
         after, until = self._far(rows, here)
-        x, y, dp = x * after[:, :, None], y[:, : here.start] * until, dp[..., : here.start]
-        of_x = (dp.flatten(1, 2) @ y).view_as(x)
-        of_y = dp.flatten(1, 2).mT @ x.flatten(1, 2)
-        dx += of_x * after[:, :, None]
+        after = torch.cat([after, after], 1)
+        x, y, dp = x * after, y[:, : here.start] * until, dp[..., : here.start]
+        of_x, of_y = dp @ y, dp.mT @ x
+        dx += of_x * after
         dy[:, : here.start] += of_y * until
-        of_after = x.mul_(of_x).sum(2)
+        of_after = torch.add(*x.mul_(of_x).chunk(2, 1))
         dlog[:, here] += of_after + sum_after(of_after, 1)
         dlog[:, : here.start] += sum_before(of_y.mul_(y), 1)
 
@@ -140,12 +150,9 @@ class ChannelDecay:
             for first in range(0, size, SUB_CHUNK):
                 yield slice(row, min(row + step, chunks)), slice(first, min(first + SUB_CHUNK, size))
 
-    def _near(self, rows: slice, here: slice) -> Tensor:
-        """D within a sub-chunk [s, c, c, K], zero for later tokens."""
-        decay = self.decay[rows, here]
-        size = decay.shape[1]
-        between = decay[:, :, None] * _lower(size, decay, -1)
-        return between.cumsum_(1).exp_().mul_(_lower(size, decay, 0))
+    def _near(self, rows: slice, here: slice, pairs: Pairs) -> Tensor:
+        """D of the pairs of tokens of a sub-chunk [s, p, K]."""
+        return pairs.sums(self.decay[rows, here]).exp_()
 
     def _far(self, rows: slice, here: slice) -> tuple[Tensor, Tensor]:
         """The decay from the sub-chunk's start to each of its tokens [s, c, K], and from each earlier token to that
@@ -154,9 +161,39 @@ class ChannelDecay:
         return after, sum_after(self.decay[rows, : here.start], 1).exp_()
 
 
-def _lower(size: int, like: Tensor, diagonal: int) -> Tensor:
-    """[size, size, 1]: 1 on and below the diagonal."""
-    return torch.ones(size, size, dtype=like.dtype, device=like.device).tril_(diagonal)[..., None]
+class Pairs:
+    """The p pairs of tokens (i, j), j <= i, of a sub-chunk of `size` tokens: the one way in which its factors are held.
+
+    later, earlier [p]: i and j. of_later, of_earlier [c, p]: 1 where the token is i, or j. between [p, c]: 1 for the
+    tokens j < t <= i, whose decay lies between the two.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.later, self.earlier = torch.tril_indices(size, size, device=device).unbind()
+        self.places = (slice(None), self.later, self.earlier)
+        tokens = torch.arange(size, device=device)
+        self.of_later, self.of_earlier = ((tokens[:, None] == one).to(dtype) for one in (self.later, self.earlier))
+        self.between = ((self.earlier[:, None] < tokens) & (tokens <= self.later[:, None])).to(dtype)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def _kept(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
+        with torch.inference_mode(False):  # one made inside could not be used in training later
+            return Pairs(size, dtype, device)
+
+    @staticmethod
+    def of(size: int, like: Tensor) -> Pairs:
+        """The pairs for tensors like `like`."""
+        return Pairs._kept(size, like.dtype, like.device)
+
+    def sums(self, decay: Tensor) -> Tensor:
+        """log decay [s, c, K] -> what lies between the tokens of each pair [s, p, K], each summed up separately."""
+        return self.between @ decay if decay.device.type == "cpu" else self.running_sums(decay)
+
+    def running_sums(self, decay: Tensor) -> Tensor:
+        """`sums` without a product, which a GPU might make of rounded numbers (TF32)."""
+        lower = decay.new_ones(decay.shape[1], decay.shape[1]).tril(-1)[..., None]
+        return (decay[:, :, None] * lower).cumsum_(1)[:, self.later, self.earlier]
 
 
 Factors = Decay | ChannelDecay

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from refine.ops.delta_rule import rule
-from refine.ops.delta_rule.channel_decay import SUB_CHUNK, ChannelDecay, factors_of
+from refine.ops.delta_rule.channel_decay import SUB_CHUNK, ChannelDecay, Pairs, factors_of
 from refine.ops.delta_rule.decay import Decay, sum_after, sum_before
 from refine.ops.layout import Ends, Layout, Taps
 from refine.ops.rms_norm import unit_length
@@ -155,6 +155,22 @@ def test_a_chunk_is_worked_on_in_parts_that_fit_a_cache(monkeypatch):
     parts, _ = rule.read(*given, Layout([130, 20]))
     found = torch.autograd.grad(parts.square().sum(), given)
     assert all(distance(a, b) < 1e-14 for a, b in zip([parts, *found], [whole, *expected], strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, SUB_CHUNK])
+def test_the_decay_between_two_tokens_is_summed_up_alike_on_cpu_and_gpu(size):
+    pairs, decay = Pairs(size, torch.float64, torch.device("cpu")), torch.randn(3, size, 5, dtype=torch.float64)
+    expected = [decay[:, j + 1 : i + 1].sum(1) for i, j in zip(pairs.later, pairs.earlier, strict=True)]
+    for sums in (pairs.sums(decay), pairs.running_sums(decay)):
+        torch.testing.assert_close(sums, torch.stack(expected, 1))
+
+
+def test_the_decay_of_a_few_tokens_is_exact_after_much():
+    """The difference of two sums would have the rounding of -900."""
+    decay = torch.full((1, SUB_CHUNK, 1), -60.0)
+    decay[:, -3:] = -0.001
+    [scores] = [ChannelDecay(decay).scores(torch.ones(1, SUB_CHUNK, 1), torch.ones(1, SUB_CHUNK, 1))]
+    torch.testing.assert_close(scores[0, -1, -3], torch.tensor(-0.002).exp(), rtol=1e-7, atol=0)
 
 
 def test_factors_are_chosen_by_the_form_of_the_decay():
