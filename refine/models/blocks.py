@@ -44,11 +44,13 @@ class BlockNames:
     """What a block's modules are called in published models, and where its norms stand.
 
     `norms`: of the mixer and of the MLP. `after`: they stand after them, x + norm(f(x)), not before, x + f(norm(x)).
+    `mlp`: the MLP, or the mixture of experts in its place.
     """
 
     mixer: str = "attn"
     norms: tuple[str, str] = ("attn_norm", "mlp_norm")
     after: bool = False
+    mlp: str = "mlp"
 
 
 class Block(nn.Module):
@@ -62,7 +64,7 @@ class Block(nn.Module):
         self.add_module(names.norms[0], norms[0])
         self.add_module(names.mixer, mixer)
         self.add_module(names.norms[1], norms[1])
-        self.mlp = mlp
+        self.add_module(names.mlp, mlp)
 
     @property
     def mixer(self) -> TokenMixer:
@@ -83,13 +85,14 @@ class Block(nn.Module):
             return made, _tensors(made)
         assert x is not None and layout is not None
         first, second = (getattr(self, name) for name in self.names.norms)
+        mlp = self.get_submodule(self.names.mlp)
         if self.names.after:
             y, trace = self.mixer(x, layout, memory, keep)
             x = x + first(y)
-            return x + second(self.mlp(x)), trace
+            return x + second(mlp(x)), trace
         y, trace = self.mixer(first(x), layout, memory, keep)
         x = x + y
-        return x + self.mlp(second(x)), trace
+        return x + mlp(second(x)), trace
 
     def inside(self, function: Callable[[Any], LayerMemory], x: Tensor | None = None) -> LayerMemory:
         """`function(x)`, which uses the block's parameters, inside a call of the block.

@@ -14,6 +14,7 @@ from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
 from refine.models.delta.kda import KDAForCausalLM
+from refine.models.hybrids.kimi_linear import KimiLinearForCausalLM
 from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
 from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
 from refine.models.lact.model import LactForCausalLM
@@ -109,3 +110,4 @@ register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
 MODELS["olmo_hybrid"] = OlmoHybridForCausalLM
+MODELS["kimi_linear"] = KimiLinearForCausalLM

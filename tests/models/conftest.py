@@ -67,6 +67,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "rope_parameters": {"rope_theta": None},
     },
+    "kimi_linear": {
+        "model_type": "kimi_linear",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 2, "head_dim": 8},
+        "num_attention_heads": 3,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "num_experts": 6,
+        "num_experts_per_token": 2,
+        "num_expert_group": 3,
+        "topk_group": 2,
+        "moe_intermediate_size": 16,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    },
 }
 # options that change the mathematics of a layer; read in fewer ways than the plain models
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -108,6 +126,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "olmo_hybrid with positions": {**CONFIGS["olmo_hybrid"], "rope_parameters": None, "linear_allow_neg_eigval": False},
+    "kimi_linear queries of latents, biases, no mixture": {
+        **CONFIGS["kimi_linear"],
+        "q_lora_rank": 10,
+        "attention_bias": True,
+        "first_k_dense_replace": 2,
+    },
+    "kimi_linear mixtures alone, nothing shared or normalised, no groups": {
+        **CONFIGS["kimi_linear"],
+        "first_k_dense_replace": 0,
+        "num_shared_experts": 0,
+        "moe_renormalize": False,
+        "num_expert_group": 1,
+        "topk_group": 1,
+    },
     "delta_net with windows of 24 and full attention": {
         **CONFIGS["delta_net"],
         "num_hidden_layers": 3,
@@ -158,6 +190,8 @@ def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed:
                 parameter.normal_(0, 0.25)
             elif name.endswith("lr_proj.bias"):  # LaCT's own initial rate, 0.001, would hide its updates in rounding
                 parameter.uniform_(3, 6)
+            elif name.endswith("e_score_correction_bias"):
+                parameter.uniform_(-0.3, 0.3)
             elif name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
         for module in model.modules():

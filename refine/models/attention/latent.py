@@ -25,6 +25,7 @@ from refine.models.attention.spans import Spans
 from refine.models.attention.trace import AttentionTrace
 from refine.models.token_mixer import Keep, LayerMemory, TokenMixer, Trace, at_least_float32
 from refine.ops.attention import full, shared_prefixes
+from refine.ops.autocast import product
 from refine.ops.layout import Layout
 from refine.ops.rms_norm import RMSNorm
 
@@ -121,12 +122,12 @@ class LatentAttention(TokenMixer):
         with torch.autocast(q.device.type, enabled=False):
             wide = at_least_float32(q.dtype)
             of_keys, of_values = self._matrices(q).to(wide).split([one.own_key, one.value], 1)
-            asked, shared = q.to(wide).split([one.own_key, one.shared_key], -1)
-            asked = torch.cat([torch.einsum("nak,akr->nar", asked, of_keys), shared], -1)
+            own_part, shared_part = q.to(wide).transpose(0, 1).split([one.own_key, one.shared_key], -1)  # [A, N, .]
+            asked = torch.cat([product(own_part, of_keys), shared_part], -1).transpose(0, 1)
             asked = asked * (self.width / self.query) ** 0.5  # `attend` divides by the root of the width that it sees
             pool, new = prefix.tokens[NAME], own.tokens[NAME]
             o = shared_prefixes.attend(asked, [new, new], [pool, pool], places)[..., : one.rank]
-            return torch.einsum("nar,avr->nav", o, of_values).to(q.dtype)
+            return product(o.transpose(0, 1), of_values.mT).transpose(0, 1).to(q.dtype)
 
     def _matrices(self, like: Tensor) -> Tensor:
         """What makes a head's own key and value of a latent [A, K + V, rank]."""

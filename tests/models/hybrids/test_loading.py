@@ -5,6 +5,7 @@ These are also the tests of model.py, tensor_names.py and configuration.py.
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -17,7 +18,11 @@ import refine.models
 from refine import paths
 from refine.errors import ModelError
 
-CLASSES = {"qwen3_5": "Qwen3_5ForCausalLM", "olmo_hybrid": "OlmoHybridForCausalLM"}
+CLASSES = {
+    "qwen3_5": "Qwen3_5ForCausalLM",
+    "olmo_hybrid": "OlmoHybridForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM",
+}
 
 
 def stored(folder):
@@ -58,7 +63,10 @@ def released(family, folder, theirs, **fields):
                 widths = [len(tensors[name.replace("_conv1d", "_proj")]) for name in names]
                 joined = torch.cat([tensors[name] for name in names])
                 tensors.update(zip(names, joined.split(widths), strict=True))
-        wide = ("A_log", "linear_attn.norm.weight", "o_norm.weight")
+        if family == "kimi_linear":  # transformers saves the dense layer as if it were a mixture
+            sparse = r"\.block_sparse_moe\.(gate_proj|up_proj|down_proj)\."
+            tensors = {re.sub(sparse, r".mlp.\1.", name): x for name, x in tensors.items()}
+        wide = ("A_log", "linear_attn.norm.weight", "o_norm.weight", "e_score_correction_bias")
         return {name: x.float() if name.endswith(wide) else x for name, x in tensors.items()}
 
     rewrite(folder, change)

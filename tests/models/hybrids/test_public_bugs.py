@@ -5,7 +5,7 @@ import torch
 
 from refine.errors import ModelError
 
-HYBRIDS = ["qwen3_5", "olmo_hybrid"]
+HYBRIDS = ["qwen3_5", "olmo_hybrid", "kimi_linear"]
 
 
 @pytest.fixture(params=HYBRIDS)
