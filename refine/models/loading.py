@@ -15,6 +15,8 @@ from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
 from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
 from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
+from refine.models.hybrids.qwen3_5_moe import Qwen3_5MoeForCausalLM
+from refine.models.hybrids.qwen3_next import Qwen3NextForCausalLM
 from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.weights import resolve
@@ -106,4 +108,6 @@ register(GatedDeltaNetForCausalLM)
 register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
+MODELS.update(dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_moe"), Qwen3_5MoeForCausalLM))
+MODELS["qwen3_next"] = Qwen3NextForCausalLM
 MODELS["olmo_hybrid"] = OlmoHybridForCausalLM
