@@ -41,6 +41,10 @@ LARGEST = {
     "v_head_dim": 2**16,
     "num_experts_per_token": 2**16,
     "num_shared_experts": 2**10,
+    "num_experts": 2**16,
+    "num_experts_per_tok": 2**16,
+    "moe_intermediate_size": 2**22,
+    "shared_expert_intermediate_size": 2**22,
 }
 COUNTS = ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size")
 

@@ -7,23 +7,23 @@ width of an expert.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from refine.models.recomputation import recomputing
+from refine.ops.autocast import product
 from refine.ops.mixture import experts as experts_op
 from refine.ops.mixture import routing
 from refine.ops.mixture.routing import Routes
 
 
-class Counted(NamedTuple):
-    """What a router did: `load` [E] int64, tokens of each expert; `entropy` [], summed over tokens [nats]; `tokens`."""
+@dataclass(frozen=True)
+class RouterCounts:
+    """What routers did, one or those of all layers: `load` [..., E] int64, tokens of each expert; `entropy` [...] of
+    their probabilities, summed over tokens [nats]; `tokens` that each saw."""
 
     load: Tensor
     entropy: Tensor
@@ -37,7 +37,9 @@ class Router(nn.Module):
         super().__init__()
         self.number, self.k = number, k
         self.weight = nn.Parameter(torch.empty(number, hidden))
-        self._counted: Counted | None = None  # no buffer: it is neither saved, nor cast, nor sent to other processes
+        self._counted: RouterCounts | None = (
+            None  # no buffer: it is neither saved, nor cast, nor sent to other processes
+        )
 
     @abstractmethod
     def routes(self, logits: Tensor) -> Routes:
@@ -47,7 +49,7 @@ class Router(nn.Module):
         """x [N, D] -> the experts of each token. Computed in at least float32, under autocast too."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            found = self.routes(F.linear(x.to(wide), self.weight.to(wide)))
+            found = self.routes(product(x.to(wide), self.weight.to(wide).T))
         if self.training and torch.is_grad_enabled() and not recomputing():
             self._count(found)
         return found
@@ -59,9 +61,9 @@ class Router(nn.Module):
         before = self._counted
         if before is not None and before.load.device == load.device:
             load, entropy = before.load + load, before.entropy + entropy
-        self._counted = Counted(load, entropy, found.experts.shape[0] + (before.tokens if before else 0))
+        self._counted = RouterCounts(load, entropy, found.experts.shape[0] + (before.tokens if before else 0))
 
-    def take(self) -> Counted | None:
+    def take(self) -> RouterCounts | None:
         """What was counted since the last call, on the device; None: no token passed."""
         found, self._counted = self._counted, None
         return found
@@ -165,10 +167,11 @@ def routers(model: nn.Module) -> list[Router]:
     return [module for module in model.modules() if isinstance(module, Router)]
 
 
-def take_counts(model: nn.Module) -> tuple[Tensor, Tensor, int] | None:
-    """What the routers of `model` counted since the last call, on the device: load [layers, E] and entropy [layers],
-    summed over the tokens, and the tokens of a layer. None: the model has no mixtures, or read nothing in training."""
-    found: Sequence[Counted] = [one for router in routers(model) if (one := router.take()) is not None]
+def take_counts(model: nn.Module) -> RouterCounts | None:
+    """What the routers of `model` counted since the last call, layer by layer, on the device. None: the model has no
+    mixtures, or read nothing in training."""
+    found = [one for router in routers(model) if (one := router.take()) is not None]
     if not found:
         return None
-    return torch.stack([one.load for one in found]), torch.stack([one.entropy for one in found]), found[0].tokens
+    load, entropy = (torch.stack([getattr(one, name) for one in found]) for name in ("load", "entropy"))
+    return RouterCounts(load, entropy, found[0].tokens)

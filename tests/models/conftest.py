@@ -56,6 +56,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 6,
     },
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "full_attention_interval": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "full_attention_interval": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 16,
+    },
     "olmo_hybrid": {
         "model_type": "olmo_hybrid",
         "hidden_size": 32,
@@ -124,6 +160,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "partial_rotary_factor": 1.0,
         "tie_word_embeddings": True,
+    },
+    "qwen3_next weights not normalised, a plain MLP": {
+        **CONFIGS["qwen3_next"],
+        "norm_topk_prob": False,
+        "mlp_only_layers": [1],
     },
     "olmo_hybrid with positions": {**CONFIGS["olmo_hybrid"], "rope_parameters": None, "linear_allow_neg_eigval": False},
     "kimi_linear queries of latents, biases, no mixture": {
@@ -232,6 +273,20 @@ def model(name: str, dtype: torch.dtype) -> FastWeightLanguageModel:
 def build() -> Callable[..., FastWeightLanguageModel]:
     """make_model, for tests that choose the config."""
     return make_model
+
+
+@pytest.fixture
+def with_layers() -> Callable[[dict[str, Any], int], dict[str, Any]]:
+    """A config with another number of layers; of Kimi Linear, which lists them, every second attends."""
+
+    def make(config: dict[str, Any], layers: int) -> dict[str, Any]:
+        made = {**config, "num_hidden_layers": layers}
+        if "linear_attn_config" in config:
+            kinds = {"kda_layers": list(range(1, layers + 1, 2)), "full_attn_layers": list(range(2, layers + 1, 2))}
+            made["linear_attn_config"] = {**config["linear_attn_config"], **kinds}
+        return made
+
+    return make
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_sigmoid_router_and_plain_shared_expert():
         s = torch.sigmoid(made.gate.weight @ row)
         choice = s + made.gate.e_score_correction_bias
         left = choice.view(3, 2).sum(1).topk(2).indices.tolist()
-        best = sorted((e for g in left for e in (2 * g, 2 * g + 1)), key=lambda e: -float(choice[e]))[:K]
+        best = sorted((e for g in left for e in (2 * g, 2 * g + 1)), key=lambda e: -choice[e].item())[:K]
         expected = sum(2.5 * s[e] / sum(s[i] for i in best) * expert(made, e, row) for e in best)
         assert torch.allclose(y, expected + made.shared_experts(row), rtol=1e-12)
 
@@ -95,7 +95,8 @@ def test_counts_are_the_tokens_that_training_learns_from_once():
         layers[0](x)  # a rollout that is sampled
     layers.eval()
     layers[0](x)  # validation
-    load, entropy, tokens = take_counts(layers)
+    counted = take_counts(layers)
+    load, entropy, tokens = counted.load, counted.entropy, counted.tokens
     assert take_counts(layers) is None
     assert tokens == 27 and load.sum(1).tolist() == [54, 27] and load.shape == (2, E)
     both = torch.cat([x, x[:4]])
@@ -109,13 +110,13 @@ def test_a_pass_that_runs_again_for_the_gradient_is_counted_once():
     made, x = mixture().train(), inputs().requires_grad_()
     y = checkpoint(made, x, use_reentrant=False, context_fn=contexts)
     y.sum().backward()
-    load, _, tokens = take_counts(made)
-    assert tokens == 23 and int(load.sum()) == 23 * K
+    counted = take_counts(made)
+    assert counted.tokens == 23 and int(counted.load.sum()) == 23 * K
 
 
 def test_counts_are_neither_saved_nor_cast():
     made = mixture().train()
     made(inputs())
     assert sorted(made.state_dict()) == ["experts.down_proj", "experts.gate_up_proj", "gate.weight"]
-    load, entropy, _ = take_counts(made.bfloat16())
-    assert load.dtype == torch.int64 and entropy.dtype == torch.float64
+    counted = take_counts(made.bfloat16())
+    assert counted.load.dtype == torch.int64 and counted.entropy.dtype == torch.float64

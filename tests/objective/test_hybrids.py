@@ -13,7 +13,7 @@ FLA = {
     "model_type": "delta_net", "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 2,
     "attn": [{"layers": [0], "num_heads": 4, "num_kv_heads": 1, "window_size": 24}, {"layers": [2], "num_heads": 2}],
 }  # fmt: skip
-MODELS = ["qwen3_5", "olmo_hybrid", "kimi_linear", "delta_net with attn"]
+MODELS = ["qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear", "delta_net with attn"]
 
 
 @pytest.fixture(params=MODELS)

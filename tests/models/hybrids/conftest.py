@@ -10,6 +10,8 @@ import torch
 
 FAMILIES = {
     "qwen3_5": ("Qwen3_5", "Qwen3_5TextConfig", "qwen3_5"),
+    "qwen3_5_moe": ("Qwen3_5Moe", "Qwen3_5MoeTextConfig", "qwen3_5_moe"),
+    "qwen3_next": ("Qwen3Next", "Qwen3NextConfig", "qwen3_next"),
     "olmo_hybrid": ("OlmoHybrid", "OlmoHybridConfig", "olmo_hybrid"),
     "kimi_linear": ("KimiLinear", "KimiLinearConfig", "kimi_linear"),
 }
@@ -26,7 +28,22 @@ SHARED = {
     "pad_token_id": None,
     "eos_token_id": None,
 }
+EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 20,
+}
 FIELDS = {
+    "qwen3_5_moe": {"hidden_size": 40, "head_dim": 16, "max_position_embeddings": 400, **EXPERTS},
+    # layer 1 has a plain MLP
+    "qwen3_next": {
+        "hidden_size": 40,
+        "head_dim": 16,
+        "max_position_embeddings": 400,
+        "mlp_only_layers": [1],
+        **EXPERTS,
+    },
     "qwen3_5": {"hidden_size": 40, "head_dim": 16, "max_position_embeddings": 400},
     "olmo_hybrid": {"hidden_size": 36, "rope_parameters": {"rope_theta": None}},
     "kimi_linear": {
@@ -96,6 +113,8 @@ def theirs(monkeypatch):
         prefix, config, _ = FAMILIES[family]
         shared = {key: x for key, x in SHARED.items() if family != "kimi_linear" or not key.startswith("linear_")}
         made = getattr(transformers, config)(**{**shared, **FIELDS[family], **fields})
-        return shake(getattr(transformers, f"{prefix}ForCausalLM")(made), seed).eval()
+        model = shake(getattr(transformers, f"{prefix}ForCausalLM")(made), seed).eval()
+        model.set_experts_implementation("eager")  # the others refuse float64
+        return model
 
     return make

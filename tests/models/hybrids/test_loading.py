@@ -20,6 +20,8 @@ from refine.errors import ModelError
 
 CLASSES = {
     "qwen3_5": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
     "olmo_hybrid": "OlmoHybridForCausalLM",
     "kimi_linear": "KimiLinearForCausalLM",
 }
@@ -221,8 +223,8 @@ def test_what_a_config_asks_for_and_is_not_there_is_refused_by_name(kind, change
 
 
 def test_families_that_are_not_there_are_named_with_those_that_are():
-    with pytest.raises(ModelError, match=r"qwen3_5_moe.*expected one of delta_net.*qwen3_5_text, qwen3_5, olmo_hybrid"):
-        refine.models.from_config({"model_type": "qwen3_5_moe"})
+    with pytest.raises(ModelError, match=r"kimi_k9.*expected one of delta_net.*qwen3_5_text, qwen3_5, .*olmo_hybrid"):
+        refine.models.from_config({"model_type": "kimi_k9"})
 
 
 def test_unknown_fields_beside_the_text_config_are_named(multimodal):
@@ -265,5 +267,5 @@ def test_one_tensor_under_two_names_is_refused(theirs, tmp_path):
 
 
 def test_transformers_keeps_its_own_classes(family):
-    kind = "qwen3_5_text" if family == "qwen3_5" else family
+    kind = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}.get(family, family)
     assert type(transformers.AutoConfig.for_model(kind)).__module__.startswith("transformers.")

@@ -19,8 +19,8 @@ FLA = {
         ],
     },
 }  # fmt: skip
-OTHERS = ("qwen3_5", "olmo_hybrid", "kimi_linear", "gated_deltanet")
-NAMES = ["qwen3_5", "olmo_hybrid", "olmo_hybrid with positions", "kimi_linear", *FLA]
+OTHERS = ("qwen3_5", "qwen3_next", "olmo_hybrid", "kimi_linear", "gated_deltanet")
+NAMES = ["qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "olmo_hybrid with positions", "kimi_linear", *FLA]
 
 
 @pytest.fixture(params=NAMES)
@@ -81,19 +81,25 @@ def test_padding_on_either_side_changes_no_real_token(config, build, tokens, com
 
 @torch.no_grad()
 def test_16_bits_round_once_in_pieces_packed_and_under_autocast(config, build, tokens, compare):
+    def apart(one, other):
+        """Of mixtures the median token: a rounding may send a token to another expert, which moves it by more."""
+        if "num_experts" not in config:
+            return compare.distance(one, other)
+        return float(((one - other).double().norm(dim=-1) / other.double().norm(dim=-1)).median())
+
     rounded, exact, text = build(config, torch.bfloat16), build(config), tokens(2, 70)
     exact.load_state_dict({key: value.double() for key, value in rounded.state_dict().items()})
     first = rounded.read(text[:, :33])
     states = torch.cat([first.hidden, rounded.read(text[:, 33:], first.memory).hidden], 1)
     packed = rounded.read(text, lengths=[[33, 37], [70]]).hidden
-    assert compare.distance(states, exact.read(text).hidden) < 0.05
-    assert compare.distance(packed, exact.read(text, lengths=[[33, 37], [70]]).hidden) < 0.05
+    assert apart(states, exact.read(text).hidden) < 0.05
+    assert apart(packed, exact.read(text, lengths=[[33, 37], [70]]).hidden) < 0.05
     single = exact.float()
     with torch.autocast("cpu", torch.bfloat16):
         reading = single.read(text, tappable=True)
         tapped = single.read(text[:, 50:], reading.tap(torch.tensor([[50], [50]]))).hidden
-    assert compare.distance(reading.hidden, single.read(text).hidden) < 0.05
-    assert compare.distance(tapped, reading.hidden[:, 50:]) < 0.05
+    assert apart(reading.hidden, single.read(text).hidden) < 0.05
+    assert apart(tapped, reading.hidden[:, 50:]) < 0.05
     for layer in reading.memory.layers:
         for key, tensor in layer.tensors().items():
             assert tensor.dtype == (
