@@ -38,7 +38,7 @@ def test_the_shapes_are_those_of_the_layers_without_their_weights(config):
 
 def test_a_model_without_such_layers_has_nothing_to_compile():
     ran = CliRunner().invoke(warm_up, ["--model", "sample/lact"], catch_exceptions=False)
-    assert ran.exit_code == 0 and "no DeltaNet or Gated DeltaNet layers" in ran.output
+    assert ran.exit_code == 0 and "no layers with the delta rule" in ran.output
 
 
 def test_a_model_that_does_not_exist_is_one_line(tmp_path, capsys):

@@ -175,11 +175,37 @@ def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
 
 @pytest.mark.requires_cuda
 @pytest.mark.requires_fla
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+@pytest.mark.parametrize("lengths", [[5], [65, 1, 700]], ids=str)
+def test_the_kernels_stay_right_where_a_channel_forgets_all_at_once(lengths):
+    inputs = _inputs(lengths, "channel", 2, torch.bfloat16, "cuda")
+    with torch.no_grad():
+        inputs[4][torch.rand(inputs[4].shape, device="cuda") < 0.1] = -60.0
+    _compared(inputs, lengths, [(g, n) for g, n in enumerate(lengths)], 512, 2e-2)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+def test_the_kernels_let_no_later_token_change_an_earlier_one():
+    """fla-org/flash-linear-attention#1240, #1242."""
+    results = []
+    for change in (1.0, 0.3):
+        inputs = _inputs([200], "channel", 2, torch.bfloat16, "cuda")
+        with torch.no_grad():
+            for x in inputs[:5]:
+                x[100:] *= change
+        o, _ = fla.read(*inputs, Layout([200], device="cuda"))
+        gradients = torch.autograd.grad(o[:100].float().sum(), inputs[:5])
+        results.append([o[:100], *(x[:100] for x in gradients)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
 def test_a_whole_model_on_a_gpu_reads_as_on_the_cpu(kind, monkeypatch):
     config = {"model_type": kind, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
     torch.manual_seed(0)
-    model = refine.models.from_config(config | ({"head_dim": 64} if kind == "gated_deltanet" else {}))
+    model = refine.models.from_config(config | ({"head_dim": 64} if kind != "delta_net" else {}))
     text, positions = torch.randint(0, 50, (2, 700)), torch.tensor([[1, 513, 700], [640, 512, 65]])
     expected = model.read(text, taps=positions)
     gpu = model.to("cuda", torch.bfloat16).read(text.cuda(), taps=positions)
