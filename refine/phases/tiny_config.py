@@ -40,6 +40,7 @@ def _of_hybrid(config: Any) -> dict[str, Any]:
     linear = 2 * min(2, config.linear_num_value_heads // config.linear_num_key_heads)
     wider = min(2, max(1, config.linear_value_head_dim // config.linear_key_head_dim))
     return {
+        **_of_mixtures(config, depth),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": depth,
@@ -79,6 +80,16 @@ def _of_kimi_linear(config: Any) -> dict[str, Any]:
         "topk_group": min(groups, config.topk_group),
         "moe_intermediate_size": 16,
     }
+
+
+def _of_mixtures(config: Any, depth: int) -> dict[str, Any]:
+    """Few narrow experts, in the layers where `config` has them."""
+    if not getattr(config, "num_experts", 0):
+        return {}
+    small = {"num_experts": 4, "num_experts_per_tok": min(2, config.num_experts_per_tok), "moe_intermediate_size": 16}
+    if hasattr(config, "mlp_only_layers"):
+        small["mlp_only_layers"] = [layer for layer in config.mlp_only_layers if layer < depth]
+    return {**small, "shared_expert_intermediate_size": 16}
 
 
 def _of_attn(attn: Any, config: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], list[bool]]] = {
     ),
     "attn alone": ({**DELTA, "num_hidden_layers": 2, "attn": {"layers": [0, 1], "num_heads": 8}}, [True]),
     "qwen3_5": (QWEN, [False, False, False, True]),
+    "mixtures": ({"model_type": "qwen3_next", "mlp_only_layers": [0, 9]}, [False, False, False, True]),
     "attention first": ({**QWEN, "layer_types": ["full_attention", *["linear_attention"] * 7]}, [True, False]),
     "one kind": ({**QWEN, "layer_types": ["linear_attention"] * 8}, [False, False]),
     "olmo_hybrid": ({"model_type": "olmo_hybrid", "rope_parameters": {"rope_theta": None}}, [False] * 3 + [True]),

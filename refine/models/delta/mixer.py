@@ -1,4 +1,4 @@
-"""What DeltaNet, Gated DeltaNet and KDA share: convolved q, k, v, the delta rule, per-head norm, gate, output projection.
+"""What DeltaNet, Gated DeltaNet, KDA share: convolved q, k, v, delta rule, per-head norm, gate, output projection.
 
 Shape legend: N tokens of all documents · G documents · R tapped rows · D hidden size · W width of the convolution
               H heads of q and k · J heads of v (H, or a multiple where values are grouped) · K, V widths of a head.

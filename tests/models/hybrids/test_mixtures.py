@@ -85,10 +85,7 @@ DAMAGE = {
         r"lack model\.layers\.0\.mlp\.experts\.3\.up_proj\.weight, which",
     ),
     "an expert too many": (
-        lambda t: {
-            **t,
-            "model.layers.0.mlp.experts.5.up_proj.weight": t["model.layers.0.mlp.experts.4.up_proj.weight"],
-        },
+        lambda t: {**t, "model.layers.0.mlp.experts.5.up_proj.weight": torch.ones(24, 40)},
         r"hold model\.layers\.0\.mlp\.experts\.5\.up_proj\.weight, which",
     ),
     "an expert of another size": (
