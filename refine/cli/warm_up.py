@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Folder, name on the hub, or sample/delta_net.")
 @click.option("--processes", type=click.IntRange(1), help="That compile at once (default: the cores, 16 at most).")
 def warm_up(model: str, processes: int | None) -> None:
-    """Compile the GPU kernels that a model's DeltaNet and Gated DeltaNet layers use, in parallel, and keep them.
+    """Compile the GPU kernels that a model's layers with the delta rule use, in parallel, and keep them.
 
     Without it the first training on a GPU machine compiles them one after the other: minutes for each shape of a layer.
     They are kept in $TRITON_CACHE_DIR (default: ~/.triton/cache), which can be copied to machines with the same GPU and
@@ -31,7 +31,7 @@ def warm_up(model: str, processes: int | None) -> None:
 
     shapes = layer_shapes(model)
     if not shapes:
-        click.echo("this model has no DeltaNet or Gated DeltaNet layers: there are no kernels to compile")
+        click.echo("this model has no layers with the delta rule: there are no kernels to compile")
     elif not torch.cuda.is_available():
         click.echo("no CUDA device: its layers run in PyTorch on this machine, and there are no kernels to compile")
     elif not fla.chosen(torch.device("cuda"), torch.bfloat16):
@@ -50,11 +50,18 @@ def layer_shapes(model: str) -> list[Shape]:
     from refine.models.delta.mixer import DeltaRuleMixer
     from refine.models.weights import resolve
     from refine.ops.delta_rule.compile_ahead import Shape
+    from refine.ops.delta_rule.fla import CHANNELS
 
     with torch.device("meta"):
         built = from_config(resolve(model, None))
     mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer)]
-    return sorted({Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log")) for one in mixers})
+    return sorted(
+        {
+            Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log"), one.decays_by_channel)
+            for one in mixers
+            if not (one.decays_by_channel and one.key > CHANNELS)
+        }
+    )
 
 
 def _compile(shapes: list[Shape], processes: int) -> None:

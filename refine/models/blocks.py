@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
+from refine.models.recomputation import contexts
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.ops.layout import Layout, Taps
 from refine.ops.swiglu import swiglu
@@ -23,9 +24,10 @@ from refine.ops.swiglu import swiglu
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, inner: int | None = None) -> None:
+        """inner: another inner size than the config's."""
         super().__init__()
-        inner = config.intermediate_size
+        inner = config.intermediate_size if inner is None else inner
         if inner is None:
             inner = 256 * ((int(config.hidden_size * (config.hidden_ratio or 4) * 2 / 3) + 255) // 256)
         self.gate_proj = nn.Linear(config.hidden_size, inner, bias=False)
@@ -42,11 +44,13 @@ class BlockNames:
     """What a block's modules are called in published models, and where its norms stand.
 
     `norms`: of the mixer and of the MLP. `after`: they stand after them, x + norm(f(x)), not before, x + f(norm(x)).
+    `mlp`: the MLP, or the mixture of experts in its place.
     """
 
     mixer: str = "attn"
     norms: tuple[str, str] = ("attn_norm", "mlp_norm")
     after: bool = False
+    mlp: str = "mlp"
 
 
 class Block(nn.Module):
@@ -60,7 +64,7 @@ class Block(nn.Module):
         self.add_module(names.norms[0], norms[0])
         self.add_module(names.mixer, mixer)
         self.add_module(names.norms[1], norms[1])
-        self.mlp = mlp
+        self.add_module(names.mlp, mlp)
 
     @property
     def mixer(self) -> TokenMixer:
@@ -81,13 +85,14 @@ class Block(nn.Module):
             return made, _tensors(made)
         assert x is not None and layout is not None
         first, second = (getattr(self, name) for name in self.names.norms)
+        mlp = self.get_submodule(self.names.mlp)
         if self.names.after:
             y, trace = self.mixer(x, layout, memory, keep)
             x = x + first(y)
-            return x + second(self.mlp(x)), trace
+            return x + second(mlp(x)), trace
         y, trace = self.mixer(first(x), layout, memory, keep)
         x = x + y
-        return x + self.mlp(second(x)), trace
+        return x + mlp(second(x)), trace
 
     def inside(self, function: Callable[[Any], LayerMemory], x: Tensor | None = None) -> LayerMemory:
         """`function(x)`, which uses the block's parameters, inside a call of the block.
@@ -165,7 +170,9 @@ class Backbone(nn.Module):
             before = memory[number] if memory is not None else None
             given = x
             if recompute:
-                x, trace = checkpoint(block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False)
+                x, trace = checkpoint(
+                    block, x, layout, before, kept, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+                )
             else:
                 x, trace = block(x, layout, before, kept)
             if kept is Keep.SPARSE:

@@ -34,6 +34,17 @@ LARGEST = {
     "linear_key_head_dim": 2**16,
     "linear_value_head_dim": 2**16,
     "linear_conv_kernel_dim": 2**12,
+    "kv_lora_rank": 2**20,
+    "q_lora_rank": 2**20,
+    "qk_nope_head_dim": 2**16,
+    "qk_rope_head_dim": 2**16,
+    "v_head_dim": 2**16,
+    "num_experts_per_token": 2**16,
+    "num_shared_experts": 2**10,
+    "num_experts": 2**16,
+    "num_experts_per_tok": 2**16,
+    "moe_intermediate_size": 2**22,
+    "shared_expert_intermediate_size": 2**22,
 }
 COUNTS = ("hidden_size", "num_hidden_layers", "vocab_size", "num_heads", "conv_size", "intermediate_size")
 

@@ -13,8 +13,12 @@ from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.delta.kda import KDAForCausalLM
+from refine.models.hybrids.kimi_linear import KimiLinearForCausalLM
 from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
 from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
+from refine.models.hybrids.qwen3_5_moe import Qwen3_5MoeForCausalLM
+from refine.models.hybrids.qwen3_next import Qwen3NextForCausalLM
 from refine.models.lact.model import LactForCausalLM
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.weights import resolve
@@ -103,7 +107,11 @@ def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightL
 
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
+register(KDAForCausalLM)
 register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
+MODELS.update(dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_moe"), Qwen3_5MoeForCausalLM))
+MODELS["qwen3_next"] = Qwen3NextForCausalLM
 MODELS["olmo_hybrid"] = OlmoHybridForCausalLM
+MODELS["kimi_linear"] = KimiLinearForCausalLM

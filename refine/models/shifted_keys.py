@@ -5,7 +5,7 @@ before its value's token, and each query of the last tokens. So a layer writes "
 reads "what came after these tokens?". A model with random weights has to learn this first. It is the shift of H3
 (arXiv 2212.14052, section 3.2), for several tokens.
 
-DeltaNet and Gated DeltaNet shift by the short convolutions of every layer, in hybrids too; their layers of attention
+DeltaNet, Gated DeltaNet and KDA shift by the short convolutions of every layer, in hybrids too; layers of attention
 start as they are. LaCT has no convolutions: attention heads of its first layer copy the previous tokens, and the fast
 keys of later layers read the copies.
 

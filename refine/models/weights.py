@@ -96,16 +96,21 @@ def check_weights(
     tied: bool,
     name_of: Callable[[str], str | None] = lambda name: name,
     regroup: Callable[[dict[str, Stored], Shapes], dict[str, Stored]] = lambda there, shapes: there,
+    stored_shapes: Callable[[dict[str, Stored], Shapes], Shapes] = lambda there, shapes: shapes,
 ) -> dict[str, Stored]:
-    """The stored tensor of each parameter. Raises ModelError unless the safetensors in `folder` hold exactly the
-    parameters of `model` (may be on "meta").
+    """The stored tensors, by the parameters' names.
+
+    Raises ModelError unless the safetensors in `folder` hold exactly the parameters of `model` (may be on "meta").
 
     Reads only the files' headers. With `tied`, lm_head.weight may be absent, or must equal the embedding.
     `name_of`: the parameter that a stored name belongs to, or None for a tensor that is not part of the model.
-    `regroup`: mends tensors that are known to be cut in another way than the parameters.
+    `regroup`: mends tensors that are known to be cut in another way than the parameters. `stored_shapes`: what the
+    files should hold for parameters of these shapes, where they hold these tensors.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    there = regroup(_stored(folder, name_of), expected)
+    there = _stored(folder, name_of)
+    expected = stored_shapes(there, expected)
+    there = regroup(there, expected)
     embeddings = f"model.{getattr(getattr(model, 'model', None), 'embeddings_name', 'embeddings')}.weight"
     optional = {"lm_head.weight"} if tied else set()
     if missing := [name for name in expected if name not in there and name not in optional]:

@@ -21,6 +21,13 @@ from refine.ops.without_graph import run
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer would multiply `x` here."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
 def own_precision(function: F) -> F:
     """Run `function` outside autocast, on the device of its first tensor: for both passes of an autograd.Function."""
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from refine.ops.autocast import compute_dtype
+
 PIECE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Logits of a piece [numbers]: few enough for a CPU's caches, enough to keep a GPU busy."""
 
@@ -46,14 +48,14 @@ def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor, weights: Ten
     flat = hidden.reshape(-1, hidden.shape[-1])
     if not torch.is_grad_enabled():  # a Function does not see that and would form the gradients
         flat, head = flat.detach(), head.detach()
-    found = _NextToken.apply(flat, head, targets.reshape(-1), weights.reshape(-1), _compute_dtype(flat))
+    found = _NextToken.apply(flat, head, targets.reshape(-1), weights.reshape(-1), compute_dtype(flat))
     return TokenStatistics(found[0], *(x.view(shape) for x in found[1:]))
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) of the targets; hidden [..., D], targets [...] -> [...], with gradient."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _LogProbs.apply(flat, head, targets.reshape(-1), temperature, _compute_dtype(flat)).view(targets.shape)
+    return _LogProbs.apply(flat, head, targets.reshape(-1), temperature, compute_dtype(flat)).view(targets.shape)
 
 
 def token_statistics_by_logits(
@@ -171,13 +173,6 @@ def _pieces(hidden: Tensor, head: Tensor) -> Iterator[slice]:
     rows = max(128, elements // head.shape[0])
     for start in range(0, hidden.shape[0], rows):
         yield slice(start, min(start + rows, hidden.shape[0]))
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype in which a linear layer would multiply `hidden` here."""
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else hidden.dtype
 
 
 def _precise(logits: Tensor) -> Tensor:

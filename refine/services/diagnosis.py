@@ -128,7 +128,7 @@ def _kernels(cuda: bool) -> Iterator[Finding]:
         yield Finding("kernels", "broken", str(error), "unset REFINE_KERNELS")
         return
     if used:
-        yield Finding("kernels", "good", "flash-linear-attention's for DeltaNet and Gated DeltaNet, PyTorch for LaCT")
+        yield Finding("kernels", "good", "flash-linear-attention's for the delta rule, PyTorch for LaCT")
     elif cuda and (lacking := fla.lacking()):
         yield Finding(
             "kernels",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from refine.errors import SettingError, reason
+from refine.models.mixture import Experts, Router
 
 ADAPTER = "adapter_model.safetensors"  # in a checkpoint of a model with adapters
 HEADS = ("lm_head", "embeddings", "embed_tokens")  # the objective reads their weights without calling them
@@ -18,8 +19,8 @@ def with_adapters(model: Any, config: Any, seed: int) -> Any:
 
     Only the adapters have gradients. `merge_and_unload()` of the result gives a model of `refine.models` again.
     Raises SettingError: peft is not installed, `config` is not its, names no layer, or asks for what has no effect or
-    another result in each pass: adapters of the head, the embeddings or a layer that is not linear, prompt learning,
-    dropout.
+    another result in each pass: adapters of the head, the embeddings or a layer that is not linear (nor a router or
+    experts, whose matrices peft adapts), prompt learning, dropout.
     """
     try:
         import peft
@@ -55,7 +56,7 @@ def _refuse_without_effect(adapted: Any) -> None:
 
     for name, layer in adapted.named_modules():
         if isinstance(layer, BaseTunerLayer) and (
-            name.rpartition(".")[2] in HEADS or not isinstance(layer.get_base_layer(), nn.Linear)
+            name.rpartition(".")[2] in HEADS or not isinstance(layer.get_base_layer(), (nn.Linear, Router, Experts))
         ):
             raise SettingError(
                 f"peft_config.target_modules includes {name.removeprefix('base_model.model.')}, where an adapter has "

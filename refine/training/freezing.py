@@ -16,9 +16,12 @@ from torch import nn
 
 from refine.errors import SettingError
 from refine.models import from_config
+from refine.models.attention.latent import LatentAttention
 from refine.models.attention.mixer import Attention
 from refine.models.token_mixer import TokenMixer
 from refine.settings.training import Freeze
+
+ATTENTION = (Attention, LatentAttention)
 
 
 def check_freeze(model: Any, what: Freeze, setting: str) -> None:
@@ -26,7 +29,7 @@ def check_freeze(model: Any, what: Freeze, setting: str) -> None:
     if what == "none":
         return
     mixers = [module for module in model.modules() if isinstance(module, TokenMixer)]
-    attending = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    attending = [mixer for mixer in mixers if isinstance(mixer, ATTENTION)]
     if not attending:
         raise SettingError(
             f"{setting} is 'attention', and this {model.config.model_type} has no layers of attention: "
@@ -62,7 +65,7 @@ def freeze(model: Any, what: Freeze, setting: str) -> list[nn.Parameter]:
     inside = {
         parameter: None
         for module in model.modules()
-        if isinstance(module, Attention)
+        if isinstance(module, ATTENTION)
         for parameter in module.parameters()
     }
     stopped = [parameter for parameter in inside if parameter.requires_grad]

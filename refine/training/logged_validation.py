@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 
 from refine.errors import SettingError, TrainingError
 from refine.metric_names import validation_name
+from refine.models.mixture import RouterCounts
 from refine.settings.objective import ObjectiveSettings, reward_kind
 from refine.system.exhausted import out_of_memory_in_one_line
 from refine.system.files import json_values
@@ -32,7 +33,8 @@ class LoggedValidation(Trainer):
     run_pass: RunPass
     model: PreTrainedModel
     _statistics: StepStatistics  # of the steps since the last logged row
-    _unread: list[tuple[Any, dict[str, Any], bool]]  # passes of this step: result, batch, whether it enters metrics
+    # passes of this step: result, batch, whether it enters metrics, what the routers of mixtures did
+    _unread: list[tuple[Any, dict[str, Any], bool, RouterCounts | None]]
     _seconds: float  # of these steps
     _step_started: float
     _steps_since_log: int
@@ -49,11 +51,14 @@ class LoggedValidation(Trainer):
     def _read_results(self) -> None:
         """Take the results of the step's passes to the host, in one transfer. Raises TrainingError: a loss is not
         finite. The optimizer has not moved the weights yet."""
-        results = on_host([result for result, _, _ in self._unread])
-        for result, (_, inputs, own) in zip(results, self._unread, strict=True):
+        routed = [counts for *_, own, counts in self._unread if own and counts is not None]
+        results = on_host([*(one[0] for one in self._unread), *routed])
+        for result, (_, inputs, own, _) in zip(results, self._unread, strict=False):
             self._refuse_non_finite_loss(result, inputs)
             if own:
                 self._statistics.add(result, inputs)
+        for counts in results[len(self._unread) :]:
+            self._statistics.add_routing(counts)
         self._unread = []
 
     def _refuse_non_finite_loss(self, result: Any, inputs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from refine.system.readers import parsed_yaml, read_text
 
 CARD = "README.md"
 NAME = "refine-fast-weights"
-HYBRIDS = ("qwen3_5_text", "olmo_hybrid")  # their attention layers remember every token
+HYBRIDS = ("qwen3_5_text", "olmo_hybrid", "kimi_linear")  # their attention layers remember every token
 MADE_BY = {
     "start": "next-token training of a new model",
     "mid": "mid-training on long documents",

@@ -1,6 +1,7 @@
 """The metrics of optimizer steps: means over whole steps, so micro-batches do not change them.
 
-Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a position · k tokens of a rollout.
+Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a position · k tokens of a rollout
+        L layers with mixtures · E experts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from refine.metric_names import MARKED_TOKENS, QUANTILES, quantile
+from refine.models.mixture import RouterCounts
 from refine.objective.candidates import candidates
 from refine.objective.documents import Documents
 from refine.objective.result import StepResult
@@ -115,14 +117,28 @@ def _moved_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 class StepStatistics:
     """Collects the results of passes, and turns them into one row of metrics.
 
-    `sums`: over passes. `values`: single values, of which mean, standard deviation and quantiles are logged. Both are
-    plain numbers and CPU tensors, so that the processes can exchange them.
+    `sums`: over passes. `values`: single values, of which mean, standard deviation and quantiles are logged. `routing`:
+    of mixtures, over passes. All are plain numbers and CPU tensors, so that the processes can exchange them.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.values: dict[str, list[Tensor]] = {}
         self.log_prob_gap = 0.0
+        self.routing: RouterCounts | None = None
+
+    def add_routing(self, counts: RouterCounts) -> None:
+        """Add what the routers of all layers did in a pass."""
+        sums = (
+            counts
+            if self.routing is None
+            else RouterCounts(
+                self.routing.load + counts.load,
+                self.routing.entropy + counts.entropy,
+                self.routing.tokens + counts.tokens,
+            )
+        )
+        self.routing = sums
 
     def add(self, result: Any, batch: dict[str, Any]) -> None:
         """Add the result of `batch`: an AnswerResult for kind "answers", else a StepResult."""
@@ -183,6 +199,8 @@ class StepStatistics:
             for name, values in part.values.items():
                 merged.values.setdefault(name, []).extend(values)
             merged.log_prob_gap = max(merged.log_prob_gap, part.log_prob_gap)
+            if part.routing is not None:
+                merged.add_routing(part.routing)
         return merged
 
     def metrics(self, steps: int = 1, quantiles_of: str = "") -> dict[str, float]:
@@ -212,6 +230,8 @@ class StepStatistics:
                     quantiles = QUANTILES if name == f"reward/{quantiles_of}" else ()
                     values = _distribution(self.values[name], quantiles)
                     found.update({f"{name}/{key}": value for key, value in values.items()})
+        if self.routing is not None:
+            found.update(_of_routers(self.routing))
         return found
 
     def histograms(self) -> dict[str, list[int]]:
@@ -224,6 +244,19 @@ class StepStatistics:
             for name, values in sorted(self.values.items())
             if name.startswith("reward/") and name.removeprefix("reward/") in reward_histograms.RANGES
         }
+
+
+def _of_routers(counts: RouterCounts) -> dict[str, float]:
+    """The busiest expert's tokens over the mean expert's (1: all have as many), the layers' mean and the worst layer;
+    entropy of the routers' probabilities [nats], mean over layers and tokens."""
+    load = counts.load.double()  # [L, E]
+    imbalance = load.amax(1) / load.mean(1)
+    entropy = float(counts.entropy.double().mean()) / counts.tokens
+    return {
+        "router/load/mean": float(imbalance.mean()),
+        "router/load/max": float(imbalance.max()),
+        "router/entropy": entropy,
+    }
 
 
 def _distribution(values: list[Tensor], quantiles: Sequence[float]) -> dict[str, float]:

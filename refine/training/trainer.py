@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 
 from refine.data.tokenizer import by_our_rule
 from refine.errors import ModelError, SettingError
+from refine.models.mixture import take_counts
 from refine.objective.external_rewards import ExternalReward, Function, check_reward, external_reward
 from refine.objective.result import StepResult
 from refine.settings.base import validated
@@ -246,12 +247,13 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         in_step = self._counts.tokens > 0
         counts = self._counts if in_step else counts_of(inputs, self.objective)
         result = self.run_pass(inputs, self.objective, seeds, counts, model)
+        routed = take_counts(model)
         if not inputs["counted"]:
             return result.loss * 0.0
         if in_step:
             # without the graph, which would live until the step's last pass
             kept = replace(result, loss=result.loss.detach())
-            self._unread.append((kept, inputs, self._is_own(model)))
+            self._unread.append((kept, inputs, self._is_own(model), routed))
         else:
             self._refuse_non_finite_loss(result, inputs)
         loss = result.loss * max(self.args.world_size, 1)

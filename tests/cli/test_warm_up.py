@@ -29,16 +29,16 @@ def test_without_a_gpu_it_says_so_in_one_line(config):
 
 
 def test_the_shapes_are_those_of_the_layers_without_their_weights(config):
-    assert layer_shapes(str(config)) == [(2, 4, 16, 32, True)]
+    assert layer_shapes(str(config)) == [(2, 4, 16, 32, True, False)]
     (config / "config.json").write_text(
         json.dumps({"model_type": "delta_net", "hidden_size": 64, "num_heads": 2, "vocab_size": 9})
     )
-    assert layer_shapes(str(config)) == [(2, 2, 32, 32, False)]
+    assert layer_shapes(str(config)) == [(2, 2, 32, 32, False, False)]
 
 
 def test_a_model_without_such_layers_has_nothing_to_compile():
     ran = CliRunner().invoke(warm_up, ["--model", "sample/lact"], catch_exceptions=False)
-    assert ran.exit_code == 0 and "no DeltaNet or Gated DeltaNet layers" in ran.output
+    assert ran.exit_code == 0 and "no layers with the delta rule" in ran.output
 
 
 def test_a_model_that_does_not_exist_is_one_line(tmp_path, capsys):
@@ -63,5 +63,5 @@ def test_on_a_gpu_every_process_gets_its_share(config, monkeypatch):
     monkeypatch.setattr(fla, "chosen", lambda device, dtype: True)
     monkeypatch.setattr(module.subprocess, "Popen", Child)
     ran = CliRunner().invoke(warm_up, ["--model", str(config), "--processes", "3"], catch_exceptions=False)
-    assert started == [["[[2, 4, 16, 32, true]]", str(rank), "3"] for rank in range(3)]
+    assert started == [["[[2, 4, 16, 32, true, false]]", str(rank), "3"] for rank in range(3)]
     assert "compiled 15 kernels for 1 shapes" in ran.output and "3 did not compile, for example: a: b" in ran.output

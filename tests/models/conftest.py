@@ -26,6 +26,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "head_dim": 8,
     },
+    "kda": {
+        "model_type": "kda",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+    },
     "lact": {
         "model_type": "lact_swiglu",
         "hidden_size": 32,
@@ -49,6 +56,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 6,
     },
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "full_attention_interval": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "full_attention_interval": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 16,
+    },
     "olmo_hybrid": {
         "model_type": "olmo_hybrid",
         "hidden_size": 32,
@@ -59,6 +102,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 2,
         "linear_key_head_dim": 8,
         "rope_parameters": {"rope_theta": None},
+    },
+    "kimi_linear": {
+        "model_type": "kimi_linear",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 2, "head_dim": 8},
+        "num_attention_heads": 3,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "num_experts": 6,
+        "num_experts_per_token": 2,
+        "num_expert_group": 3,
+        "topk_group": 2,
+        "moe_intermediate_size": 16,
+        "bos_token_id": None,
+        "pad_token_id": None,
     },
 }
 # options that change the mathematics of a layer; read in fewer ways than the plain models
@@ -82,13 +143,44 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **CONFIGS["gated_deltanet"],
         "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
     },
+    "kda bounded gate, grouped values, negative": {
+        **CONFIGS["kda"],
+        "lower_bound": -5.0,
+        "num_v_heads": 4,
+        "expand_v": 1.5,
+        "allow_neg_eigval": True,
+    },
+    "kda without convolution, with attention": {
+        **CONFIGS["kda"],
+        "use_short_conv": False,
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+    },
     "qwen3_5 biases, all channels turned, tied": {
         **CONFIGS["qwen3_5"],
         "attention_bias": True,
         "partial_rotary_factor": 1.0,
         "tie_word_embeddings": True,
     },
+    "qwen3_next weights not normalised, a plain MLP": {
+        **CONFIGS["qwen3_next"],
+        "norm_topk_prob": False,
+        "mlp_only_layers": [1],
+    },
     "olmo_hybrid with positions": {**CONFIGS["olmo_hybrid"], "rope_parameters": None, "linear_allow_neg_eigval": False},
+    "kimi_linear queries of latents, biases, no mixture": {
+        **CONFIGS["kimi_linear"],
+        "q_lora_rank": 10,
+        "attention_bias": True,
+        "first_k_dense_replace": 2,
+    },
+    "kimi_linear mixtures alone, nothing shared or normalised, no groups": {
+        **CONFIGS["kimi_linear"],
+        "first_k_dense_replace": 0,
+        "num_shared_experts": 0,
+        "moe_renormalize": False,
+        "num_expert_group": 1,
+        "topk_group": 1,
+    },
     "delta_net with windows of 24 and full attention": {
         **CONFIGS["delta_net"],
         "num_hidden_layers": 3,
@@ -139,6 +231,8 @@ def make_model(config: dict[str, Any], dtype: torch.dtype = torch.float64, seed:
                 parameter.normal_(0, 0.25)
             elif name.endswith("lr_proj.bias"):  # LaCT's own initial rate, 0.001, would hide its updates in rounding
                 parameter.uniform_(3, 6)
+            elif name.endswith("e_score_correction_bias"):
+                parameter.uniform_(-0.3, 0.3)
             elif name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
         for module in model.modules():
@@ -179,6 +273,20 @@ def model(name: str, dtype: torch.dtype) -> FastWeightLanguageModel:
 def build() -> Callable[..., FastWeightLanguageModel]:
     """make_model, for tests that choose the config."""
     return make_model
+
+
+@pytest.fixture
+def with_layers() -> Callable[[dict[str, Any], int], dict[str, Any]]:
+    """A config with another number of layers; of Kimi Linear, which lists them, every second attends."""
+
+    def make(config: dict[str, Any], layers: int) -> dict[str, Any]:
+        made = {**config, "num_hidden_layers": layers}
+        if "linear_attn_config" in config:
+            kinds = {"kda_layers": list(range(1, layers + 1, 2)), "full_attn_layers": list(range(2, layers + 1, 2))}
+            made["linear_attn_config"] = {**config["linear_attn_config"], **kinds}
+        return made
+
+    return make
 
 
 @pytest.fixture
@@ -267,10 +375,10 @@ def weigh() -> Callable[[Any], Tensor]:
 
 @pytest.fixture
 def gradients_of() -> Callable[[FastWeightLanguageModel, Tensor], dict[str, Tensor]]:
-    """The gradient of a loss with respect to every parameter."""
+    """The gradient of a loss with respect to every parameter that has one."""
 
     def run(model: FastWeightLanguageModel, loss: Tensor) -> dict[str, Tensor]:
-        parameters = dict(model.named_parameters())
+        parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
         return {
             key: g if g is not None else torch.zeros_like(p)

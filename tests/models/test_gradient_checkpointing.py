@@ -42,13 +42,13 @@ def _peak(run):
     return highest
 
 
-def test_a_whole_step_takes_less_memory(name, configs, build, tokens):
+def test_a_whole_step_takes_less_memory(name, configs, build, tokens, with_layers):
     """Forward and backward, four layers: one layer's tensors and the inputs of the others, and not four layers'.
 
     Attention holds little, so a hybrid shows it with more layers.
     """
-    layers = 8 if name in ("qwen3_5", "olmo_hybrid") else 4
-    model, text = build({**configs[name], "num_hidden_layers": layers}, torch.float32), tokens(1, 512)
+    layers = 8 if name.startswith(("qwen3", "olmo_hybrid", "kimi")) else 4
+    model, text = build(with_layers(configs[name], layers), torch.float32), tokens(1, 512)
 
     def step():
         model.zero_grad()

@@ -7,13 +7,16 @@ from safetensors.torch import save_file
 
 from refine.errors import ModelError
 from refine.models import Memory
+from refine.models.attention.latent import LatentAttention
 from refine.models.attention.mixer import Attention
 
 
 def test_the_bytes_of_a_memory_do_not_grow_with_the_text_but_by_keys_and_values_of_attention(model, tokens):
     sizes = [model.read(tokens(2, n)).memory.nbytes for n in (200, 300, 700)]
-    attending = [block.mixer.options for block in model.model.layers if isinstance(block.mixer, Attention)]
-    a_token = sum(2 * one.groups * one.width * model.dtype.itemsize for one in attending)
+    attending = [block.mixer for block in model.model.layers]
+    numbers = sum(2 * one.options.groups * one.options.width for one in attending if isinstance(one, Attention))
+    numbers += sum(one.options.rank + one.options.shared_key for one in attending if isinstance(one, LatentAttention))
+    a_token = numbers * model.dtype.itemsize
     assert [size - sizes[0] for size in sizes] == [0, 2 * 100 * a_token, 2 * 500 * a_token]
     held = model.read(tokens(2, 300)).memory
     assert held.nbytes == sum(t.numel() * t.element_size() for layer in held.layers for t in layer.tensors().values())
@@ -118,10 +121,10 @@ def test_a_memory_file_whose_tensors_were_changed_is_refused(name, configs, buil
             Memory.load(path)
 
 
-def test_a_memory_that_does_not_fit_is_refused_with_the_reason(name, configs, build, tokens):
+def test_a_memory_that_does_not_fit_is_refused_with_the_reason(name, configs, build, tokens, with_layers):
     model = build(configs[name], torch.float32)
     memory = model.read(tokens(2, 5)).memory
-    deeper = build({**configs[name], "num_hidden_layers": 3}, torch.float32)
+    deeper = build(with_layers(configs[name], 3), torch.float32)
     with pytest.raises(ModelError, match="another model"):
         deeper.read(tokens(2, 5), memory)
     with pytest.raises(ModelError, match="2 rows, tokens has 3"):

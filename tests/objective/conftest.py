@@ -74,7 +74,7 @@ class Steps:
         """The step's result (under bfloat16 autocast, if wanted) and the gradient of its loss, by parameter."""
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             result = next_sequence_step(model, tokens, settings, seeds, **more)
-        parameters = dict(model.named_parameters())
+        parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
         grads = torch.autograd.grad(result.loss, list(parameters.values()), allow_unused=True)
         pairs = zip(parameters.items(), grads, strict=True)
         return result, {key: torch.zeros_like(p) if g is None else g for (key, p), g in pairs}

@@ -16,7 +16,8 @@ from refine.settings import experiment
 PROFILES = Path(settings.__file__).parent / "profiles"
 PAPER = ("paper-delta_net-1.3b", "paper-lact-760m")
 HYBRIDS = ("olmo-hybrid-7b", "qwen3.5-0.8b")
-NAMES = (*PAPER, *HYBRIDS)
+KIMI = "kimi-linear-48b-a3b"
+NAMES = (*PAPER, *HYBRIDS, KIMI)
 
 
 def profile(name: str) -> experiment.Settings:
@@ -31,7 +32,7 @@ def test_every_profile_is_tested():
 def test_a_profile_holds_the_published_settings(name):
     training = profile(name).training
     mid, post, test_time = training.mid, training.post, training.test_time or profile(PAPER[0]).training.test_time
-    assert training.test_time is not None or name == "olmo-hybrid-7b"
+    assert training.test_time is not None or name in ("olmo-hybrid-7b", KIMI)
     assert (mid.learning_rate, mid.sequences_per_step, mid.schedule, mid.adam_betas) == (
         1e-6,
         32,
@@ -69,22 +70,25 @@ def counted(name: str, vocabulary: int) -> list[str]:
     import torch
 
     from refine.models import from_config
-    from refine.models.attention.mixer import Attention
+    from refine.models.mixture import Mixture
+    from refine.training.freezing import ATTENTION
 
     one = profile(name)
     objective, length = one.training.mid.objective, one.documents.sequence_length
     with torch.device("meta"):
         model = from_config({**one.model.config, "vocab_size": vocabulary}).bfloat16()
     size = sum(parameter.numel() for parameter in model.parameters())
-    attending = [block.mixer for block in model.model.layers if isinstance(block.mixer, Attention)]
+    attending = [block.mixer for block in model.model.layers if isinstance(block.mixer, ATTENTION)]
     frozen = sum(parameter.numel() for mixer in attending for parameter in mixer.parameters())
     states, table = model.fresh_memory(1).nbytes, model.get_input_embeddings().weight
-    keys = sum(2 * mixer.options.groups * mixer.options.width * table.element_size() for mixer in attending)
-    scores = sum(2 * length * mixer.options.heads * mixer.options.width for mixer in attending)
+    keys = sum(numbers_of_a_token(mixer) for mixer in attending) * table.element_size()
+    scores = sum(length * mixer.options.heads * widths_of_a_head(mixer) for mixer in attending)
+    mixtures = [module for module in model.modules() if isinstance(module, Mixture)]
+    idle = sum(sum(map(torch.numel, m.experts.parameters())) * (1 - m.gate.k / m.gate.number) for m in mixtures)
     looked_up = 0 if model.config.tie_word_embeddings else table.numel()
     tokens = one.training.mid.steps * one.training.mid.sequences_per_step * length
     c, k, n = objective.positions, objective.rollout_length, objective.rollouts
-    mantissa, exponent = f"{3 * (2 * (size - looked_up) + scores) * tokens:.1e}".split("e+")
+    mantissa, exponent = f"{3 * (2 * (size - looked_up - idle) + scores) * tokens:.1e}".split("e+")
     return [
         f"{size / 1e6:.0f}M", f"{frozen / 1e6:.0f}M", f"{16 * size / 2**30:.1f} GiB", f"{states / 2**20:.1f} MiB",
         f"{keys / 2**10:.0f} KiB a token, {keys * length / 2**20:.0f} MiB", f"{c * n * states / 2**20:.0f} MiB",
@@ -92,7 +96,20 @@ def counted(name: str, vocabulary: int) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "vocabulary"), [("qwen3.5-0.8b", 248320), ("olmo-hybrid-7b", 100352)])
+def numbers_of_a_token(mixer) -> int:
+    """What an attention layer remembers of a token: keys and values, or a latent and a key."""
+    return mixer.width if hasattr(mixer, "width") else 2 * mixer.options.groups * mixer.options.width
+
+
+def widths_of_a_head(mixer) -> int:
+    """Of a key and a value together."""
+    return mixer.query + mixer.options.value if hasattr(mixer, "query") else 2 * mixer.options.width
+
+
+COUNTED = [("qwen3.5-0.8b", 248320), ("olmo-hybrid-7b", 100352), (KIMI, 163840)]
+
+
+@pytest.mark.parametrize(("name", "vocabulary"), COUNTED)
 def test_what_a_hybrid_s_profile_needs_is_counted(name, vocabulary, checkout):
     text = (checkout / "docs" / "training.md").read_text()
     [row] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]

@@ -14,12 +14,11 @@ from peft import LoraConfig
 from refine import settings
 from refine.errors import SettingError
 from refine.models import from_config
-from refine.models.attention.mixer import Attention
 from refine.phases import mid
 from refine.phases.prepared_data import Prepared
 from refine.settings.training import TestTimeSettings
 from refine.training.arguments import RefineArguments, _has
-from refine.training.freezing import check_config
+from refine.training.freezing import ATTENTION, check_config
 from refine.training.test_time import TestTimeTrainer
 from refine.training.trainer import RefineTrainer
 
@@ -33,9 +32,16 @@ OLMO = {
     "layer_types": ["linear_attention", "full_attention"], "num_attention_heads": 2, "linear_num_key_heads": 2,
     "linear_num_value_heads": 2, "linear_key_head_dim": 4, "rope_parameters": {"rope_theta": None},
 }  # fmt: skip
+KIMI = {
+    "model_type": "kimi_linear", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 2, "head_dim": 4},
+    "num_attention_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4,
+    "num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 8,
+}  # fmt: skip
 PLAIN = {"model_type": "delta_net", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2}
 WINDOWS = {**PLAIN, "attn": [{"layers": [0], "num_heads": 2, "window_size": 8}]}
-HYBRIDS = {"qwen3_5": QWEN, "olmo_hybrid": OLMO, "delta_net with a window": WINDOWS}
+HYBRIDS = {"qwen3_5": QWEN, "olmo_hybrid": OLMO, "kimi_linear": KIMI, "delta_net with a window": WINDOWS}
+NEVER = "e_score_correction_bias"
 ONE_EVERY = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 3}
 RECOMPUTE = "activation_checkpointing" if _has("activation_checkpointing") else "gradient_checkpointing"
 
@@ -46,9 +52,9 @@ def new(config: dict[str, Any]) -> Any:
 
 
 def in_attention(model: Any) -> dict[str, bool]:
-    """Which parameters an attention mixer has."""
-    inside = {id(p) for module in model.modules() if isinstance(module, Attention) for p in module.parameters()}
-    return {name: id(parameter) in inside for name, parameter in model.named_parameters()}
+    """Which parameters an attention mixer has, or never train."""
+    inside = {id(p) for module in model.modules() if isinstance(module, ATTENTION) for p in module.parameters()}
+    return {name: id(p) in inside or name.endswith(NEVER) for name, p in model.named_parameters()}
 
 
 def moved(model: Any, before: dict[str, torch.Tensor]) -> dict[str, bool]:

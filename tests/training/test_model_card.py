@@ -23,7 +23,8 @@ def card(**more):
 
 
 def test_a_hybrids_card_says_what_of_its_memory_grows():
-    assert "attention layers, which grow" in card(model_type="olmo_hybrid")
+    for kind in ("olmo_hybrid", "kimi_linear"):
+        assert "attention layers, which grow" in card(model_type=kind)
     assert "grow" not in card()
 
 

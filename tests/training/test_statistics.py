@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from refine.models.mixture import RouterCounts
 from refine.settings.objective import ObjectiveSettings
 from refine.training.dataset import collate, token_rows
 from refine.training.order import STAND_IN
@@ -55,6 +56,19 @@ def test_answers_are_weighted_by_their_tokens_and_losses_add_up():
     other.add(answers(0.25, 0.0, 3), batch(9, kind="answers", prompts=[6]))
     found = StepStatistics.merged([statistics, other]).metrics(steps=2)
     assert found == {"answer_loss": pytest.approx(0.375), "answer_accuracy": pytest.approx(0.25)}
+
+
+def test_routers_are_counted_over_passes_and_processes():
+    def counts(load, entropy, tokens):
+        return RouterCounts(torch.tensor(load), torch.tensor(entropy), tokens)
+
+    one, other = StepStatistics(), StepStatistics()
+    one.add_routing(counts([[4, 0], [1, 3]], [2.0, 1.0], 4))
+    one.add_routing(counts([[2, 0], [1, 1]], [1.0, 0.0], 2))
+    other.add_routing(counts([[0, 2], [2, 0]], [1.0, 1.0], 2))
+    found = StepStatistics.merged([one, other, StepStatistics()]).metrics()
+    # layer 0: 6 and 2 of 8 tokens; layer 1: 4 and 4
+    assert found == {"router/load/mean": 1.25, "router/load/max": 1.5, "router/entropy": pytest.approx(3 / 8)}
 
 
 def test_a_single_value_has_no_spread():

@@ -6,6 +6,7 @@ Shape legend: R rows · L tokens of a read · h heads of keys and values · K wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ class AttentionMemory(LayerMemory):
 
     `prefix` is the read from which the row was tapped; all its rows share its tensors. What a row reads later (a
     rollout, an answer, the next piece) is in `own`. Tapping, `select`, `repeat` and `detach` copy neither. A read that
-    follows copies the own tokens, and never the prefix.
+    follows copies the own tokens, and never the prefix. `names`: of the tensors of tokens.
     """
+
+    names: ClassVar[tuple[str, ...]] = NAMES
 
     def __init__(self, prefix: Spans, own: Spans) -> None:
         self.prefix, self.own = prefix, own
@@ -50,32 +53,32 @@ class AttentionMemory(LayerMemory):
 
     @property
     def device(self) -> torch.device:
-        return self.prefix.tokens["keys"].device
+        return self.prefix.tokens[self.names[0]].device
 
     def select(self, index: Tensor) -> AttentionMemory:
         rows = index.tolist()
-        return AttentionMemory(self.prefix.select(rows), self.own.select(rows))
+        return type(self)(self.prefix.select(rows), self.own.select(rows))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> AttentionMemory:
-        return AttentionMemory(self.prefix.map(function), self.own.map(function))
+        return type(self)(self.prefix.map(function), self.own.map(function))
 
     def last(self, count: int) -> AttentionMemory:
         """The last `count` tokens of each row (all, where it has fewer)."""
         own = [min(count, n) for n in self.own.counts]
         prefix = [min(count - j, n) for j, n in zip(own, self.prefix.counts, strict=True)]
-        memory = AttentionMemory(self.prefix.last(prefix), self.own.last(own))
-        return AttentionMemory.of(memory.own) if memory.prefix.empty else memory
+        memory = type(self)(self.prefix.last(prefix), self.own.last(own))
+        return self.of(memory.own) if memory.prefix.empty else memory
 
     def trimmed(self) -> AttentionMemory:
         """The same memory, without the tokens of the read that no row remembers."""
-        return AttentionMemory(self.prefix.trimmed(), self.own.trimmed())
+        return type(self)(self.prefix.trimmed(), self.own.trimmed())
 
     def tensors(self) -> dict[str, Tensor]:
-        """keys, values [R, S, h, K], each row's at the end of its slots, after zeros; count [R]."""
+        """Tensors of tokens (keys, values [R, S, h, K]), each row's at the end of its slots, after zeros; count [R]."""
         counts = self.counts
         slots = max(counts, default=0)
         tensors = {}
-        for name in NAMES:
+        for name in self.names:
             prefix, own = self.prefix.tokens[name], self.own.tokens[name]
             rows = zip(self.prefix.ranges, self.own.ranges, strict=True)
             laid = [torch.cat([prefix[a:b], own[c:d].to(prefix.dtype)]) for (a, b), (c, d) in rows]
@@ -85,14 +88,15 @@ class AttentionMemory(LayerMemory):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> AttentionMemory:
-        if absent := {*NAMES, "count"} - set(tensors):
+        if absent := {*cls.names, "count"} - set(tensors):
             raise ModelError(f"a memory of attention lacks {', '.join(sorted(absent))}")
         counts, shapes = tensors["count"].tolist(), {name: tuple(x.shape) for name, x in tensors.items()}
-        rows, slots = tensors["keys"].shape[:2]
-        if shapes["keys"] != shapes["values"] or len(counts) != rows or not all(0 <= n <= slots for n in counts):
+        rows, slots = tensors[cls.names[0]].shape[:2]
+        alike = len({shapes[name] for name in cls.names}) == 1
+        if not alike or len(counts) != rows or not all(0 <= n <= slots for n in counts):
             raise ModelError(f"a memory of attention has {counts} tokens in its rows, which does not fit {shapes}")
         ranges = [((r + 1) * slots - n, (r + 1) * slots) for r, n in enumerate(counts)]
-        return cls.of(Spans({name: tensors[name].flatten(0, 1) for name in NAMES}, ranges))
+        return cls.of(Spans({name: tensors[name].flatten(0, 1) for name in cls.names}, ranges))
 
     @classmethod
     def cat(cls, memories: Sequence[AttentionMemory]) -> AttentionMemory:

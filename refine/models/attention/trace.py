@@ -30,9 +30,9 @@ class AttentionTrace(Trace):
         counts = [self.old[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)]
         read = Spans(self.tokens.tokens, [(a, a + n) for a, n in zip(starts, counts, strict=True)])
         if self.fresh:
-            memory = AttentionMemory.of(read)
+            memory = self.before.of(read)
         else:
-            memory = AttentionMemory(self.before.prefix.select(taps.documents), read)
+            memory = type(self.before)(self.before.prefix.select(taps.documents), read)
         if self.window is None:
             return memory
         memory = memory.last(self.window - 1)

@@ -22,17 +22,13 @@ from refine.models.token_mixer import TokenMixer
 from refine.ops.rms_norm import unit_length
 
 
-class GatedDeltaNetConfig(FlaConfig):
-    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
+class GroupedValuesConfig(FlaConfig):
+    """The fields that fla's `gated_deltanet` and `kda` share: grouped heads of values, of a width of their own."""
 
-    model_type = "gated_deltanet"
-    num_hidden_layers: int = 21
-    num_heads: int = 6
+    num_heads: int = 16
     num_v_heads: int | None = None
-    head_dim: int = 256
-    expand_v: float = 2.0
-    use_gate: bool = True
-    output_gate_activation: str = "swish"
+    head_dim: int = 128
+    expand_v: float = 1.0
     use_short_conv: bool = True
     conv_size: int = 4
     allow_neg_eigval: bool = False
@@ -40,7 +36,6 @@ class GatedDeltaNetConfig(FlaConfig):
     def refuse_unsupported(self) -> None:
         """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
-        check(self, "output_gate_activation", ("swish", "silu", "sigmoid"))
         self.require(
             isinstance(self.head_dim, int) and self.head_dim > 0, "head_dim", "expected a whole number above 0"
         )
@@ -63,6 +58,23 @@ class GatedDeltaNetConfig(FlaConfig):
         widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
         convolution = f"convolution {self.conv_size * self.use_short_conv}"
         return f"layers {self.num_hidden_layers}, {heads}, {widths}, {convolution}{memory_text(self)}"
+
+
+class GatedDeltaNetConfig(GroupedValuesConfig):
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
+
+    model_type = "gated_deltanet"
+    num_hidden_layers: int = 21
+    num_heads: int = 6
+    head_dim: int = 256
+    expand_v: float = 2.0
+    use_gate: bool = True
+    output_gate_activation: str = "swish"
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
+        super().refuse_unsupported()
+        check(self, "output_gate_activation", ("swish", "silu", "sigmoid"))
 
 
 class GatedDeltaNet(DeltaMixer):

@@ -1,4 +1,4 @@
-"""What DeltaNet and Gated DeltaNet share: convolved q, k, v, the delta rule, per-head norm, gate, output projection.
+"""What DeltaNet, Gated DeltaNet, KDA share: convolved q, k, v, delta rule, per-head norm, gate, output projection.
 
 Shape legend: N tokens of all documents · G documents · R tapped rows · D hidden size · W width of the convolution
               H heads of q and k · J heads of v (H, or a multiple where values are grouped) · K, V widths of a head.
@@ -42,7 +42,10 @@ class DeltaRuleMixer(TokenMixer):
     """The layer except its projections and rates, which a subclass adds under the names of its format.
 
     A memory has "state" [R, J, K, V] and the last inputs of the convolutions: `tails` names them, [R, W - 1, width].
+    `decays_by_channel`: whether the log decay is one of each key channel.
     """
+
+    decays_by_channel = False
 
     def __init__(
         self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
@@ -68,7 +71,8 @@ class DeltaRuleMixer(TokenMixer):
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """x [N, D] -> beta [N, J] (how much of its error each token writes), log decay [N, J] or None, in `dtype`."""
+        """x [N, D] -> beta [N, J] (how much of its error each token writes), log decay [N, J], of each key channel
+        [N, J, K], or None, in `dtype`."""
 
     @property
     @abstractmethod
@@ -120,10 +124,7 @@ class DeltaRuleMixer(TokenMixer):
         dtype: torch.dtype,
     ) -> tuple[Tensor, States]:
         """o [N, J, V], at least float32, and the states; by fla's kernels if they read `dtype`, else by PyTorch."""
-        kernels = fla.chosen(q.device, dtype)
-        if kernels and log_decay is not None and fla.needs_gradient(q, k, v, beta, log_decay, state):
-            kernels = fla.differentiates(q.device, q.shape[-1])
-        if not kernels:
+        if not fla.reads(q.device, dtype, log_decay, q, k, v, beta, state):
             return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing)
         if state is not None:
             state = delta_rule.laid_out(state, sharing)
@@ -171,7 +172,7 @@ class DeltaMixer(DeltaRuleMixer):
             self.k_conv1d = ShortConvolution(heads * key, conv_size)
             self.v_conv1d = ShortConvolution(value_heads * value, conv_size)
         if gated_output:
-            self.g_proj = nn.Linear(hidden, value_heads * value, bias=False)
+            self.g_proj: nn.Module = nn.Linear(hidden, value_heads * value, bias=False)
         self.o_norm = RMSNorm(value, norm_eps)
         self.o_proj = nn.Linear(value_heads * value, hidden, bias=False)
 

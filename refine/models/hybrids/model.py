@@ -21,8 +21,10 @@ from refine.models.attention.mixer import Attention, AttentionOptions
 from refine.models.blocks import Block, BlockNames, SwiGLU
 from refine.models.delta.gated_delta_net import GatedDeltaNet
 from refine.models.hybrids.configuration import HybridConfig
+from refine.models.hybrids.regrouping import Regrouping
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.models.language_model import FastWeightLanguageModel
+from refine.models.mixture import Experts, Router
 from refine.models.token_mixer import TokenMixer
 from refine.models.weights import FLOATS, Shapes, Stored, check_finite, check_weights, resolve
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
@@ -70,7 +72,9 @@ class HybridForCausalLM(FastWeightLanguageModel):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
-        self.published: dict[str, str] = {}  # of a loaded model: what each parameter is called on disk
+        self.published: dict[str, str] = {}  # of a loaded model: what each stored tensor is called on disk
+        self.stored_as = self.regroupings(config)  # those by which the model is saved
+        self._waiting: dict[str, Tensor] = {}  # parts of groups whose other parts may lie in another shard
         self.register_load_state_dict_pre_hook(_rename_published)
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
@@ -78,7 +82,11 @@ class HybridForCausalLM(FastWeightLanguageModel):
 
     def make_block(self, config: Any, layer: int, mixer: TokenMixer) -> Block:
         norms = self.make_norm(config), self.make_norm(config)
-        return Block(mixer, SwiGLU(config), norms, self.kinds[config.layer_types[layer]].names)
+        return Block(mixer, self.make_mlp(config, layer), norms, self.kinds[config.layer_types[layer]].names)
+
+    def make_mlp(self, config: Any, layer: int) -> nn.Module:
+        """The MLP of layer number `layer`, or a mixture of experts in its place."""
+        return SwiGLU(config)
 
     def make_norm(self, config: Any) -> RMSNorm:
         return self.norm(config.hidden_size, config.rms_norm_eps)
@@ -89,6 +97,8 @@ class HybridForCausalLM(FastWeightLanguageModel):
             module.reset_decay()
         if isinstance(module, ZeroCentredRMSNorm):
             init.zeros_(module.weight)
+        if isinstance(module, (Router, Experts)):
+            module.reset(self.config.initializer_range)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -107,7 +117,8 @@ class HybridForCausalLM(FastWeightLanguageModel):
             config = cast(HybridConfig, config_class.of_file(values))
         with torch.device("meta"):
             model = cls(config)
-        stored = check_weights(folder, model, config.tie_word_embeddings, cls._reader(folder), cls.regroup)
+        reader, shapes = cls._reader(folder), model._stored_shapes
+        stored = check_weights(folder, model, config.tie_word_embeddings, reader, cls.regroup, shapes)
         model._load(stored, dtype)
         config.name_or_path = str(folder)
         if (folder / "generation_config.json").is_file():
@@ -120,6 +131,20 @@ class HybridForCausalLM(FastWeightLanguageModel):
     def regroup(cls, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
         """The stored tensors, mended where they are known to be cut in another way than the parameters."""
         return stored
+
+    @classmethod
+    def regroupings(cls, config: Any) -> tuple[Regrouping, ...]:
+        """How the family's formats lay parameters out in tensors; a new model is saved by all of them, a loaded one by
+        those that its files use."""
+        return ()
+
+    def _stored_shapes(self, stored: dict[str, Stored], shapes: Shapes) -> Shapes:
+        """Names and shapes on disk of parameters of these shapes, in the spelling of `stored`, which is remembered."""
+        self.stored_as = tuple(one for one in self.stored_as if one.in_use(stored))
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        for one in self.stored_as:
+            one.to_stored(tensors)
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     @classmethod
     def _reader(cls, folder: Path) -> Callable[[str], str | None]:
@@ -151,6 +176,8 @@ class HybridForCausalLM(FastWeightLanguageModel):
             weights[name] = values
         if self.config.tie_word_embeddings:
             weights[HEAD] = weights[embeddings]
+        for regrouping in self.stored_as:
+            regrouping.to_parameters(weights)
         self.load_state_dict(weights, assign=True)
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embedding.weight
@@ -166,16 +193,23 @@ class HybridForCausalLM(FastWeightLanguageModel):
             head = state.pop(HEAD)
             if HEAD in self.published:
                 state[HEAD] = head.clone()
+        for regrouping in self.stored_as:
+            regrouping.to_stored(state)
         named = {self.published.get(name, name): tensor for name, tensor in state.items()}
         kwargs["save_original_format"] = False  # transformers would rename what is named already
         return super().save_pretrained(save_directory, *args, state_dict=named, **kwargs)
 
 
 def _rename_published(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Let load_state_dict take a state with any published names."""
-    names = cast(HybridForCausalLM, module).tensor_names
+    """Let load_state_dict take a state with any published names, also shard by shard."""
+    model = cast(HybridForCausalLM, module)
+    own = {**model._waiting}
     for name in [name for name in state if name.startswith(prefix)]:
-        parameter = names.parameter(name.removeprefix(prefix))
         tensor = state.pop(name)
-        if parameter is not None:
-            state[prefix + parameter] = tensor
+        if (parameter := model.tensor_names.parameter(name.removeprefix(prefix))) is not None:
+            own[parameter] = tensor
+    regroupings = model.regroupings(model.config)
+    for regrouping in regroupings:
+        regrouping.to_parameters(own)
+    model._waiting = {name: own.pop(name) for name in list(own) if any(one.parts(name) for one in regroupings)}
+    state.update({prefix + name: tensor for name, tensor in own.items()})

@@ -38,6 +38,7 @@ class Qwen3_5TextConfig(HybridConfig):
     """config.json of `qwen3_5_text`; fields and defaults are transformers'."""
 
     model_type = "qwen3_5_text"
+    outer: ClassVar[str] = "qwen3_5"  # the type of the multimodal config around it
     legacy: ClassVar[dict[str, Any]] = {"attn_output_gate": True, "output_gate_type": "swish", "mlp_only_layers": []}
     without_effect: ClassVar[tuple[str, ...]] = (
         "mamba_ssm_dtype",
@@ -56,15 +57,15 @@ class Qwen3_5TextConfig(HybridConfig):
     @classmethod
     def of_file(cls, values: dict[str, Any]) -> FastWeightConfig:
         """See FastWeightConfig; of a multimodal model the fields of the text part."""
-        if values.get("model_type") != "qwen3_5":
+        if values.get("model_type") != cls.outer:
             return super().of_file(values)
         text = values.get("text_config")
         if not isinstance(text, dict):
-            raise ModelError("config of qwen3_5: text_config is missing: expected the fields of the text model")
+            raise ModelError(f"config of {cls.outer}: text_config is missing: expected the fields of the text model")
         known = (*OUTER, "text_config", "tie_word_embeddings")
         if unknown := [name for name in values if name not in known]:
             value = reason(repr(values[unknown[0]]), 100)
-            raise ModelError(f"config of qwen3_5: {unknown[0]} is {value}: unknown{nearest(unknown[0], known)}")
+            raise ModelError(f"config of {cls.outer}: {unknown[0]} is {value}: unknown{nearest(unknown[0], known)}")
         shared: dict[str, Any] = {name: values[name] for name in SHARED if name in values}
         return super().of_file({**text, **shared})
 
@@ -125,7 +126,7 @@ def _attention(config: Any) -> Attention:
 class Qwen3_5ForCausalLM(HybridForCausalLM):
     """Qwen3.5 with a language-model head."""
 
-    config_class = Qwen3_5TextConfig
+    config_class: type[HybridConfig] = Qwen3_5TextConfig
     norm = ZeroCentredRMSNorm
     kinds: ClassVar[dict[str, LayerKind]] = {
         LINEAR: LayerKind(Qwen3_5GatedDeltaNet, BlockNames("linear_attn", NORMS)),

@@ -26,13 +26,15 @@ LENGTHS = ((fla.EVERY,), (fla.EVERY, 130), (5,), (5, 3))  # of documents: chunke
 
 
 class Shape(NamedTuple):
-    """A layer: heads of q and k, heads of v, widths of a key and a value, and whether it has a decay."""
+    """A layer: heads of q and k, heads of v, widths of a key and a value, and whether it has a decay, for each key
+    channel if `channels`."""
 
     heads: int
     value_heads: int
     key: int
     value: int
     gated: bool
+    channels: bool = False
 
 
 class Share:
@@ -98,13 +100,14 @@ def _read(shape: Shape, lengths: Sequence[int], device: torch.device) -> None:
     def new(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(*size, dtype=dtype, device=device, requires_grad=True)
 
-    gradient = not shape.gated or fla.differentiates(device, shape.key)
+    gradient = not shape.gated or fla.differentiates(device, shape.key, shape.channels)
+    decay = (total, shape.value_heads, shape.key) if shape.channels else (total, shape.value_heads)
     given = [
         new(total, shape.heads, shape.key, dtype=bfloat16),
         new(total, shape.heads, shape.key, dtype=bfloat16),
         new(total, shape.value_heads, shape.value, dtype=bfloat16),
         new(total, shape.value_heads),
-        new(total, shape.value_heads) if shape.gated else None,
+        new(*decay) if shape.gated else None,
         new(len(lengths), shape.value_heads, shape.key, shape.value),
     ]
     layout, read = Layout(lengths, device=device), cast(Any, fla.read)

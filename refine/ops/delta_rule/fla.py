@@ -12,7 +12,9 @@ PyTorch), "torch", or "fla" (an error if they cannot run). The choice is logged 
 
 On Hopper, triton 3.4 to 3.7.0 compiles the gated backward pass wrongly for blocks of 64 key channels, so fla refuses
 that pass, for heads of any width (fla-org/flash-linear-attention#640). Wider heads have blocks of 128, which are right:
-for them the refusal is lifted. Up to 64 channels, reads that need a gradient go to PyTorch.
+for them the refusal is lifted. Up to 64 channels, reads that need a gradient go to PyTorch, and with a decay for each
+channel all of them there: its kernels are others, and not proven. They are given g and beta, and never choose the form
+for bounded gates ("safe"), in which later tokens change earlier outputs (#1240, #1242).
 """
 
 from __future__ import annotations
@@ -43,16 +45,20 @@ SHORT = 64  # up to this many tokens the recurrent kernels are faster than the c
 OLDEST = Version("0.6.0")  # of fla-core: before 0.5.2 dk and dbeta are wrong on Hopper
 WRONG = Version("3.4"), Version("3.7.1")  # triton from .. to before: the gated backward pass on Hopper
 NARROW = 64  # key channels of a head up to which that pass is wrong
+CHANNELS = 256  # key channels of a head that the kernels with a decay for each can read
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """fla's functions: q, k [B, T, H, K], v [B, T, J, V], beta and g [B, T, J], states [B, J, K, V]."""
+    """fla's functions: q, k [B, T, H, K], v [B, T, J, V], beta [B, T, J], g [B, T, J] (channel: [B, T, J, K]), states
+    [B, J, K, V]. The recurrent ones with g have no backward pass."""
 
     chunk: Callable[..., tuple[Tensor, Tensor]]
     chunk_gated: Callable[..., tuple[Tensor, Tensor]]
     recurrent: Callable[..., tuple[Tensor, Tensor]]
-    recurrent_gated: Callable[..., tuple[Tensor, Tensor]]  # has no backward pass
+    recurrent_gated: Callable[..., tuple[Tensor, Tensor]]
+    chunk_channel: Callable[..., tuple[Tensor, Tensor]]
+    recurrent_channel: Callable[..., tuple[Tensor, Tensor]]
 
 
 @functools.cache
@@ -60,10 +66,10 @@ def kernels() -> Kernels:
     """Import fla's kernels (seconds; needs triton)."""
     from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+    from fla.ops.kda import chunk_kda, fused_recurrent_kda
 
-    return Kernels(
-        chunk_delta_rule, chunk_gated_delta_rule, fused_recurrent_delta_rule, fused_recurrent_gated_delta_rule
-    )
+    gated = chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+    return Kernels(chunk_delta_rule, gated[0], fused_recurrent_delta_rule, gated[1], chunk_kda, fused_recurrent_kda)
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -71,12 +77,28 @@ def chosen(device: torch.device, dtype: torch.dtype) -> bool:
     return _choice(_wish(), device.type, dtype)
 
 
-def differentiates(device: torch.device, key_width: int) -> bool:
-    """Whether the gated kernels, on a `device` where they run, have a backward pass for heads of `key_width` channels.
+def reads(device: torch.device, dtype: torch.dtype, log_decay: Tensor | None, q: Tensor, *more: Tensor | None) -> bool:
+    """Whether the kernels read activations of `dtype` with such a decay, and have the gradients that `q` and the others
+    need. Raises SettingError as `chosen` and `differentiates`."""
+    use = chosen(device, dtype)
+    if not use or log_decay is None:
+        return use
+    key_width, channels = q.shape[-1], log_decay.ndim == 3
+    if channels and key_width > CHANNELS:
+        if _wish() != "fla":
+            return False
+        limit = f"kernels with a decay for each of a head's {key_width} key channels read at most {CHANNELS}"
+        raise SettingError(f"REFINE_KERNELS is 'fla', but {limit}: use auto or torch")
+    return not needs_gradient(q, log_decay, *more) or differentiates(device, key_width, channels)
+
+
+def differentiates(device: torch.device, key_width: int, channels: bool = False) -> bool:
+    """Whether the gated kernels, on a `device` where they run, have a backward pass for heads of `key_width` channels
+    (`channels`: with a decay for each).
 
     Prepares that pass. Raises SettingError if REFINE_KERNELS is "fla" and they have none.
     """
-    return _differentiates(_wish(), device, key_width)
+    return _differentiates(_wish(), device, key_width, channels)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -124,18 +146,17 @@ def _version(package: str) -> Version | None:
 
 
 @functools.cache
-def _differentiates(wish: str, device: torch.device, key_width: int) -> bool:
+def _differentiates(wish: str, device: torch.device, key_width: int, channels: bool = False) -> bool:
     triton = _version("triton")
     wrong = triton is not None and WRONG[0] <= triton < WRONG[1] and importlib.util.find_spec("tilelang") is None
     if not wrong or torch.cuda.get_device_capability(device)[0] != 9:
         return True
-    if key_width > NARROW:
+    if key_width > NARROW and not channels:
         _lift_refusal()
         return True
-    reason = (
-        f"triton {triton} computes wrong gradients of the gated delta rule on this GPU for heads of {key_width} key "
-        f"channels (right above {NARROW})"
-    )
+    narrow = f"heads of {key_width} key channels (right above {NARROW})"
+    what = "a decay for each channel (not proven right)" if channels else narrow
+    reason = f"triton {triton} computes wrong gradients of the gated delta rule on this GPU for {what}"
     advice = f"install tilelang, or triton {WRONG[1]} or later"
     if wish == "fla":
         raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: {advice}, or use auto or torch")
@@ -174,7 +195,7 @@ def read(
     layout: Layout,
     every: int = EVERY,
 ) -> tuple[Tensor, SegmentStates]:
-    """q, k [N, H, K], v [N, J, V], beta and log_decay [N, J]; state [G, J, K, V] or None (zero).
+    """q, k [N, H, K], v [N, J, V], beta [N, J], log_decay [N, J], [N, J, K] or None; state [G, J, K, V] or None (0).
 
     Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
     """
@@ -242,11 +263,8 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     short = max(lengths) <= SHORT and not (gated and differentiable)
     if short and differentiable and not state.requires_grad:
         state = state.detach().requires_grad_()  # the recurrent backward pass writes its gradient unconditionally
-    functions = kernels()
-    if gated:
-        run = functions.recurrent_gated if short else functions.chunk_gated
-    else:
-        run = functions.recurrent if short else functions.chunk
+    kind = "" if not gated else "_channel" if given["g"].ndim == 4 else "_gated"
+    run = getattr(kernels(), f"{'recurrent' if short else 'chunk'}{kind}")
     o, after = run(**given, initial_state=state.contiguous(), output_final_state=True)
     return o.flatten(0, 1), after
 

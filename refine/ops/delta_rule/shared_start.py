@@ -16,27 +16,29 @@ import torch
 from torch import Tensor
 
 from refine.ops.autocast import own_precision
-from refine.ops.delta_rule.chunked import Decay, after_steps, before_steps, interactions, inverse_unit_lower
+from refine.ops.delta_rule.channel_decay import factors_of
+from refine.ops.delta_rule.chunked import after_steps, before_steps, inverse_unit_lower
 
 
 class SharedStartDeltaRule(torch.autograd.Function):
-    """q, k [M, C, K], v [M, C, V], beta and log decay [M, C] (or None), state [D H, K, V] -> o, u [M, C, V]."""
+    """q, k [M, C, K], v [M, C, V], beta [M, C], log decay [M, C] or [M, C, K] (or None), state [D H, K, V]
+    -> o, u [M, C, V]."""
 
     @staticmethod
     @own_precision
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor, n: int, heads: int
     ) -> tuple[Tensor, Tensor]:
-        factors, rows = Decay(decay), _Rows(state, n, heads)
+        factors, rows = factors_of(decay), _Rows(state, n, heads)
         inverse = k.new_empty(*k.shape[:2], k.shape[1])
-        inverse_unit_lower(interactions(k, beta, factors), out=inverse)
+        interactions, scores = factors.products(q, k, beta)
+        inverse_unit_lower(interactions, out=inverse)
         error, o = torch.empty_like(v), torch.empty_like(v)
         reading, asking = factors.since(k), factors.since(q)
         for i in range(n):
             rows.put(error, i, torch.baddbmm(rows.of(v, i), rows.of(reading, i), state, alpha=-1))
             rows.put(o, i, torch.bmm(rows.of(asking, i), state))
         u = torch.bmm(inverse * beta[:, None, :], error)
-        scores = factors.pairs(torch.bmm(q, k.mT)).tril_()
         scale = q.shape[-1] ** -0.5
         o.baddbmm_(scores, u, beta=scale, alpha=scale)
         ctx.save_for_backward(q, k, beta, decay, inverse, error, u, state)
@@ -49,15 +51,15 @@ class SharedStartDeltaRule(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, beta, decay, inverse, error, u, state = ctx.saved_tensors
         do, du_tapped = grads
-        factors, rows = Decay(decay), _Rows(state, ctx.n, ctx.heads)
-        do, du, dscores, dpairs = before_steps(do, q, k, u, factors)
+        factors, rows = factors_of(decay), _Rows(state, ctx.n, ctx.heads)
+        do, du, slopes = before_steps(do, q, k, u, factors)
         du = du if du_tapped is None else du.add_(du_tapped)
         beta_k = k * beta[..., None]
         r = torch.bmm(inverse.mT, du)
         dstate, *of_starts = rows.backward(factors.since(q), factors.since(beta_k), do, r)
-        of_ends = torch.zeros_like(k), torch.zeros_like(beta[:, 0])  # no chunk follows
+        of_ends = torch.zeros_like(k), None  # no chunk follows
         results = [None if x is None else torch.empty_like(x) for x in (q, k, u, beta, decay)]
-        found = dscores, dpairs, r, beta_k
+        found = slopes, r, beta_k
         after_steps((q, k, beta, error, u), factors, found, (of_starts[0], of_starts[1]), of_ends, results)
         return *results, dstate, None, None
 

@@ -64,6 +64,43 @@ def mlp(w, x):
     return (silu(x @ w["mlp.gate_proj.weight"].T) * (x @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
 
 
+def mixture(w, x, c):
+    """Qwen's mixture, expert by expert of each token; experts stand apart."""
+    rows = []
+    for row in x:
+        p = torch.exp(w["mlp.gate.weight"] @ row)
+        p = p / p.sum()
+        best = sorted(range(c["num_experts"]), key=lambda e: -float(p[e]))[: c["num_experts_per_tok"]]
+        total = sum(p[e] for e in best) if c.get("norm_topk_prob", True) else 1
+        y = torch.sigmoid(w["mlp.shared_expert_gate.weight"] @ row) * swiglu(w, "mlp.shared_expert.", row)
+        for e in best:
+            y = y + p[e] / total * swiglu(w, f"mlp.experts.{e}.", row)
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def swiglu(w, where, row):
+    gate, up, down = (w[f"{where}{one}_proj.weight"] for one in ("gate", "up", "down"))
+    return down @ (silu(gate @ row) * (up @ row))
+
+
+def next_linear(w, x, c):
+    """Qwen3-Next: for each key head its q, k, v and z, and its b and a, row by row."""
+    H, J, K, V = (c[f"linear_{n}"] for n in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim"))
+    rows = {one: [] for one in "qkvzba"}
+    share, place, small = J // H, 0, 0
+    for _ in range(H):
+        for one, width in (("q", K), ("k", K), ("v", share * V), ("z", share * V)):
+            rows[one].append(w["in_proj_qkvz.weight"][place : place + width])
+            place += width
+        for one in "ba":
+            rows[one].append(w["in_proj_ba.weight"][small : small + share])
+            small += share
+    q, k, v, z, b, a = (torch.cat(rows[one]) for one in "qkvzba")
+    apart = {"in_proj_qkv": torch.cat([q, k, v]), "in_proj_z": z, "in_proj_b": b, "in_proj_a": a}
+    return qwen_linear({**w, **{f"{name}.weight": x for name, x in apart.items()}}, x, c)
+
+
 def qwen_linear(w, x, c):
     H, J, K, V = (c[f"linear_{n}"] for n in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim"))
     y = convolution(x @ w["in_proj_qkv.weight"].T, w["conv1d.weight"])
@@ -84,10 +121,12 @@ def qwen_attention(w, x, c):
 
 
 def qwen_layer(w, x, c, attends):
-    name, mixer = ("self_attn.", qwen_attention) if attends else ("linear_attn.", qwen_linear)
+    linear = next_linear if "linear_attn.in_proj_qkvz.weight" in w else qwen_linear
+    name, mixer = ("self_attn.", qwen_attention) if attends else ("linear_attn.", linear)
     inner = {key.removeprefix(name): value for key, value in w.items() if key.startswith(name)}
     x = x + mixer(inner, rms(x, 1 + w["input_layernorm.weight"], 1e-6), c)
-    return x + mlp(w, rms(x, 1 + w["post_attention_layernorm.weight"], 1e-6))
+    y = rms(x, 1 + w["post_attention_layernorm.weight"], 1e-6)
+    return x + (mixture(w, y, c) if "mlp.gate.weight" in w else mlp(w, y))
 
 
 def olmo_linear(w, x, c):
@@ -117,7 +156,7 @@ def olmo_layer(w, x, c, attends):
     return x + mlp(w, rms(x, w["post_attention_layernorm.weight"], 1e-6))
 
 
-LAYERS = {"qwen3_5": qwen_layer, "olmo_hybrid": olmo_layer}
+LAYERS = {"qwen3_5": qwen_layer, "qwen3_5_moe": qwen_layer, "qwen3_next": qwen_layer, "olmo_hybrid": olmo_layer}
 
 
 def hidden_states(family, weights, config, tokens):
@@ -128,4 +167,4 @@ def hidden_states(family, weights, config, tokens):
         prefix = f"model.layers.{i}."
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         x = LAYERS[family](own, x, config, attends=f"{prefix}self_attn.q_proj.weight" in weights)
-    return rms(x, weights["model.norm.weight"] + (family == "qwen3_5"), 1e-6)
+    return rms(x, weights["model.norm.weight"] + family.startswith("qwen"), 1e-6)

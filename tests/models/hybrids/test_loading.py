@@ -5,6 +5,7 @@ These are also the tests of model.py, tensor_names.py and configuration.py.
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -17,7 +18,13 @@ import refine.models
 from refine import paths
 from refine.errors import ModelError
 
-CLASSES = {"qwen3_5": "Qwen3_5ForCausalLM", "olmo_hybrid": "OlmoHybridForCausalLM"}
+CLASSES = {
+    "qwen3_5": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe": "Qwen3_5MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "olmo_hybrid": "OlmoHybridForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM",
+}
 
 
 def stored(folder):
@@ -58,7 +65,10 @@ def released(family, folder, theirs, **fields):
                 widths = [len(tensors[name.replace("_conv1d", "_proj")]) for name in names]
                 joined = torch.cat([tensors[name] for name in names])
                 tensors.update(zip(names, joined.split(widths), strict=True))
-        wide = ("A_log", "linear_attn.norm.weight", "o_norm.weight")
+        if family == "kimi_linear":  # transformers saves the dense layer as if it were a mixture
+            sparse = r"\.block_sparse_moe\.(gate_proj|up_proj|down_proj)\."
+            tensors = {re.sub(sparse, r".mlp.\1.", name): x for name, x in tensors.items()}
+        wide = ("A_log", "linear_attn.norm.weight", "o_norm.weight", "e_score_correction_bias")
         return {name: x.float() if name.endswith(wide) else x for name, x in tensors.items()}
 
     rewrite(folder, change)
@@ -213,8 +223,8 @@ def test_what_a_config_asks_for_and_is_not_there_is_refused_by_name(kind, change
 
 
 def test_families_that_are_not_there_are_named_with_those_that_are():
-    with pytest.raises(ModelError, match=r"qwen3_5_moe.*expected one of delta_net.*qwen3_5_text, qwen3_5, olmo_hybrid"):
-        refine.models.from_config({"model_type": "qwen3_5_moe"})
+    with pytest.raises(ModelError, match=r"kimi_k9.*expected one of delta_net.*qwen3_5_text, qwen3_5, .*olmo_hybrid"):
+        refine.models.from_config({"model_type": "kimi_k9"})
 
 
 def test_unknown_fields_beside_the_text_config_are_named(multimodal):
@@ -257,5 +267,5 @@ def test_one_tensor_under_two_names_is_refused(theirs, tmp_path):
 
 
 def test_transformers_keeps_its_own_classes(family):
-    kind = "qwen3_5_text" if family == "qwen3_5" else family
+    kind = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}.get(family, family)
     assert type(transformers.AutoConfig.for_model(kind)).__module__.startswith("transformers.")

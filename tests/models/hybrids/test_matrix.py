@@ -19,7 +19,8 @@ FLA = {
         ],
     },
 }  # fmt: skip
-NAMES = ["qwen3_5", "olmo_hybrid", "olmo_hybrid with positions", *FLA]
+OTHERS = ("qwen3_5", "qwen3_next", "olmo_hybrid", "kimi_linear", "gated_deltanet")
+NAMES = ["qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "olmo_hybrid with positions", "kimi_linear", *FLA]
 
 
 @pytest.fixture(params=NAMES)
@@ -52,7 +53,9 @@ def test_taps_and_rollouts_are_views_of_the_read(config, build, tokens, checkpoi
     for other in (rollouts, rollouts.detach(), rollouts.select([5, 0])):
         assert storages(other) == read
     after = model.read(tokens(12, 4), rollouts).memory
-    windows = [layer.options.window for layer in map(_attention, model.model.layers) if layer is not None]
+    windows = [
+        getattr(layer.options, "window", None) for layer in map(_attention, model.model.layers) if layer is not None
+    ]
     for window, one, other in zip(windows, storages(after), read, strict=True):
         assert window is not None or one == other, "full attention never copies its prefix"
 
@@ -78,27 +81,35 @@ def test_padding_on_either_side_changes_no_real_token(config, build, tokens, com
 
 @torch.no_grad()
 def test_16_bits_round_once_in_pieces_packed_and_under_autocast(config, build, tokens, compare):
+    def apart(one, other):
+        """Of mixtures the median token: a rounding may send a token to another expert, which moves it by more."""
+        if "num_experts" not in config:
+            return compare.distance(one, other)
+        return float(((one - other).double().norm(dim=-1) / other.double().norm(dim=-1)).median())
+
     rounded, exact, text = build(config, torch.bfloat16), build(config), tokens(2, 70)
     exact.load_state_dict({key: value.double() for key, value in rounded.state_dict().items()})
     first = rounded.read(text[:, :33])
     states = torch.cat([first.hidden, rounded.read(text[:, 33:], first.memory).hidden], 1)
     packed = rounded.read(text, lengths=[[33, 37], [70]]).hidden
-    assert compare.distance(states, exact.read(text).hidden) < 0.05
-    assert compare.distance(packed, exact.read(text, lengths=[[33, 37], [70]]).hidden) < 0.05
+    assert apart(states, exact.read(text).hidden) < 0.05
+    assert apart(packed, exact.read(text, lengths=[[33, 37], [70]]).hidden) < 0.05
     single = exact.float()
     with torch.autocast("cpu", torch.bfloat16):
         reading = single.read(text, tappable=True)
         tapped = single.read(text[:, 50:], reading.tap(torch.tensor([[50], [50]]))).hidden
-    assert compare.distance(reading.hidden, single.read(text).hidden) < 0.05
-    assert compare.distance(tapped, reading.hidden[:, 50:]) < 0.05
+    assert apart(reading.hidden, single.read(text).hidden) < 0.05
+    assert apart(tapped, reading.hidden[:, 50:]) < 0.05
     for layer in reading.memory.layers:
         for key, tensor in layer.tensors().items():
-            assert tensor.dtype == (torch.float32 if key not in ("keys", "values", "count") else tensor.dtype), key
+            assert tensor.dtype == (
+                torch.float32 if key not in ("keys", "values", "latents", "count") else tensor.dtype
+            ), key
 
 
 def test_a_memory_of_another_hybrid_is_refused(config, configs, build, tokens):
     model, text = build(config, torch.float32), tokens(1, 9)
-    others = [one for one in (*FLA.values(), configs["qwen3_5"], configs["olmo_hybrid"], configs["gated_deltanet"])
+    others = [one for one in (*FLA.values(), *(configs[name] for name in OTHERS))
               if one["model_type"] != config["model_type"] or one.get("attn") != config.get("attn")]  # fmt: skip
     for other in others:
         with pytest.raises(ModelError, match=r"the memory is of another model: it has '.*', this model") as caught:

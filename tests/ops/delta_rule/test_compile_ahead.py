@@ -3,6 +3,8 @@ launched. With Triton's own classes; what compiles is replaced, because that nee
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -78,8 +80,8 @@ def test_triton_is_as_it_was_afterwards(kernels, compiled):
     assert (triton.runtime.jit.JITFunction.run, triton.runtime.autotuner.Autotuner.run) == before
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-def test_a_layer_calls_chunked_and_recurrent_kernels_with_and_without_packing(gated, monkeypatch):
+@pytest.mark.parametrize("kind", ["plain", "gated", "channel"])
+def test_a_layer_calls_chunked_and_recurrent_kernels_with_and_without_packing(kind, monkeypatch):
     made = []
 
     def kernel(name):
@@ -89,11 +91,12 @@ def test_a_layer_calls_chunked_and_recurrent_kernels_with_and_without_packing(ga
 
         return run
 
-    names = ("chunk", "chunk_gated", "recurrent", "recurrent_gated")
+    names = [field.name for field in dataclasses.fields(fla.Kernels)]
     monkeypatch.setattr(fla, "kernels", lambda: fla.Kernels(*map(kernel, names)))
-    monkeypatch.setattr(fla, "differentiates", lambda device, width: True)
-    compile_ahead.compile_share([Shape(2, 2, 16, 16, gated)], Share(0, 1), torch.device("cpu"))
-    end = "_gated" if gated else ""
+    monkeypatch.setattr(fla, "differentiates", lambda device, width, channels: True)
+    shape = Shape(2, 2, 16, 16, kind != "plain", kind == "channel")
+    compile_ahead.compile_share([shape], Share(0, 1), torch.device("cpu"))
+    end = "" if kind == "plain" else f"_{kind}"
     wanted = {(f"chunk{end}", packed, gradient) for packed in (False, True) for gradient in (False, True)}
     wanted |= {(f"recurrent{end}", packed, False) for packed in (False, True)}
     assert wanted <= set(made)

@@ -22,12 +22,13 @@ def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     total = sum(lengths)
+    decay = (total, value_heads, 16) if gated == "channel" else (total, value_heads)
     inputs = [
         unit_length(normal(total, 2, 16)),
         unit_length(normal(total, 2, 16)),
         normal(total, value_heads, 16),
         torch.rand(total, value_heads, generator=generator, dtype=torch.float64),
-        -torch.rand(total, value_heads, generator=generator, dtype=torch.float64) if gated else None,
+        -torch.rand(*decay, generator=generator, dtype=torch.float64) if gated else None,
         normal(len(lengths), value_heads, 16, 16),
     ]
     dtypes = [dtype] * 3 + [torch.promote_types(dtype, torch.float32)] * 3
@@ -59,7 +60,7 @@ CASES = [([7], 3), ([1], 4), ([8, 8], 4), ([5, 13, 1, 8], 4), ([3, 9], 100)]
 
 
 @pytest.mark.parametrize("value_heads", [2, 4])
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("gated", [False, True, "channel"], ids=["plain", "gated", "channel"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["from a state", "fresh"])
 @pytest.mark.parametrize(("lengths", "every"), CASES, ids=str)
 def test_reading_in_segments_and_tapping_between_them_is_exact(calls, lengths, every, fresh, gated, value_heads):
@@ -85,6 +86,8 @@ def test_a_tap_reads_again_no_more_than_a_segment(calls):
         (True, 5, False, "recurrent_gated"),
         (True, 5, True, "chunk_gated"),
         (True, 65, False, "chunk_gated"),
+        ("channel", 5, False, "recurrent_channel"),
+        ("channel", 5, True, "chunk_channel"),
     ],
 )
 def test_short_reads_use_the_recurrent_kernel_where_it_has_a_gradient(calls, gated, tokens, gradient, expected):
@@ -138,11 +141,11 @@ def test_the_recurrent_kernels_gradients_are_the_twin_s_under_triton_s_interpret
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkeypatch, kind, checkpointing):
     config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
-    model = refine.models.from_config(config | ({"head_dim": 16} if kind == "gated_deltanet" else {})).double()
+    model = refine.models.from_config(config | ({"head_dim": 16} if kind != "delta_net" else {})).double()
     model.model.gradient_checkpointing = checkpointing
     text, positions = torch.randint(0, 50, (2, 40)), torch.tensor([[1, 8, 40], [33, 9, 17]])
     results = []
@@ -160,7 +163,7 @@ def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkey
 @pytest.mark.requires_cuda
 @pytest.mark.requires_fla
 @pytest.mark.parametrize("value_heads", [2, 4])
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("gated", [False, True, "channel"], ids=["plain", "gated", "channel"])
 @pytest.mark.parametrize("lengths", [[5], [64], [65, 1, 700], [1024, 1024]], ids=str)
 def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
     if not gated and value_heads == 4:
@@ -172,11 +175,37 @@ def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
 
 @pytest.mark.requires_cuda
 @pytest.mark.requires_fla
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+@pytest.mark.parametrize("lengths", [[5], [65, 1, 700]], ids=str)
+def test_the_kernels_stay_right_where_a_channel_forgets_all_at_once(lengths):
+    inputs = _inputs(lengths, "channel", 2, torch.bfloat16, "cuda")
+    with torch.no_grad():
+        inputs[4][torch.rand(inputs[4].shape, device="cuda") < 0.1] = -60.0
+    _compared(inputs, lengths, [(g, n) for g, n in enumerate(lengths)], 512, 2e-2)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+def test_the_kernels_let_no_later_token_change_an_earlier_one():
+    """fla-org/flash-linear-attention#1240, #1242."""
+    results = []
+    for change in (1.0, 0.3):
+        inputs = _inputs([200], "channel", 2, torch.bfloat16, "cuda")
+        with torch.no_grad():
+            for x in inputs[:5]:
+                x[100:] *= change
+        o, _ = fla.read(*inputs, Layout([200], device="cuda"))
+        gradients = torch.autograd.grad(o[:100].float().sum(), inputs[:5])
+        results.append([o[:100], *(x[:100] for x in gradients)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.requires_fla
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
 def test_a_whole_model_on_a_gpu_reads_as_on_the_cpu(kind, monkeypatch):
     config = {"model_type": kind, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
     torch.manual_seed(0)
-    model = refine.models.from_config(config | ({"head_dim": 64} if kind == "gated_deltanet" else {}))
+    model = refine.models.from_config(config | ({"head_dim": 64} if kind != "delta_net" else {}))
     text, positions = torch.randint(0, 50, (2, 700)), torch.tensor([[1, 513, 700], [640, 512, 65]])
     expected = model.read(text, taps=positions)
     gpu = model.to("cuda", torch.bfloat16).read(text.cuda(), taps=positions)

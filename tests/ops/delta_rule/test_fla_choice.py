@@ -55,11 +55,11 @@ def forgetful():
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet"])
+@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
 def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(calls, monkeypatch, forgetful, kind):
     """The residual stream is float32, and REFINE_KERNELS=fla would refuse it."""
     config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
-    model = refine.models.from_config(config | ({"head_dim": 16} if kind == "gated_deltanet" else {}))
+    model = refine.models.from_config(config | ({"head_dim": 16} if kind != "delta_net" else {}))
     text, results = torch.randint(0, 50, (2, 70)), []
     _pretend(monkeypatch)
     for wish in ("torch", "fla"):
@@ -94,6 +94,27 @@ def test_the_gated_backward_pass_that_hopper_gets_wrong_goes_to_pytorch(
     if not expected:
         with pytest.raises(SettingError, match=r"heads of 64 key channels .* install tilelang"):
             fla.differentiates(device, 64)
+
+
+def test_a_decay_for_each_channel_has_rules_of_its_own(monkeypatch, forgetful):
+    """Its gradients are not proven where those of the gated kernels are wrong, for heads of any width."""
+    device, decay = torch.device("cuda", 0), torch.zeros(3, 2, 128)
+    q = torch.zeros(3, 2, 128, requires_grad=True)
+    for version, right in (("3.6.0", False), ("3.7.1", True)):
+        _pretend(monkeypatch, version)
+        monkeypatch.setenv("REFINE_KERNELS", "auto")
+        assert fla.reads(device, torch.bfloat16, decay, q) is right
+        assert fla.reads(device, torch.bfloat16, decay, q.detach()), "without gradients"
+        monkeypatch.setenv("REFINE_KERNELS", "fla")
+        if not right:
+            with pytest.raises(SettingError, match=r"for a decay for each channel \(not proven right\)"):
+                fla.reads(device, torch.bfloat16, decay, q)
+    wide = torch.zeros(3, 2, 257)
+    with pytest.raises(SettingError, match="each of a head's 257 key channels read at most 256: use auto or torch"):
+        fla.reads(device, torch.bfloat16, wide, wide)
+    assert fla.reads(device, torch.bfloat16, wide[..., 0], wide), "the gated kernels have no such limit"
+    monkeypatch.setenv("REFINE_KERNELS", "auto")
+    assert not fla.reads(device, torch.bfloat16, wide, wide)
 
 
 @pytest.mark.parametrize("gradient", [False, True])

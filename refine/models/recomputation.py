@@ -1,0 +1,28 @@
+"""Whether a forward pass runs again for the backward pass, under gradient checkpointing: what it counts was counted."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+_here = threading.local()  # of this thread: a backward pass on a GPU has one of its own
+
+
+def recomputing() -> bool:
+    """Whether this forward pass is a second one of the same tokens."""
+    return getattr(_here, "again", False)
+
+
+@contextlib.contextmanager
+def _again() -> Iterator[None]:
+    before, _here.again = recomputing(), True
+    try:
+        yield
+    finally:
+        _here.again = before
+
+
+def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """`context_fn` of torch.utils.checkpoint.checkpoint: the contexts of the first pass and of the second."""
+    return contextlib.nullcontext(), _again()
