@@ -50,7 +50,7 @@ def short(name: str, tokenizer: Path) -> Settings:
     return validated(Settings, values)
 
 
-@pytest.fixture(params=["qwen3.5-0.8b", "olmo-hybrid-7b", "kimi-linear-48b-a3b"])
+@pytest.fixture(params=["qwen3.5-0.8b", "olmo-hybrid-7b", "qwen3.5-35b-a3b", "kimi-linear-48b-a3b"])
 def trained(request: pytest.FixtureRequest, qwen_tokenizer: Any, tmp_path: Path) -> Path:
     """The folder of a rehearsal, whose models went through every phase."""
     qwen_tokenizer.save_pretrained(tmp_path / "tokenizer")

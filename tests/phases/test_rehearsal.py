@@ -16,8 +16,8 @@ from refine.settings import experiment
 PROFILES = Path(settings.__file__).parent / "profiles"
 PAPER = ("paper-delta_net-1.3b", "paper-lact-760m")
 HYBRIDS = ("olmo-hybrid-7b", "qwen3.5-0.8b")
-KIMI = "kimi-linear-48b-a3b"
-NAMES = (*PAPER, *HYBRIDS, KIMI)
+MIXTURES = ("qwen3.5-35b-a3b", "kimi-linear-48b-a3b")
+NAMES = (*PAPER, *HYBRIDS, *MIXTURES)
 
 
 def profile(name: str) -> experiment.Settings:
@@ -32,7 +32,7 @@ def test_every_profile_is_tested():
 def test_a_profile_holds_the_published_settings(name):
     training = profile(name).training
     mid, post, test_time = training.mid, training.post, training.test_time or profile(PAPER[0]).training.test_time
-    assert training.test_time is not None or name in ("olmo-hybrid-7b", KIMI)
+    assert training.test_time is not None or name in ("olmo-hybrid-7b", *MIXTURES)
     assert (mid.learning_rate, mid.sequences_per_step, mid.schedule, mid.adam_betas) == (
         1e-6,
         32,
@@ -106,7 +106,12 @@ def widths_of_a_head(mixer) -> int:
     return mixer.query + mixer.options.value if hasattr(mixer, "query") else 2 * mixer.options.width
 
 
-COUNTED = [("qwen3.5-0.8b", 248320), ("olmo-hybrid-7b", 100352), (KIMI, 163840)]
+COUNTED = [
+    ("qwen3.5-0.8b", 248320),
+    ("olmo-hybrid-7b", 100352),
+    ("qwen3.5-35b-a3b", 248320),
+    ("kimi-linear-48b-a3b", 163840),
+]
 
 
 @pytest.mark.parametrize(("name", "vocabulary"), COUNTED)
