@@ -275,18 +275,19 @@ def build() -> Callable[..., FastWeightLanguageModel]:
     return make_model
 
 
+def layered(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """A config with another number of layers; of Kimi Linear, which lists them, every second attends."""
+    made = {**config, "num_hidden_layers": layers}
+    if "linear_attn_config" in config:
+        kinds = {"kda_layers": list(range(1, layers + 1, 2)), "full_attn_layers": list(range(2, layers + 1, 2))}
+        made["linear_attn_config"] = {**config["linear_attn_config"], **kinds}
+    return made
+
+
 @pytest.fixture
 def with_layers() -> Callable[[dict[str, Any], int], dict[str, Any]]:
-    """A config with another number of layers; of Kimi Linear, which lists them, every second attends."""
-
-    def make(config: dict[str, Any], layers: int) -> dict[str, Any]:
-        made = {**config, "num_hidden_layers": layers}
-        if "linear_attn_config" in config:
-            kinds = {"kda_layers": list(range(1, layers + 1, 2)), "full_attn_layers": list(range(2, layers + 1, 2))}
-            made["linear_attn_config"] = {**config["linear_attn_config"], **kinds}
-        return made
-
-    return make
+    """layered, as a fixture."""
+    return layered
 
 
 @pytest.fixture

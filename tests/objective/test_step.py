@@ -186,7 +186,7 @@ def test_the_backward_pass_gives_the_same_inside_the_autocast_region(model, draw
                 result.loss.backward()
         if not inside:
             result.loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     assert gradients[0].any() and torch.equal(*gradients)
 
 
@@ -210,7 +210,7 @@ def test_a_further_update_keeps_rewards_advantages_and_old_log_probabilities(mod
     first = next_sequence_step(model, tokens, SETTINGS, SEEDS[:2])
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 1.05
+            parameter *= 1.1  # enough to move a ratio past the clip in every model
     second = next_sequence_step(model, tokens, SETTINGS, SEEDS[:2] + 99, reuse=first)
     third = next_sequence_step(model, tokens, SETTINGS, SEEDS[:2], reuse=second)
     for name in ("positions", "rollouts", "advantages", "old_log_probs"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from refine.errors import nearest
-from refine.models.configuration import COUNTS, FastWeightConfig, check
+from refine.models.configuration import COUNTS, LARGEST, FastWeightConfig, check
 from refine.models.hybrids.configuration import ATTENTION, LINEAR
 
 SIZES = (
@@ -114,7 +114,7 @@ class KimiLinearConfig(FastWeightConfig):
             more.pop(theirs, None)
         if kinds is not None and not isinstance(kinds, (list, tuple)):
             raise self.refusal("layer_types", f"expected a list of {LINEAR!r} and {ATTENTION!r}", kinds)
-        depth = self.num_hidden_layers if isinstance(self.num_hidden_layers, int) else 0
+        depth = self._depth()
         if kinds is None and not any(name in found for name in LAYERS):
             kinds = [ATTENTION if i and i % 4 == 0 else LINEAR for i in range(depth)]
         for name, kind in zip(LAYERS, (LINEAR, ATTENTION), strict=True):
@@ -130,9 +130,12 @@ class KimiLinearConfig(FastWeightConfig):
         kinds = more.pop("mlp_layer_types", None)
         if kinds is None:
             return
-        first = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
-        if list(kinds) != ["dense"] * first + ["sparse"] * (self.num_hidden_layers - first):
-            rule = f"expected {self.num_hidden_layers} (num_hidden_layers), 'dense' ones first and then 'sparse' ones"
+        given = list(kinds) if isinstance(kinds, (list, tuple)) else []
+        first = next((i for i, kind in enumerate(given) if kind != "dense"), len(given))
+        if not given or given != ["dense"] * first + ["sparse"] * (len(given) - first):
+            raise self.refusal("mlp_layer_types", "expected a list of 'dense' and then 'sparse' ones", kinds)
+        if len(given) != self.num_hidden_layers:
+            rule = f"expected {self.num_hidden_layers} (num_hidden_layers) of them"
             raise self.refusal("mlp_layer_types", rule, kinds)
         self.first_k_dense_replace, self.moe_layer_freq = first, 1
 
@@ -187,7 +190,12 @@ class KimiLinearConfig(FastWeightConfig):
     def layer_types(self) -> list[str]:
         """The kind of each layer."""
         attending = set(self.linear_attn_config.get("full_attn_layers", []))
-        return [ATTENTION if i + 1 in attending else LINEAR for i in range(self.num_hidden_layers)]
+        return [ATTENTION if i + 1 in attending else LINEAR for i in range(self._depth())]
+
+    def _depth(self) -> int:
+        """num_hidden_layers, also before it was checked: transformers asks a config for its `layer_types` early."""
+        depth = self.num_hidden_layers
+        return depth if _whole(depth, 1) and depth <= LARGEST["num_hidden_layers"] else 0
 
     @property
     def linear_sizes(self) -> tuple[int, int, int]:

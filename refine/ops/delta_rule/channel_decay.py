@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from refine.ops.delta_rule.decay import Decay, sum_after, sum_before
+from refine.ops.layout import moved_together
 
 SUB_CHUNK = 16  # tokens of a sub-chunk
 FORMED = {"cpu": 1 << 18, "cuda": 1 << 26}  # factors that are formed at once; on a CPU they fit a core's cache
@@ -169,9 +170,9 @@ class Pairs:
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.later, self.earlier = torch.tril_indices(size, size, device=device).unbind()
+        indices = [*torch.tril_indices(size, size).unbind(), torch.arange(size)]
+        self.later, self.earlier, tokens = moved_together(indices, device)
         self.places = (slice(None), self.later, self.earlier)
-        tokens = torch.arange(size, device=device)
         self.of_later, self.of_earlier = ((tokens[:, None] == one).to(dtype) for one in (self.later, self.earlier))
         self.between = ((self.earlier[:, None] < tokens) & (tokens <= self.later[:, None])).to(dtype)
 

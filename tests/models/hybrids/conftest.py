@@ -83,7 +83,8 @@ def shake(model, seed=0):
     """Weights of which every one matters."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        biases = [(name, x) for name, x in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        for name, parameter in [*model.named_parameters(), *biases]:
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.4 if "conv1d" in name else 0.7 * parameter.shape[-1] ** -0.5)
             elif name.endswith("A_log"):

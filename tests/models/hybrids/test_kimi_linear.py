@@ -202,7 +202,16 @@ REFUSED = [
     ({"linear_attn_config": 3}, "linear_attn_config is 3"),
     ({"layer_types": ["full_attention", "linear_attention"]}, r"kda_layers is \[1\]: layer_types has \[2\]"),
     ({"layer_types": "linear"}, "layer_types is 'linear'"),
-    ({"mlp_layer_types": ["sparse", "dense"]}, "mlp_layer_types is .*'dense' ones first"),
+    (
+        {"mlp_layer_types": ["sparse", "dense"]},
+        "mlp_layer_types is .*expected a list of 'dense' and then 'sparse' ones",
+    ),
+    ({"mlp_layer_types": 5}, "mlp_layer_types is 5: expected a list"),
+    ({"mlp_layer_types": ["dense"]}, r"mlp_layer_types is \['dense'\]: expected 2 \(num_hidden_layers\) of them"),
+    ({"mlp_layer_types": ["dense"] * 2, "num_hidden_layers": "x"}, "mlp_layer_types is"),
+    ({"num_hidden_layers": "x"}, "num_hidden_layers is 'x'"),
+    ({"num_hidden_layers": 2**40, "linear_attn_config": None}, "num_hidden_layers is 1099511627776: expected at most"),
+    ({"linear_attn_config": {"full_attn_layers": [2]}}, "expected each layer, 1 .. 2, once in"),
 ]
 
 
