@@ -13,6 +13,7 @@ from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.delta.gated_delta_product import GatedDeltaProductForCausalLM
 from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
 from refine.models.hybrids.qwen3_5 import Qwen3_5ForCausalLM
 from refine.models.lact.model import LactForCausalLM
@@ -103,6 +104,7 @@ def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightL
 
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
+register(GatedDeltaProductForCausalLM)
 register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))
