@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
+from refine.models.delta.comba import CombaForCausalLM
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
 from refine.models.delta.gated_delta_product import GatedDeltaProductForCausalLM
@@ -105,6 +106,7 @@ def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightL
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
 register(GatedDeltaProductForCausalLM)
+register(CombaForCausalLM)
 register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))

@@ -21,38 +21,15 @@ VARIANTS = {
 }
 
 
-def rms(x, weight, eps):
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def silu(x):
-    return x * torch.sigmoid(x)
-
-
-def unit(x):
-    return x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def convolved(w, x, name):
-    """x [T, D] -> SiLU of the causal convolution of its projection [T, F]."""
-    y = x @ w[f"{name}_proj.weight"].T
-    if f"{name}_conv1d.weight" not in w:
-        return silu(y)
-    weight = w[f"{name}_conv1d.weight"]
-    padded = torch.cat([y.new_zeros(weight.shape[-1] - 1, y.shape[1]), y])
-    return silu(sum(padded[i : i + len(y)] * weight[:, 0, i] for i in range(weight.shape[-1])))
-
-
-def mixed(w, x, c):
+def layer(formula, w, x, c):
     """The layer on x [T, D]."""
     T, H, K, M = len(x), c["num_heads"], c["head_dim"], c["num_householder"]
-    q, k, v = unit(convolved(w, x, "q").view(T, H, K)), convolved(w, x, "k"), convolved(w, x, "v").view(T, M, H, -1)
-    k = unit(k.view(T, M, H, K))
+    q, k, v = (formula.convolved(w, x, name) for name in "qkv")
+    q, k, v = formula.unit(q.view(T, H, K)), formula.unit(k.view(T, M, H, K)), v.view(T, M, H, -1)
     beta = torch.sigmoid(x @ w["b_proj.weight"].T).view(T, M, H) * (1 + c["allow_neg_eigval"])
     decay = torch.ones(T, H, dtype=x.dtype)
     if c["use_forget_gate"]:
-        step = torch.log1p((x @ w["a_proj.weight"].T + w["dt_bias"]).exp())
-        decay = torch.exp(-w["A_log"].exp() * step)
+        decay = formula.decay(w, x)
     o = torch.zeros(T, H, v.shape[-1], dtype=x.dtype)
     for h in range(H):
         S = torch.zeros(K, v.shape[-1], dtype=x.dtype)
@@ -61,32 +38,19 @@ def mixed(w, x, c):
             for m in range(M):
                 S = S + torch.outer(k[t, m, h], beta[t, m, h] * (v[t, m, h] - k[t, m, h] @ S))
             o[t, h] = q[t, h] @ S / K**0.5
-    o = rms(o, w["o_norm.weight"], c["norm_eps"])
+    o = formula.rms(o, w["o_norm.weight"], c["norm_eps"])
     if "g_proj.weight" in w:
-        o = o * silu(x @ w["g_proj.weight"].T).view(o.shape)
+        o = o * formula.silu(x @ w["g_proj.weight"].T).view(o.shape)
     return o.flatten(1) @ w["o_proj.weight"].T
-
-
-def hidden_states(weights, c, tokens):
-    """States after the final norm [T, D]."""
-    x = weights["model.embeddings.weight"][tokens]
-    for i in range(c["num_hidden_layers"]):
-        w = {n.removeprefix(f"model.layers.{i}."): y for n, y in weights.items() if n.startswith(f"model.layers.{i}.")}
-        inner = {n.removeprefix("attn."): y for n, y in w.items() if n.startswith("attn.")}
-        x = x + mixed(inner, rms(x, w["attn_norm.weight"], c["norm_eps"]), c)
-        y = rms(x, w["mlp_norm.weight"], c["norm_eps"])
-        y = silu(y @ w["mlp.gate_proj.weight"].T) * (y @ w["mlp.up_proj.weight"].T)
-        x = x + y @ w["mlp.down_proj.weight"].T
-    return rms(x, weights["model.norm.weight"], c["norm_eps"])
 
 
 @pytest.mark.parametrize("length", [1, 5, 131])
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @torch.no_grad()
-def test_hidden_states_are_the_formulas(variant, length, build, tokens):
+def test_hidden_states_are_the_formulas(variant, length, build, tokens, formula):
     config = {**CONFIG, **VARIANTS[variant]}
     model, text = build(config), tokens(1, length)
-    expected = hidden_states(model.state_dict(), config, text[0])
+    expected = formula.hidden_states(model.state_dict(), config, text[0], layer)
     found = model.read(text).hidden[0]
     assert float((found - expected).norm() / expected.norm()) < 1e-10
 
@@ -95,7 +59,7 @@ def test_hidden_states_are_the_formulas(variant, length, build, tokens):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("forgets", [True, False])
 @torch.no_grad()
-def test_a_layer_takes_the_steps_of_flash_linear_attentions_reference(forgets, build):
+def test_a_layer_takes_the_steps_of_flash_linear_attentions_reference(forgets, build, formula):
     from fla.ops.gated_delta_product.naive import naive_recurrent_gated_delta_product
 
     from refine.ops.layout import Layout, Taps
@@ -106,7 +70,7 @@ def test_a_layer_takes_the_steps_of_flash_linear_attentions_reference(forgets, b
     qkv = torch.randn(37, 15), torch.randn(37, 45), torch.randn(37, 63)
     state = torch.randn(1, 3, 5, 7)
     o, states = mixer.apply_rule(qkv, beta, decay, state, 1, Layout([37]), torch.float32)
-    q, k, v = unit(qkv[0].view(1, 37, 3, 5)), unit(qkv[1].view(1, 111, 3, 5)), qkv[2].view(1, 111, 3, 7)
+    q, k, v = formula.unit(qkv[0].view(1, 37, 3, 5)), formula.unit(qkv[1].view(1, 111, 3, 5)), qkv[2].view(1, 111, 3, 7)
     g = None if decay is None else decay[None]
     expected, last = naive_recurrent_gated_delta_product(
         q, k, v, g, beta.view(1, 111, 3), 5**-0.5, None, state, True, num_householder=3
