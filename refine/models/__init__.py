@@ -1,4 +1,4 @@
-"""Language models whose memory can be tapped after any token: DeltaNet, Gated DeltaNet, LaCT (memories of fixed size),
+"""Language models whose memory can be tapped after any token: DeltaNet and its kin, LaCT (memories of fixed size),
 and hybrids with attention (Qwen3.5, OLMo Hybrid), whose keys and values grow with the text.
 
 `from_config` and `from_pretrained` build them, and so do transformers' AutoConfig and AutoModelForCausalLM.

@@ -1,4 +1,6 @@
-"""DeltaNet (arXiv 2406.06484) and Gated DeltaNet (arXiv 2412.06464) in flash-linear-attention's format.
+"""DeltaNet (arXiv 2406.06484), Gated DeltaNet (2412.06464), Gated DeltaProduct (2502.10297) and Comba (2506.02475) in
+flash-linear-attention's formats.
 
-Begin with mixer.py, which both share; delta_net.py and gated_delta_net.py add config and rates.
+Begin with mixer.py, which all share; the other files add config and rates. The last two families give
+the rule of Gated DeltaNet other inputs.
 """
