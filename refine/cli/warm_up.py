@@ -54,7 +54,7 @@ def layer_shapes(model: str) -> list[Shape]:
 
     with torch.device("meta"):
         built = from_config(resolve(model, None))
-    mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer)]
+    mixers = [module for module in built.modules() if isinstance(module, DeltaRuleMixer) and module.uses_kernels]
     return sorted(
         {
             Shape(one.heads, one.value_heads, one.key, one.value, hasattr(one, "A_log"), one.decays_by_channel)

@@ -1,5 +1,5 @@
-"""Language models whose memory can be tapped after any token: DeltaNet, Gated DeltaNet, Kimi Delta Attention, LaCT
-(memories of fixed size), and hybrids with attention (Qwen3.5, OLMo Hybrid, Kimi Linear), whose keys and values grow.
+"""Language models whose memory can be tapped after any token: DeltaNet and its kin, LaCT (memories of fixed size),
+and hybrids with attention (Qwen3.5, OLMo Hybrid, Kimi Linear), whose keys and values grow with the text.
 
 `from_config` and `from_pretrained` build them, and so do transformers' AutoConfig and AutoModelForCausalLM.
 """

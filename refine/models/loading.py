@@ -11,8 +11,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from refine.errors import ModelError, nearest, reason
 from refine.models.configuration import FastWeightConfig
+from refine.models.delta.comba import CombaForCausalLM
 from refine.models.delta.delta_net import DeltaNetForCausalLM
 from refine.models.delta.gated_delta_net import GatedDeltaNetForCausalLM
+from refine.models.delta.gated_delta_product import GatedDeltaProductForCausalLM
 from refine.models.delta.kda import KDAForCausalLM
 from refine.models.hybrids.kimi_linear import KimiLinearForCausalLM
 from refine.models.hybrids.olmo_hybrid import OlmoHybridForCausalLM
@@ -108,6 +110,8 @@ def load_for_reading(name: str | Path, device: str | None = None) -> FastWeightL
 register(DeltaNetForCausalLM)
 register(GatedDeltaNetForCausalLM)
 register(KDAForCausalLM)
+register(GatedDeltaProductForCausalLM)
+register(CombaForCausalLM)
 register(LactForCausalLM)
 # transformers has these types, and keeps them: they are found here alone
 MODELS.update(dict.fromkeys(("qwen3_5_text", "qwen3_5"), Qwen3_5ForCausalLM))

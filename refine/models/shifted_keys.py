@@ -58,7 +58,8 @@ def _shift_convolutions(model: nn.Module) -> None:
     for mixer, weights in mixers.items():
         for weight, first, shares in zip(weights, (1, 2, 1), (True, True, False), strict=True):
             channels = torch.arange(len(weight))
-            shift = channels % (weight.shape[-1] - 1) if shares else torch.zeros_like(channels)
+            own = channels % len(weights[0])  # where a token has several keys, each is shifted alike
+            shift = own % (weight.shape[-1] - 1) if shares else torch.zeros_like(channels)
             weight.zero_()
             weight[channels, 0, -first - shift] = 1.0
         if isinstance(mixer, Qwen3_5GatedDeltaNet):

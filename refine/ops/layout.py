@@ -81,6 +81,13 @@ class Layout:
             self._kept[key] = build()
         return self._kept[key]
 
+    def times(self, steps: int) -> Layout:
+        """The layout of a recurrence that takes so many `steps` for each token."""
+        if steps == 1:
+            return self
+        lengths, positions = ([n * steps for n in counts] for counts in (self.lengths, self.positions))
+        return self.once(("times", steps), lambda: Layout(lengths, positions, self.device))
+
     def tensor(self, values: Sequence[int]) -> torch.Tensor:
         """`values` as int64 on the layout's device, see `on_device`."""
         return on_device(values, self.device)
@@ -157,6 +164,13 @@ class Taps:
         if key not in self._kept:
             self._kept[key] = build()
         return self._kept[key]
+
+    def times(self, steps: int) -> Taps:
+        """The same points in the layout `layout.times(steps)`."""
+        if steps == 1:
+            return self
+        counts = [n * steps for n in self.counts]
+        return self.once(("times", steps), lambda: Taps(self.documents, counts, self.device))
 
     def tensor(self, values: Sequence[int]) -> torch.Tensor:
         """`values` as int64 on the taps' device, see `on_device`."""

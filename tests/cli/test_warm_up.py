@@ -34,6 +34,10 @@ def test_the_shapes_are_those_of_the_layers_without_their_weights(config):
         json.dumps({"model_type": "delta_net", "hidden_size": 64, "num_heads": 2, "vocab_size": 9})
     )
     assert layer_shapes(str(config)) == [(2, 2, 32, 32, False, False)]
+    (config / "config.json").write_text(
+        json.dumps({"model_type": "comba", "hidden_size": 64, "num_heads": 2, "head_dim": 16, "vocab_size": 9})
+    )
+    assert layer_shapes(str(config)) == [], "PyTorch computes these"
 
 
 def test_a_model_without_such_layers_has_nothing_to_compile():

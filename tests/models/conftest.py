@@ -33,6 +33,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "head_dim": 8,
     },
+    "gated_deltaproduct": {
+        "model_type": "gated_deltaproduct",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+        "num_householder": 3,
+        "use_forget_gate": True,
+        "allow_neg_eigval": True,
+    },
+    "comba": {
+        "model_type": "comba",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "num_v_heads": 4,
+        "head_dim": 8,
+        "expand_v": 0.75,
+    },
     "lact": {
         "model_type": "lact_swiglu",
         "hidden_size": 32,
@@ -153,6 +172,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kda without convolution, with attention": {
         **CONFIGS["kda"],
         "use_short_conv": False,
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
+    },
+    "gated_deltaproduct without decay, gate and convolution": {
+        **CONFIGS["gated_deltaproduct"],
+        "num_householder": 2,
+        **dict.fromkeys(("use_forget_gate", "use_output_gate", "use_short_conv"), False),
+    },
+    "gated_deltaproduct of one step, with attention": {
+        **CONFIGS["gated_deltaproduct"],
+        "num_householder": 1,
+        "expand_v": 0.75,
+        "allow_neg_eigval": False,
+        "attn": {"layers": [0], "num_heads": 4, "num_kv_heads": 2, "window_size": 24},
+    },
+    "comba plain, with attention": {
+        **CONFIGS["comba"],
+        "num_v_heads": None,
+        **dict.fromkeys(("use_output_gate", "use_short_conv"), False),
         "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2},
     },
     "qwen3_5 biases, all channels turned, tied": {

@@ -18,7 +18,7 @@ from refine.errors import ModelError
 SMALL = {"vocab_size": 61, "intermediate_size": 48}
 
 
-@pytest.fixture(params=["delta_net", "gated_deltanet", "kda", "lact"])
+@pytest.fixture(params=["delta_net", "gated_deltanet", "kda", "gated_deltaproduct", "comba", "lact"])
 def name(request):
     """The models that transformers does not have; the others are in hybrids/test_loading.py."""
     return request.param
@@ -213,7 +213,7 @@ def test_our_classes_keep_their_names_whenever_fla_is_imported(first):
     check = f"""
 import {first}, {second}
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
-for kind in ("delta_net", "gated_deltanet", "kda"):
+for kind in ("delta_net", "gated_deltanet", "kda", "gated_deltaproduct", "comba"):
     config = AutoConfig.for_model(kind, num_hidden_layers=1, hidden_size=64, num_heads=2, vocab_size=50)
     assert type(config).__module__.startswith("refine."), type(config)
     model = AutoModelForCausalLM.from_config(config)
@@ -231,6 +231,10 @@ FLA = [
     ("GatedDeltaNet", {**PLAIN, "num_v_heads": 4, "head_dim": 16, "use_gate": False}),
     ("KDA", {**PLAIN, "num_hidden_layers": 2, "head_dim": 16}),
     ("KDA", {**PLAIN, "num_v_heads": 4, "head_dim": 16, "expand_v": 2.0, "lower_bound": -5.0, "safe_gate": True}),
+    ("GatedDeltaProduct", {**PLAIN, "head_dim": 16, "num_householder": 3, "use_forget_gate": True}),
+    ("GatedDeltaProduct", {**PLAIN, "head_dim": 16, "use_output_gate": False, "use_short_conv": False}),
+    ("Comba", {**PLAIN, "head_dim": 16, "num_v_heads": 4, "correction_factor": 0.02}),
+    ("Comba", {**PLAIN, "head_dim": 16, "use_output_gate": False, "use_short_conv": False}),
 ]
 
 
@@ -258,13 +262,13 @@ def test_folders_go_to_flash_linear_attention_and_back(family, fields, tmp_path)
 
 @pytest.mark.requires_fla
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("family", ["DeltaNet", "GatedDeltaNet", "KDA"])
+@pytest.mark.parametrize("family", ["DeltaNet", "GatedDeltaNet", "KDA", "GatedDeltaProduct", "Comba"])
 def test_defaults_are_those_of_flash_linear_attention(family):
     import fla.models
 
     theirs = getattr(fla.models, f"{family}Config")()
     small = {"model_type": theirs.model_type, "hidden_size": 64, "num_heads": 2, "vocab_size": 8}
-    ours = refine.models.from_config(small | ({"head_dim": 16} if family != "DeltaNet" else {})).config
+    ours = refine.models.from_config(small | ({} if family == "DeltaNet" else {"head_dim": 16})).config
     for key, value in theirs.to_dict().items():
         if key not in ("hidden_size", "num_heads", "vocab_size", "head_dim", "transformers_version"):
             assert ours.to_dict()[key] == value, key

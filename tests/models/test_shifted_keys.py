@@ -26,7 +26,10 @@ def found_again(fast, values):
     return (likeness.argmax(1) == torch.arange(len(fast))).float().mean()
 
 
-@pytest.mark.parametrize("name", ["delta_net", "gated_deltanet", "kda", "qwen3_5", "olmo_hybrid", "kimi_linear"])
+@pytest.mark.parametrize(
+    "name",
+    ["delta_net", "gated_deltanet", "kda", "gated_deltaproduct", "comba", "qwen3_5", "olmo_hybrid", "kimi_linear"],
+)
 def test_a_key_is_of_the_tokens_before_those_of_its_query(name):
     model = refine.models.from_config({**CONFIGS[name], "vocab_size": VOCABULARY})
     shift_keys(model)
@@ -36,7 +39,7 @@ def test_a_key_is_of_the_tokens_before_those_of_its_query(name):
         q, k, v = convolutions(mixer)
         for weight in (q, k, v):
             assert torch.equal(weight.sum(1), torch.ones(len(weight))) and weight.abs().sum() == len(weight)
-        width = q.shape[1]
+        width, q = q.shape[1], q.repeat(len(k) // len(q), 1)  # for each of a token's keys
         assert torch.equal(k[:, :-1], q[:, 1:]), "each key channel lies one token before its query's"
         assert set(q.argmax(1).tolist()) == set(range(1, width)), "of the last tokens"
         assert set(v.argmax(1).tolist()) == {width - 1}, "the token itself"

@@ -1,5 +1,6 @@
-"""DeltaNet (arXiv 2406.06484), Gated DeltaNet (arXiv 2412.06464) and Kimi Delta Attention (arXiv 2510.26692) in
-flash-linear-attention's format.
+"""DeltaNet (arXiv 2406.06484), Gated DeltaNet (2412.06464), Kimi Delta Attention (2510.26692), Gated DeltaProduct
+(2502.10297) and Comba (2506.02475) in flash-linear-attention's formats.
 
-Begin with mixer.py, which all share; delta_net.py, gated_delta_net.py and kda.py add config and rates.
+Begin with mixer.py, which all share; the other files add config and rates. Gated DeltaProduct and Comba give the rule of
+Gated DeltaNet other inputs.
 """

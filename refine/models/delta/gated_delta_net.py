@@ -91,23 +91,30 @@ class GatedDeltaNet(DeltaMixer):
         norm_eps: float,
         gate: str | None = "swish",
         negative: bool = False,
+        steps: int = 1,
+        forgets: bool = True,
     ) -> None:
-        super().__init__(hidden, heads, value_heads, key, value, conv_size, gate is not None, norm_eps)
-        self.negative, self.output_gate = negative, gate
-        self.a_proj = nn.Linear(hidden, value_heads, bias=False)
-        self.b_proj = nn.Linear(hidden, value_heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(value_heads))
-        self.dt_bias = nn.Parameter(torch.empty(value_heads))
+        super().__init__(hidden, heads, value_heads, key, value, conv_size, gate is not None, norm_eps, steps)
+        self.negative, self.output_gate, self.forgets = negative, gate, forgets
+        if forgets:
+            self.a_proj = nn.Linear(hidden, value_heads, bias=False)
+        self.b_proj = nn.Linear(hidden, steps * value_heads, bias=False)
+        if forgets:
+            self.A_log = nn.Parameter(torch.empty(value_heads))
+            self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
     def normalised(self, x: Tensor) -> Tensor:
         """q or k [N, H, K], after SiLU -> unit length."""
         return unit_length(x)
 
-    def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """beta and log decay [N, J]."""
+    def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """beta [N, steps J], log decay [N, J]; None where nothing is forgotten."""
         beta = self.b_proj(x).to(dtype).sigmoid()
-        log_decay = -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
-        return beta * 2 if self.negative else beta, log_decay
+        beta = beta * 2 if self.negative else beta
+        if not self.forgets:
+            return beta, None
+        rate = self.a_proj(x).to(dtype) + self.dt_bias.to(dtype)
+        return beta, -self.A_log.to(dtype).exp() * F.softplus(rate)
 
     def gate(self, x: Tensor) -> Tensor:
         """Activation of the output gate."""
@@ -115,6 +122,8 @@ class GatedDeltaNet(DeltaMixer):
 
     def reset_decay(self) -> None:
         """fla's initial decay: exp(A_log) uniform in (0, 16), softplus(dt_bias) log-uniform in (0.001, 0.1)."""
+        if not self.forgets:
+            return
         rate = torch.empty_like(self.A_log, dtype=torch.float32).uniform_(0, 16).clamp_(min=1e-4)
         init.copy_(self.A_log, rate.log())
         step = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(math.log(0.001), math.log(0.1)).exp()

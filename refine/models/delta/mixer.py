@@ -42,10 +42,13 @@ class DeltaRuleMixer(TokenMixer):
     """The layer except its projections and rates, which a subclass adds under the names of its format.
 
     A memory has "state" [R, J, K, V] and the last inputs of the convolutions: `tails` names them, [R, W - 1, width].
-    `decays_by_channel`: whether the log decay is one of each key channel.
+    `decays_by_channel`: whether the log decay is one of each key channel. `steps`: of the delta rule, for each token.
+    `uses_kernels`: whether fla's kernels may compute it.
     """
 
     decays_by_channel = False
+    steps = 1
+    uses_kernels = True
 
     def __init__(
         self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
@@ -89,13 +92,29 @@ class DeltaRuleMixer(TokenMixer):
         beta, log_decay = self.rates(x, wide(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
             (q, k, v), tails = self.convolve(projected, held, layout)
-            q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in (q, k))
-            v = v.view(layout.tokens, self.value_heads, self.value)
             # under autocast x is the float32 residual stream; the kernels are given what the projections are made in
             dtype = next(iter(projected.values())).dtype
-            o, states = self._rule(q, k, v, beta, log_decay, state, sharing, layout, dtype)
+            o, states = self.apply_rule((q, k, v), beta, log_decay, state, sharing, layout, dtype)
             o = self.output_norm(o)
-        return self.output(x, o), self._trace(DeltaTrace(states, tails), layout, memory, keep)
+        return self.output(x, o), self._trace(DeltaTrace(states, tails, self.steps), layout, memory, keep)
+
+    def apply_rule(
+        self,
+        convolved: tuple[Tensor, Tensor, Tensor],
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        sharing: int,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, States]:
+        """Normalise q and k, and apply the delta rule to them, v and the rates -> o [N, J, V] and the states.
+
+        convolved: q, k, v from `convolve`. `sharing` rows in a row start from each state. dtype: the kernels'.
+        """
+        q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in convolved[:2])
+        v = convolved[2].view(layout.tokens, self.value_heads, self.value)
+        return self._rule(q, k, v, beta, log_decay, state, sharing, layout, dtype)
 
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> TensorMemory:
         def zeros(*shape: int) -> Tensor:
@@ -111,8 +130,8 @@ class DeltaRuleMixer(TokenMixer):
         assert isinstance(memory, TensorMemory)
         return {name: memory[name] for name in self.tails}, *memory.shared_in_order("state")
 
-    @staticmethod
     def _rule(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -125,10 +144,12 @@ class DeltaRuleMixer(TokenMixer):
     ) -> tuple[Tensor, States]:
         """o [N, J, V], at least float32, and the states; by fla's kernels if they read `dtype`, else by PyTorch."""
         if not fla.reads(q.device, dtype, log_decay, q, k, v, beta, state):
-            return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing)
+            size = delta_rule.CHUNK // self.steps * self.steps  # no token's steps are in two chunks
+            return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing, size)
         if state is not None:
             state = delta_rule.laid_out(state, sharing)
-        o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout)
+        every = fla.EVERY // self.steps * self.steps
+        o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout, every)
         return o.to(wide(dtype)), states
 
     def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
@@ -161,16 +182,18 @@ class DeltaMixer(DeltaRuleMixer):
         conv_size: int,
         gated_output: bool,
         norm_eps: float,
+        steps: int = 1,
     ) -> None:
-        widths = {"q": heads * key, "k": heads * key, "v": value_heads * value}
+        widths = {"q": heads * key, "k": steps * heads * key, "v": steps * value_heads * value}
         super().__init__(heads, value_heads, key, value, conv_size, widths)
-        self.q_proj = nn.Linear(hidden, heads * key, bias=False)
-        self.k_proj = nn.Linear(hidden, heads * key, bias=False)
-        self.v_proj = nn.Linear(hidden, value_heads * value, bias=False)
+        self.steps = steps
+        self.q_proj = nn.Linear(hidden, widths["q"], bias=False)
+        self.k_proj = nn.Linear(hidden, widths["k"], bias=False)
+        self.v_proj = nn.Linear(hidden, widths["v"], bias=False)
         if conv_size:
-            self.q_conv1d = ShortConvolution(heads * key, conv_size)
-            self.k_conv1d = ShortConvolution(heads * key, conv_size)
-            self.v_conv1d = ShortConvolution(value_heads * value, conv_size)
+            self.q_conv1d = ShortConvolution(widths["q"], conv_size)
+            self.k_conv1d = ShortConvolution(widths["k"], conv_size)
+            self.v_conv1d = ShortConvolution(widths["v"], conv_size)
         if gated_output:
             self.g_proj: nn.Module = nn.Linear(hidden, value_heads * value, bias=False)
         self.o_norm = RMSNorm(value, norm_eps)
@@ -205,14 +228,14 @@ class DeltaMixer(DeltaRuleMixer):
 
 
 class DeltaTrace(Trace):
-    """The states of the delta rule and the inputs of the convolutions of one read."""
+    """The states of the delta rule, so many `steps` of it a token, and the inputs of the convolutions of one read."""
 
-    def __init__(self, states: States, tails: dict[str, short_convolution.Tails]) -> None:
-        self.states, self.tails = states, tails
+    def __init__(self, states: States, tails: dict[str, short_convolution.Tails], steps: int = 1) -> None:
+        self.states, self.tails, self.steps = states, tails, steps
 
     def tap(self, taps: Taps, inputs: MixerInputs | None) -> TensorMemory:
         tails = {name: tails.at(taps) for name, tails in self.tails.items()}
-        return TensorMemory({"state": self.states.at(taps), **tails})
+        return TensorMemory({"state": self.states.at(taps.times(self.steps)), **tails})
 
 
 class SparseDeltaTrace(Trace):
@@ -225,8 +248,8 @@ class SparseDeltaTrace(Trace):
             memory = mixer.fresh(layout.documents, layout.device, trace.states.starts.tensor.dtype)
         self.start = memory
         chunks, every = trace.states.chunks, trace.states.sparse
-        self.span = chunks.size * every  # tokens between kept states
-        self.kept, place = layout.once(("sparse", chunks.size), lambda: self._kept_states(chunks, every))
+        self.span = chunks.size * every // mixer.steps  # tokens between kept states
+        self.kept, place = chunks.layout.once(("sparse", chunks.size), lambda: self._kept_states(chunks, every))
         self.states = trace.states.starts.pick(place)
 
     def tap(self, taps: Taps, inputs: MixerInputs | None) -> LayerMemory:

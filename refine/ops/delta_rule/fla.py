@@ -101,6 +101,19 @@ def differentiates(device: torch.device, key_width: int, channels: bool = False)
     return _differentiates(_wish(), device, key_width, channels)
 
 
+def torch_alone(what: str, device: torch.device) -> None:
+    """For a layer that no kernel is trusted with yet: say once that PyTorch computes it. Raises SettingError if
+    REFINE_KERNELS is "fla"."""
+    _torch_alone(_wish(), what, device.type)
+
+
+@functools.cache
+def _torch_alone(wish: str, what: str, device: str) -> None:
+    if wish == "fla":
+        raise SettingError(f"REFINE_KERNELS is 'fla', but only PyTorch computes {what} here: use auto or torch")
+    log.info("%s on %s: PyTorch", what, device)
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with `tensors`."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -64,18 +64,20 @@ def read(
     state: Tensor | None,
     layout: Layout,
     sharing: int = 1,
+    size: int = CHUNK,
 ) -> tuple[Tensor, ChunkStates | Ends]:
     """q, k [N, H, K], v [N, J, V], beta [N, J], log_decay [N, J] or [N, J, K] or None, in one floating dtype;
     state [G, J, K, V] or None (zero).
 
     J is a multiple of H: value head j uses q and k of head j // (J / H). `sharing`: so many documents in a row start
-    from each state, of which there are G / sharing. Returns o [N, J, V] and the read's states.
+    from each state, of which there are G / sharing. `size`: tokens of a chunk.
+    Returns o [N, J, V] and the read's states.
     """
     if v.shape[1] != q.shape[1]:
         q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
     if state is not None and layout.decodes:
         return _one_token(q, k, v, beta, log_decay, laid_out(state, sharing))
-    chunks = Chunks.of(layout, CHUNK)
+    chunks = Chunks.of(layout, size)
     q, k, v, beta = (chunks.cut(x) for x in (q, k, v, beta))
     decay = None if log_decay is None else chunks.cut(log_decay)
     decay_rows: Tensor | LaterRows | None = decay

@@ -56,6 +56,13 @@ def _compared(inputs, lengths, taps, every, bound):
         assert _distance(one, other) < bound
 
 
+# fields of each kind of model that the kernels read, for heads of a width
+OWN = {
+    "delta_net": lambda width: {},
+    "gated_deltanet": lambda width: {"head_dim": width},
+    "kda": lambda width: {"head_dim": width},
+    "gated_deltaproduct": lambda width: {"head_dim": width, "num_householder": 3, "use_forget_gate": True},
+}
 CASES = [([7], 3), ([1], 4), ([8, 8], 4), ([5, 13, 1, 8], 4), ([3, 9], 100)]
 
 
@@ -141,17 +148,17 @@ def test_the_recurrent_kernels_gradients_are_the_twin_s_under_triton_s_interpret
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
+@pytest.mark.parametrize("kind", list(OWN))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkeypatch, kind, checkpointing):
     config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
-    model = refine.models.from_config(config | ({"head_dim": 16} if kind != "delta_net" else {})).double()
+    model = refine.models.from_config(config | OWN[kind](16)).double()
     model.model.gradient_checkpointing = checkpointing
     text, positions = torch.randint(0, 50, (2, 40)), torch.tensor([[1, 8, 40], [33, 9, 17]])
     results = []
     for through in (False, True):
         monkeypatch.setattr(fla, "chosen", lambda device, dtype, through=through: through)
-        monkeypatch.setattr(fla.read, "__defaults__", (8,))
+        monkeypatch.setattr(fla, "EVERY", 8)
         reading = model.read(text, tappable=True)
         tapped = reading.tap(positions)
         loss = reading.hidden.square().sum() + sum(t.sum() for layer in tapped.layers for t in layer.tensors().values())
@@ -201,11 +208,11 @@ def test_the_kernels_let_no_later_token_change_an_earlier_one():
 
 @pytest.mark.requires_cuda
 @pytest.mark.requires_fla
-@pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
+@pytest.mark.parametrize("kind", list(OWN))
 def test_a_whole_model_on_a_gpu_reads_as_on_the_cpu(kind, monkeypatch):
     config = {"model_type": kind, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
     torch.manual_seed(0)
-    model = refine.models.from_config(config | ({"head_dim": 64} if kind != "delta_net" else {}))
+    model = refine.models.from_config(config | OWN[kind](64))
     text, positions = torch.randint(0, 50, (2, 700)), torch.tensor([[1, 513, 700], [640, 512, 65]])
     expected = model.read(text, taps=positions)
     gpu = model.to("cuda", torch.bfloat16).read(text.cuda(), taps=positions)

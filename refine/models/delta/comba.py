@@ -1,0 +1,125 @@
+"""Comba (arXiv 2506.02475): config, token mixer and model, in flash-linear-attention's format `comba`.
+
+Shape legend: N tokens of all documents · D hidden size · H heads of q and k · J heads of v · K, V widths of a head.
+
+A token reads what it removes with the key p = c k, c = sigmoid(decay), from the state before it forgets, and asks with
+q − D p. q, k and p have unit length after that:
+
+    S_t = a_t S_{t-1} + k_t ⊗ beta_t (v_t − p_tᵀ S_{t-1}),    o_t = q_tᵀ S_t / sqrt(K)
+
+fla's kernels and its `naive_chunk_comba` compute this; its `naive_recurrent_comba` reads the state after it forgot.
+
+p is a number times k, p = r k, where r is 1 but for the epsilon of unit length. So this is the gated delta rule with
+
+    beta' = beta r / a,    v' = v a / r,
+
+which writes beta' (v' − a kᵀ S) = beta (v − r kᵀ S). Because it divides by a, a is at least exp(FLOOR): any rounding
+loses what is left of a state after that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from refine.models.attention.fla import attention_layers
+from refine.models.attention.mixer import Attention
+from refine.models.delta.gated_delta_net import GatedDeltaNet, GatedDeltaNetForCausalLM
+from refine.models.delta.mixer import States
+from refine.models.delta.wide_values import WideValuesConfig
+from refine.models.token_mixer import TokenMixer
+from refine.ops.delta_rule import fla
+from refine.ops.delta_rule import rule as delta_rule
+from refine.ops.layout import Layout
+
+FLOOR = -60.0  # 1e-26: far from where float32 ends, on both sides
+EPSILON = 1e-6  # of unit length
+
+
+class CombaConfig(WideValuesConfig):
+    """config.json of fla's `comba`; fields and defaults are fla's. `FlaConfig` has the shared ones.
+
+    `use_output_correction`, `use_inner_decay` and `correction_factor` change nothing, as in fla: `D` and `decay` are
+    always there, and begin as 1.
+    """
+
+    model_type = "comba"
+    num_v_heads: int | None = None
+    use_output_correction: bool = True
+    use_inner_decay: bool = True
+    correction_factor: float = 1.0
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
+        super().refuse_unsupported()
+        groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
+        self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
+
+
+class Comba(GatedDeltaNet):
+    """Gated DeltaNet that removes before it forgets, with a corrected query and a sigmoid at the output gate."""
+
+    uses_kernels = False
+
+    def __init__(self, config: CombaConfig) -> None:
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            config.value_heads,
+            config.head_dim,
+            int(config.head_dim * config.expand_v),
+            config.conv_size if config.use_short_conv else 0,
+            config.norm_eps,
+            gate="sigmoid" if config.use_output_gate else None,
+        )
+        self.decay = nn.Parameter(torch.ones(config.num_heads))
+        self.D = nn.Parameter(torch.ones(config.num_heads))
+
+    def apply_rule(
+        self,
+        convolved: tuple[Tensor, Tensor, Tensor],
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        sharing: int,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, States]:
+        assert log_decay is not None
+        fla.torch_alone("Comba", layout.device)
+        q, k = (y.view(layout.tokens, self.heads, self.key) for y in convolved[:2])
+        v = convolved[2].view(layout.tokens, self.value_heads, self.value)
+        c = self.decay.to(k.dtype)
+        q = self.normalised(q - (self.D.to(k.dtype) * c.sigmoid())[:, None] * k)
+        ratio = log_ratio(k, c).repeat_interleave(self.value_heads // self.heads, 1)
+        log_decay = log_decay.clamp(min=FLOOR)
+        more = ratio.clamp(min=FLOOR) - log_decay
+        beta, v = beta * more.exp(), v * more.neg().exp()[..., None]
+        return delta_rule.read(q, self.normalised(k), v, beta, log_decay, state, layout, sharing)
+
+
+def log_ratio(k: Tensor, c: Tensor) -> Tensor:
+    """k [N, H, K] before it has unit length, c [H] before the sigmoid -> log r [N, H], where r unit(k) = unit(c k)."""
+    square = torch.linalg.vecdot(k, k)
+    scaled = square * c.sigmoid().square() + EPSILON
+    return F.logsigmoid(c) + ((square + EPSILON).log() - scaled.log()) / 2
+
+
+class CombaForCausalLM(GatedDeltaNetForCausalLM):
+    """Comba with a language-model head."""
+
+    config_class = CombaConfig
+
+    def make_mixer(self, config: Any, layer: int) -> TokenMixer:
+        options = attention_layers(config).get(layer)
+        return Comba(config) if options is None else Attention(options)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Comba):
+            init.ones_(module.decay)
+            init.ones_(module.D)

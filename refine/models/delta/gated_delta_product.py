@@ -1,0 +1,94 @@
+"""Gated DeltaProduct (arXiv 2502.10297): config, token mixer and model, in fla's format `gated_deltaproduct`.
+
+Shape legend: N tokens of all documents · M steps of the delta rule for each token · H heads · K, V widths of a head.
+
+A token has one q, and M of k, v and beta, side by side in their projections: step after step. It forgets before the
+first step, and is read after the last:
+
+    S_t = (I − beta_M k_M k_Mᵀ) … (I − beta_1 k_1 k_1ᵀ) a_t S_{t-1} + what the steps write,    o_t = q_tᵀ S_t / sqrt(K)
+
+So its layer is the delta rule on M N tokens, of which the others have decay 1 and no output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refine.models.attention.fla import attention_layers
+from refine.models.attention.mixer import Attention
+from refine.models.delta.gated_delta_net import GatedDeltaNet, GatedDeltaNetForCausalLM
+from refine.models.delta.mixer import States
+from refine.models.delta.wide_values import WideValuesConfig
+from refine.models.token_mixer import TokenMixer
+from refine.ops.delta_rule.rule import CHUNK
+from refine.ops.layout import Layout
+
+
+class GatedDeltaProductConfig(WideValuesConfig):
+    """config.json of fla's `gated_deltaproduct`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
+
+    model_type = "gated_deltaproduct"
+    use_forget_gate: bool = False
+    allow_neg_eigval: bool = False
+    num_householder: int = 1
+
+    def refuse_unsupported(self) -> None:
+        """Raises ModelError that names a field whose value is not implemented or not possible."""
+        super().refuse_unsupported()
+        steps = self.num_householder
+        fits = isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps <= CHUNK
+        self.require(fits, "num_householder", f"expected a whole number from 1 to {CHUNK}")
+        for name in ("use_forget_gate", "allow_neg_eigval"):
+            self.require(isinstance(getattr(self, name), bool), name, "expected true or false")
+
+
+class GatedDeltaProduct(GatedDeltaNet):
+    """Gated DeltaNet, or DeltaNet where nothing is forgotten, with M steps for each token."""
+
+    def __init__(self, config: GatedDeltaProductConfig) -> None:
+        super().__init__(
+            config.hidden_size,
+            config.num_heads,
+            config.num_heads,
+            config.head_dim,
+            int(config.head_dim * config.expand_v),
+            config.conv_size if config.use_short_conv else 0,
+            config.norm_eps,
+            gate="swish" if config.use_output_gate else None,
+            negative=config.allow_neg_eigval,
+            steps=config.num_householder,
+            forgets=config.use_forget_gate,
+        )
+
+    def apply_rule(
+        self,
+        convolved: tuple[Tensor, Tensor, Tensor],
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        sharing: int,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, States]:
+        more = self.steps - 1
+        q, k = (self.normalised(y.reshape(-1, self.heads, self.key)) for y in convolved[:2])
+        v, beta = convolved[2].reshape(-1, self.value_heads, self.value), beta.reshape(-1, self.value_heads)
+        q = F.pad(q[:, None], (0, 0, 0, 0, more, 0)).flatten(0, 1)  # the last step asks
+        if log_decay is not None:
+            log_decay = F.pad(log_decay[:, None], (0, 0, 0, more)).flatten(0, 1)  # the first forgets
+        o, states = self._rule(q, k, v, beta, log_decay, state, sharing, layout.times(self.steps), dtype)
+        return o.unflatten(0, (-1, self.steps))[:, -1], states
+
+
+class GatedDeltaProductForCausalLM(GatedDeltaNetForCausalLM):
+    """Gated DeltaProduct with a language-model head."""
+
+    config_class = GatedDeltaProductConfig
+
+    def make_mixer(self, config: Any, layer: int) -> TokenMixer:
+        options = attention_layers(config).get(layer)
+        return GatedDeltaProduct(config) if options is None else Attention(options)
