@@ -346,8 +346,9 @@ def cancelling(name: str, gradients: dict[str, Tensor]) -> int:
     place of every embedding moves them by up to 2.1e-5, and reading token by token by up to 2.0e-5: float32 allows no
     better. With all else in float64 that rounding of the embeddings alone moves them by up to 8e-6 (6 seeds). In a
     stack with attention, as OLMo Hybrid, whose beta goes up to 2, reading token by token moves them by up to 9.7e-5.
+    Comba's decay and D are two such numbers, too: reading token by token moves them by up to 2.6e-5 (4 seeds).
     """
-    if gradients[name].dtype != torch.float32 or not name.endswith(("A_log", "dt_bias")):
+    if gradients[name].dtype != torch.float32 or not name.endswith(("A_log", "dt_bias", ".decay", ".D")):
         return 1
     return 12 if any("q_norm" in key for key in gradients) else 6
 

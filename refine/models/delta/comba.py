@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from refine.models.attention.fla import attention_layers
@@ -37,6 +36,7 @@ from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout
 
 FLOOR = -60.0  # 1e-26: far from where float32 ends, on both sides
+LEAST_DECAY = -40.0  # of the parameter: below, nothing is removed either way, and exp(80) is not infinite yet
 EPSILON = 1e-6  # of unit length
 
 
@@ -93,20 +93,22 @@ class Comba(GatedDeltaNet):
         fla.torch_alone("Comba", layout.device)
         q, k = (y.view(layout.tokens, self.heads, self.key) for y in convolved[:2])
         v = convolved[2].view(layout.tokens, self.value_heads, self.value)
-        c = self.decay.to(k.dtype)
-        q = self.normalised(q - (self.D.to(k.dtype) * c.sigmoid())[:, None] * k)
-        ratio = log_ratio(k, c).repeat_interleave(self.value_heads // self.heads, 1)
+        decay = self.decay.to(k.dtype)
+        q = self.normalised(q - (self.D.to(k.dtype) * decay.sigmoid())[:, None] * k)
+        ratio = log_ratio(k, decay).repeat_interleave(self.value_heads // self.heads, 1)
         log_decay = log_decay.clamp(min=FLOOR)
         more = ratio.clamp(min=FLOOR) - log_decay
         beta, v = beta * more.exp(), v * more.neg().exp()[..., None]
         return delta_rule.read(q, self.normalised(k), v, beta, log_decay, state, layout, sharing)
 
 
-def log_ratio(k: Tensor, c: Tensor) -> Tensor:
-    """k [N, H, K] before it has unit length, c [H] before the sigmoid -> log r [N, H], where r unit(k) = unit(c k)."""
-    square = torch.linalg.vecdot(k, k)
-    scaled = square * c.sigmoid().square() + EPSILON
-    return F.logsigmoid(c) + ((square + EPSILON).log() - scaled.log()) / 2
+def log_ratio(k: Tensor, decay: Tensor) -> Tensor:
+    """k [N, H, K] before it has unit length, decay [H] -> log r [N, H], where unit(c k) = r unit(k).
+
+    With c = sigmoid(decay), r² = c² (k² + epsilon) / (c² k² + epsilon), in a form that cancels nothing near r = 1.
+    """
+    inverse = decay.clamp(min=LEAST_DECAY).neg().exp()  # 1 / c − 1
+    return -torch.log1p(EPSILON / (torch.linalg.vecdot(k, k) + EPSILON) * (inverse * (2 + inverse))) / 2
 
 
 class CombaForCausalLM(GatedDeltaNetForCausalLM):

@@ -133,7 +133,7 @@ class GatedDeltaNet(DeltaMixer):
 class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
     """Gated DeltaNet with a language-model head."""
 
-    config_class = GatedDeltaNetConfig
+    config_class: type[FlaConfig] = GatedDeltaNetConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
         if (options := attention_layers(config).get(layer)) is not None:
