@@ -27,11 +27,20 @@ MASKED = {"cpu": 1 << 12, "cuda": 1 << 20}  # scores of a head that cost as much
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """The tokens of the prefix of each of a place's rows: all[rows], where `all` has those of all places, which go to a
+    device together."""
+
+    all: tuple[int, ...]
+    rows: slice
+
+
+@dataclass(frozen=True)
 class Place:
     """D prefixes of S tokens, `step` apart in the pool from `first`; n rows each, with T new of J own tokens.
 
-    `new`, `own`: where the rows' tokens lie, once they are in the order of the places. `lengths` [n]: the tokens of
-    each row's prefix, where D is 1 and they differ; S is the longest of them.
+    `new`, `own`: where the rows' tokens lie, once they are in the order of the places. `lengths`: the tokens of each
+    row's prefix, where D is 1 and they differ; S is the longest of them.
     """
 
     prefixes: int
@@ -43,7 +52,7 @@ class Place:
     own_tokens: int
     new: slice
     own: slice
-    lengths: tuple[int, ...] | None = None
+    lengths: Lengths | None = None
 
     def far(self, pool: Tensor) -> Tensor:
         """pool [L, h, K] -> the prefixes [D, S, h, K], a view."""
@@ -74,7 +83,7 @@ class Place:
         steps = torch.arange(self.length, device=device)
         if self.lengths is None:
             return self.length - steps
-        return on_device(self.lengths, device)[:, None, None, None] - steps
+        return on_device(self.lengths.all, device)[self.lengths.rows, None, None, None] - steps
 
 
 class Places:
@@ -104,14 +113,19 @@ class _Group:
     length: int
     tokens: tuple[int, int]
     rows: list[int]
-    lengths: tuple[int, ...] | None
+    lengths: tuple[int, ...]
+
+    @property
+    def differ(self) -> bool:
+        """Whether some rows' prefixes are shorter."""
+        return self.lengths[0] < self.length
 
     def follows(self, others: Sequence[_Group]) -> bool:
         """Whether it lies behind the others, alike, disjoint and as far apart as they are."""
         before, apart = others[-1], self.first - others[-1].first
         alike = (self.length, self.tokens, len(self.rows)) == (before.length, before.tokens, len(before.rows))
         even = len(others) == 1 or apart == before.first - others[-2].first
-        return alike and even and apart >= self.length and self.lengths is None and before.lengths is None
+        return alike and even and apart >= self.length and not (self.differ or before.differ)
 
 
 def _groups(layout: Layout, ranges: Ranges, own_counts: Sequence[int]) -> Iterator[_Group]:
@@ -126,7 +140,7 @@ def _groups(layout: Layout, ranges: Ranges, own_counts: Sequence[int]) -> Iterat
         for together in _near_each_other(sorted(prefixes.items()), masked // tokens[0]):
             rows = [r for _, some in together for r in some]
             lengths = tuple(length for length, some in together for _ in some)
-            yield _Group(first, lengths[-1], tokens, rows, lengths if len(together) > 1 else None)
+            yield _Group(first, lengths[-1], tokens, rows, lengths)
 
 
 def _near_each_other(prefixes: Sequence[tuple[int, list[int]]], masked: int) -> Iterator[list[tuple[int, list[int]]]]:
@@ -143,7 +157,8 @@ def _near_each_other(prefixes: Sequence[tuple[int, list[int]]], masked: int) -> 
 
 def _places(groups: Sequence[_Group]) -> Iterator[Place]:
     """Groups that follow each other, alike and at equal distances, become one place."""
-    new = own = taken = 0
+    every = tuple(length for group in groups for length in group.lengths)
+    row = new = own = taken = 0
     while taken < len(groups):
         group, count = groups[taken], 1
         while taken + count < len(groups) and groups[taken + count].follows(groups[taken : taken + count]):
@@ -151,10 +166,9 @@ def _places(groups: Sequence[_Group]) -> Iterator[Place]:
         rows, (new_tokens, own_tokens) = count * len(group.rows), group.tokens
         spans = slice(new, new + rows * new_tokens), slice(own, own + rows * own_tokens)
         step = groups[taken + 1].first - group.first if count > 1 else group.length
-        yield Place(
-            count, len(group.rows), group.first, step, group.length, new_tokens, own_tokens, *spans, group.lengths
-        )
-        new, own, taken = spans[0].stop, spans[1].stop, taken + count
+        lengths = Lengths(every, slice(row, row + rows)) if group.differ else None
+        yield Place(count, len(group.rows), group.first, step, group.length, new_tokens, own_tokens, *spans, lengths)
+        row, new, own, taken = row + rows, spans[0].stop, spans[1].stop, taken + count
 
 
 def _spans(counts: Sequence[int], rows: Sequence[int]) -> Tensor:
