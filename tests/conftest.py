@@ -55,8 +55,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any("mark.requires_cuda" in file.read_text(encoding="utf-8") for file in files) else True
 
 
+# Files that run on every kind of model -> the kinds, combinations of what others have, whose tests there are slow ones.
+MIXTURES = ("qwen3_5_moe", "qwen3_next", "kimi_linear")
+LATER = {
+    "tests/models": (*MIXTURES, "gated_deltaproduct", "comba"),
+    "tests/objective": (*MIXTURES, "gated_deltaproduct", "comba", "kda", "olmo_hybrid"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m takes its choice
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
+    """Skip, with the reason, what this machine cannot run. Mark as slow what LATER names; the tests of a kind alone,
+    with its formulas, are not among them."""
+    for item in items:
+        kinds = LATER.get(item.path.parent.relative_to(CHECKOUT).as_posix(), ())
+        if any(kind in values for values in re.findall(r"\[(.*)\]", item.name) for kind in kinds):
+            item.add_marker(pytest.mark.slow)
     for name, (available, reason) in REASONS.items():
         marked = [item for item in items if item.get_closest_marker(name)]
         if marked and not available():

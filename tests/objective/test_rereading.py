@@ -30,9 +30,15 @@ def check(found, wanted, steps, bound):
     steps.same_gradients(a_gradients, b_gradients, bound)
 
 
+def precise(model):
+    """A mixture of experts in float64: few rollouts' small gradients differ by 6e-5 there in float32, and by 1e-13 in
+    float64."""
+    return model.double() if any(name.endswith("mlp.experts") for name, _ in model.named_modules()) else model
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_same_seeds_give_the_same_draws_loss_and_gradients(model, draw_tokens, steps, name):
-    found, wanted = steps.both(model, draw_tokens(3, 149), SETTINGS[name], SEEDS)
+    found, wanted = steps.both(precise(model), draw_tokens(3, 149), SETTINGS[name], SEEDS)
     assert found[0].valid.sum() >= 6
     check(found, wanted, steps, 1e-5)
 

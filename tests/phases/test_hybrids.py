@@ -50,17 +50,49 @@ def short(name: str, tokenizer: Path) -> Settings:
     return validated(Settings, values)
 
 
+PHASES = [
+    "start", "mid sft", "mid focus", "mid refine", "mid marked", "post nested_refine", "post nested_focus",
+    "post nested_marked", "test time none", "test time refine",
+]  # fmt: skip
+FLA = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_heads": 2,
+    "head_dim": 16,
+    "attn": {"layers": [3], "num_heads": 4},
+}
+OTHERS: dict[str, dict[str, Any]] = {  # without a profile
+    "kda": FLA,
+    "gated_deltaproduct": {**FLA, "num_householder": 2, "use_forget_gate": True},
+    "comba": FLA,
+    "qwen3_next": {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        "intermediate_size": 64,
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(params=["qwen3.5-0.8b", "olmo-hybrid-7b", "qwen3.5-35b-a3b", "kimi-linear-48b-a3b"])
 def trained(request: pytest.FixtureRequest, qwen_tokenizer: Any, tmp_path: Path) -> Path:
     """The folder of a rehearsal, whose models went through every phase."""
     qwen_tokenizer.save_pretrained(tmp_path / "tokenizer")
     lines: list[str] = []
     rehearse(short(request.param, tmp_path / "tokenizer"), tmp_path / "run", lines.append)
-    assert [line.partition(":")[0] for line in lines] == [
-        "start", "mid sft", "mid focus", "mid refine", "mid marked", "post nested_refine", "post nested_focus",
-        "post nested_marked", "test time none", "test time refine",
-    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in lines] == PHASES
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_other_family_goes_through_all_phases(kind: str, qwen_tokenizer: Any, tmp_path: Path) -> None:
+    qwen_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    values = short("qwen3.5-0.8b", tmp_path / "tokenizer").model_dump(mode="json")
+    values["model"]["config"] = {"model_type": kind, **OTHERS[kind]}
+    lines: list[str] = []
+    rehearse(validated(Settings, values), tmp_path / "run", lines.append)
+    assert [line.partition(":")[0] for line in lines] == PHASES
+    assert from_pretrained(tmp_path / "run" / "post-nested_marked" / "model").config.model_type == kind
 
 
 def test_a_hybrid_goes_the_whole_way(
