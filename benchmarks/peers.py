@@ -1,7 +1,7 @@
 """REFINE's step beside other people's: transformers' own Gated DeltaNet, and TRL's GRPO on the same prefixes.
 
     pip install -e '.[peers]'
-    python -m benchmarks.peers                  # prints the table; writes peers.md beside this
+    OMP_NUM_THREADS=1 python -m benchmarks.peers      # prints the table; writes peers.md beside this
 
 One hybrid of Gated DeltaNet and attention (Qwen3.5's kind, 1.7M parameters), the same weights in our class and in
 transformers', on a CPU in float32. A text of T tokens, c positions in it, n rollouts of k tokens at each. All steps are
@@ -9,7 +9,8 @@ forward and backward; TRL's includes the optimizer's, which is a hundredth of it
 ratio to our next-token step in the same round.
 
 TRL gets each prefix as a prompt of its own, with n generations of k tokens and the share of right tokens as the reward;
-it pads the prompts to the longest. fla's layers have no path on a CPU.
+it pads the prompts to the longest. fla's layers have no path on a CPU. TRL's loop runs in a thread of its own, so that
+several threads of torch would get into each other's way: use one.
 """
 
 from __future__ import annotations
@@ -196,10 +197,10 @@ class _Steps:
 
 
 @click.command()
-@click.option("--tokens", default=1024, show_default=True, help="T: tokens of the text.")
-@click.option("--positions", default=8, show_default=True, help="c: positions in it.")
+@click.option("--tokens", default=512, show_default=True, help="T: tokens of the text.")
+@click.option("--positions", default=4, show_default=True, help="c: positions in it.")
 @click.option("--rollouts", default=4, show_default=True, help="n: rollouts of 5 tokens at each.")
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
 @click.option("--output", type=Path, default=Path(__file__).with_suffix(".md"), show_default="peers.md beside this")
 def main(tokens: int, positions: int, rollouts: int, rounds: int, output: Path) -> None:
     """Measure the steps beside each other, print the table, and write it."""
@@ -216,8 +217,8 @@ def main(tokens: int, positions: int, rollouts: int, rounds: int, output: Path) 
     lines = [
         "# REFINE beside its peers",
         "",
-        f"`python -m benchmarks.peers` with T = {tokens}, c = {positions}, k = {K}, n = {rollouts}, on "
-        f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}, {rounds} rounds.",
+        f"`OMP_NUM_THREADS=1 python -m benchmarks.peers` with T = {tokens}, c = {positions}, k = {K}, n = {rollouts}, on "
+        f"{torch.get_num_threads()} CPU thread(s), torch {torch.__version__}, {rounds} rounds.",
         "",
         "| step | seconds | over a next-token step | tokens through the model | leaves out |",
         "|---|---|---|---|---|",
