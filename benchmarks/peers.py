@@ -217,8 +217,8 @@ def main(tokens: int, positions: int, rollouts: int, rounds: int, output: Path) 
     lines = [
         "# REFINE beside its peers",
         "",
-        f"`OMP_NUM_THREADS=1 python -m benchmarks.peers` with T = {tokens}, c = {positions}, k = {K}, n = {rollouts}, on "
-        f"{torch.get_num_threads()} CPU thread(s), torch {torch.__version__}, {rounds} rounds.",
+        f"`OMP_NUM_THREADS=1 python -m benchmarks.peers` with T = {tokens}, c = {positions}, k = {K}, n = {rollouts}, "
+        f"on {torch.get_num_threads()} CPU thread(s), torch {torch.__version__}, {rounds} rounds.",
         "",
         "| step | seconds | over a next-token step | tokens through the model | leaves out |",
         "|---|---|---|---|---|",
