@@ -58,7 +58,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 # Files that run on every kind of model -> the kinds, combinations of what others have, whose tests there are slow ones.
 MIXTURES = ("qwen3_5_moe", "qwen3_next", "kimi_linear")
 LATER = {
-    "tests/models": (*MIXTURES, "gated_deltaproduct", "comba"),
+    "tests/models": (*MIXTURES, "gated_deltaproduct", "comba", "olmo_hybrid"),
     "tests/objective": (*MIXTURES, "gated_deltaproduct", "comba", "kda", "olmo_hybrid"),
 }
 
