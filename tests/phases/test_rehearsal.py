@@ -170,7 +170,7 @@ def test_without_a_config_there_is_nothing_to_rehearse():
 def test_a_profile_runs_end_to_end_in_a_rehearsal(name, tmp_path):
     lines: list[str] = []
     rehearse(profile(name), tmp_path, lines.append)
-    assert ("stands in for it" in lines[0]) is (name in HYBRIDS)
+    assert ("stands in for it" in lines[0]) is (name not in PAPER)
     told = [line.partition(":")[0] for line in lines if "stands in" not in line]
     assert told == [
         "start", "mid none", "mid sft", "mid refine", "post sft", "post nested_sft", "post nested_refine",
