@@ -162,7 +162,7 @@ def _scored(this: Experiment, crew: Crew, targets: list[Target], noted: dict[str
     processes as devices, each for an equal share, since a process imports torch and reads documents and prompts once.
 
     noted: the calls that `_trained` noted."""
-    if tasks.forks():
+    if noted or tasks.forks():  # noted ones are done so, even if forks have failed since
         for target in targets:
             if target.stage.key not in noted:
                 noted[target.stage.key] = crew.later(tasks.evaluate, _evaluation(this, [target]))

@@ -29,6 +29,9 @@ class RouterCounts:
     entropy: Tensor
     tokens: int
 
+    def __add__(self, other: RouterCounts) -> RouterCounts:
+        return RouterCounts(self.load + other.load, self.entropy + other.entropy, self.tokens + other.tokens)
+
 
 class Router(nn.Module):
     """Sends each token to k experts. Counts what passes in training forward with gradients; `take` reads that."""
@@ -37,9 +40,8 @@ class Router(nn.Module):
         super().__init__()
         self.number, self.k = number, k
         self.weight = nn.Parameter(torch.empty(number, hidden))
-        self._counted: RouterCounts | None = (
-            None  # no buffer: it is neither saved, nor cast, nor sent to other processes
-        )
+        # no buffer: it is neither saved, nor cast, nor sent to other processes
+        self._counted: RouterCounts | None = None
 
     @abstractmethod
     def routes(self, logits: Tensor) -> Routes:
@@ -58,10 +60,9 @@ class Router(nn.Module):
     def _count(self, found: Routes) -> None:
         load = experts_op.load(found.experts, self.number)
         entropy = torch.special.entr(found.probabilities).sum()
-        before = self._counted
-        if before is not None and before.load.device == load.device:
-            load, entropy = before.load + load, before.entropy + entropy
-        self._counted = RouterCounts(load, entropy, found.experts.shape[0] + (before.tokens if before else 0))
+        here, before = RouterCounts(load, entropy, found.experts.shape[0]), self._counted
+        moved = before is not None and before.load.device != load.device  # nobody took what was counted elsewhere
+        self._counted = here if before is None or moved else before + here
 
     def take(self) -> RouterCounts | None:
         """What was counted since the last call, on the device; None: no token passed."""

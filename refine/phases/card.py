@@ -6,24 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refine.training.model_card import CARD, Card, licence_of
+from refine.training.model_card import CARD, Card, attends, licence_of
 
 __all__ = ["CARD", "card_of"]
 
 
 def card_of(record: Mapping[str, Any], start: str = "") -> str:
-    """The text of the card. record: result.json's. start: the starting model's folder or name, if there was one.
+    """The text of the card. record: result.json's, with the model's config.json as `model`. start: the starting
+    model's folder or name, if there was one.
 
     Its scores are the last validation's, which have no intervals; a registered version's card has those.
     """
     phase, arm = str(record.get("phase", "")), str(record.get("arm", ""))
     model = record.get("model")
-    kind = str(model.get("model_type", "")) if isinstance(model, dict) else ""
+    config = model if isinstance(model, dict) else {}
     title = f"{phase} {arm}".strip() or "trained model"
     started = record.get("start")
     card = Card(
         title=title,
-        model_type=kind or str(record.get("model_type", "fast-weight model")),
+        model_type=str(config.get("model_type") or "fast-weight model"),
         phase=phase,
         arm="" if phase == "start" else arm,
         parameters=int(record.get("parameters", 0)),
@@ -39,6 +40,7 @@ def card_of(record: Mapping[str, Any], start: str = "") -> str:
         },
         scores={name: value for name, value in (record.get("metrics") or {}).items() if name.startswith("val/")},
         licence=licence_of(start) if start else "",
+        attends=attends(config),
     )
     return card.text()
 

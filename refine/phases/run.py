@@ -96,7 +96,7 @@ def run(
             "origin": _origin(),
         }
         if trainer.args.should_save:
-            of_model = {**record, "model_type": trainer.model.config.model_type}
+            of_model = {**record, "model": trainer.model.config.to_dict()}
             write_text(folder / run_folder.MODEL / CARD, card_of(of_model, trainer.model.name_or_path or ""))
             record = run_folder.write_result(folder, record)
         return gathered(record)[0]  # of process 0, which wrote it

@@ -1,9 +1,9 @@
 """Before `refine up` starts MLflow's server: give experiments that were made without a server locations that the server
 serves, so that other machines can fetch their models.
 
-An experiment that was made without a server keeps its files at `file:///...`, which means another folder on every
-machine. The server serves the same folder as `mlflow-artifacts:/`. All addresses in MLflow's SQLite file change in one
-transaction; commands without a server find the files by `refine.tracking.served_artifacts`.
+An experiment that was made without a server keeps its files at an address of this machine's files, which means another
+folder on every machine. The server serves the same folder as `mlflow-artifacts:/`. All addresses in MLflow's SQLite
+file change in one transaction; commands without a server find the files by `refine.tracking.served_artifacts`.
 """
 
 from __future__ import annotations

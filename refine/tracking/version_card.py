@@ -10,7 +10,7 @@ from typing import Any
 from refine.errors import ServiceError
 from refine.system.readers import read_json
 from refine.tracking.tags import ARM, CODE, COMMIT, DATA, DIRTY, EXPERIMENT, PHASE, SEED
-from refine.training.model_card import Card, licence_of
+from refine.training.model_card import Card, attends, licence_of
 
 ORIGIN = {COMMIT: "git commit", DIRTY: "uncommitted changes", CODE: "hash of the code", SEED: "seed"}
 
@@ -37,5 +37,6 @@ def version_card(
         origin={title: tags.get(tag) for tag, title in ORIGIN.items()},
         scores={one: value for one, value in metrics.items() if math.isfinite(value)},
         licence=licence_of(folder),
+        attends=attends(config),
     )
     return card.text()

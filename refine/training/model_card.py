@@ -16,7 +16,15 @@ from refine.system.readers import parsed_yaml, read_text
 
 CARD = "README.md"
 NAME = "refine-fast-weights"
-HYBRIDS = ("qwen3_5_text", "olmo_hybrid", "kimi_linear")  # their attention layers remember every token
+HYBRIDS = (  # their attention layers remember every token
+    "qwen3_5",
+    "qwen3_5_text",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "olmo_hybrid",
+    "kimi_linear",
+)
 MADE_BY = {
     "start": "next-token training of a new model",
     "mid": "mid-training on long documents",
@@ -36,11 +44,17 @@ measured on. Its fast weights have a fixed size: it may have forgotten what it r
 bias or harm. Do not take its answers for knowledge."""
 
 
+def attends(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json has layers of attention: a hybrid, or fla's formats with `attn`."""
+    return config.get("model_type") in HYBRIDS or bool(config.get("attn"))
+
+
 @dataclass(frozen=True)
 class Card:
     """What a card tells. made_from: the starting model. data, settings, origin (git commit, seed, ...): shown by name,
     nested ones with dots. scores: metrics with bounds and counts, by their tracked names. licence: empty if nobody
-    stated one."""
+    stated one. attends: as the function says.
+    """
 
     title: str
     model_type: str
@@ -53,6 +67,7 @@ class Card:
     origin: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
+    attends: bool = False
 
     def text(self) -> str:
         """The card as Markdown with the hub's header."""
@@ -83,7 +98,7 @@ class Card:
         meaning = f" ({ARMS[self.arm]})" if self.arm in ARMS else ""
         arm = f", arm `{self.arm}`{meaning}" if self.arm else ""
         start = f" It started from `{self.made_from}`." if self.made_from else ""
-        grows = ", beside the keys and values of its attention layers, which grow" if self.model_type in HYBRIDS else ""
+        grows = ", beside the keys and values of its attention layers, which grow" if self.attends else ""
         how = f" Phase `{self.phase}`{made and ': '}{made}{arm}." if self.phase else ""
         return (
             f"A {self.model_type}{size}: a fast-weight language model, which reads text of any length into a memory of "

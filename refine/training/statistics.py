@@ -129,16 +129,7 @@ class StepStatistics:
 
     def add_routing(self, counts: RouterCounts) -> None:
         """Add what the routers of all layers did in a pass."""
-        sums = (
-            counts
-            if self.routing is None
-            else RouterCounts(
-                self.routing.load + counts.load,
-                self.routing.entropy + counts.entropy,
-                self.routing.tokens + counts.tokens,
-            )
-        )
-        self.routing = sums
+        self.routing = counts if self.routing is None else self.routing + counts
 
     def add(self, result: Any, batch: dict[str, Any]) -> None:
         """Add the result of `batch`: an AnswerResult for kind "answers", else a StepResult."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -99,7 +100,7 @@ def test_experiments_whose_models_stay_on_one_machine_are_named(tmp_path, served
     served.create_experiment("sample", artifact_location=(tmp_path / "mlartifacts").as_uri())
     (found,) = diagnosis._models()
     assert found.status == "note" and found.found.endswith("can read: sample") and "`refine up`" in found.advice
-    served.create_experiment("elsewhere", artifact_location="file:///not/mounted/here")
+    served.create_experiment("elsewhere", artifact_location=Path("/not/mounted/here").as_uri())
     (found,) = diagnosis._models()
     assert found.status == "broken" and found.found.endswith("can read: elsewhere, sample")
 

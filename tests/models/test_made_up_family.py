@@ -71,7 +71,7 @@ class MadeUpForCausalLM(HybridForCausalLM):
         return (ExpertsApart(config.n_experts, "w1", "w3", "w2"),)
 
 
-# ---- its entry in CONFIGS of tests/models/conftest.py --------------------
+# ---- its entry in CONFIGS of tests/models/configs.py --------------------
 
 CONFIG = {
     "model_type": "made_up",

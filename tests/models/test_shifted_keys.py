@@ -10,7 +10,7 @@ from refine.errors import SettingError
 from refine.models.attention.mixer import Attention
 from refine.models.shifted_keys import BACK, shift_keys
 from refine.settings import load_recipe
-from tests.models.conftest import CONFIGS, VOCABULARY
+from tests.models.configs import CONFIGS, VOCABULARY
 
 
 def convolutions(mixer):

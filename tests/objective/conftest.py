@@ -1,12 +1,10 @@
 """Models, tokens and comparisons for the tests of the objective.
 
-A model joins by its entry in CONFIGS of tests/models/conftest.py. B rows · T tokens.
+A model joins by its entry in CONFIGS of tests/models/configs.py. B rows · T tokens.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +14,14 @@ from torch import Tensor
 from refine.objective import ObjectiveSettings, StepResult, next_sequence_step
 from refine.objective.rereading import Rereading
 from refine.objective.rollouts import OneRead
-
-_SPEC = importlib.util.spec_from_file_location(
-    "refine_tests_models_conftest", Path(__file__).parents[1] / "models" / "conftest.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-_MODELS: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODELS)
+from tests.models.configs import CONFIGS, VOCABULARY
+from tests.models.conftest import cancelling, distance, make_model
 
 
-@pytest.fixture(params=list(_MODELS.CONFIGS))
+@pytest.fixture(params=list(CONFIGS))
 def model(request: pytest.FixtureRequest):
     """A small model of each kind, float32."""
-    return _MODELS.make_model(_MODELS.CONFIGS[request.param], torch.float32)
+    return make_model(CONFIGS[request.param], torch.float32)
 
 
 @pytest.fixture
@@ -36,15 +29,15 @@ def build():
     """A small model by its name in CONFIGS (or a config) and dtype."""
 
     def make(name: str | dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0):
-        return _MODELS.make_model(_MODELS.CONFIGS[name] if isinstance(name, str) else name, dtype, seed)
+        return make_model(CONFIGS[name] if isinstance(name, str) else name, dtype, seed)
 
     return make
 
 
 @pytest.fixture
 def configs() -> dict[str, dict[str, Any]]:
-    """The configs of tests/models/conftest.py."""
-    return _MODELS.CONFIGS
+    """The configs of tests/models/configs.py."""
+    return CONFIGS
 
 
 @pytest.fixture
@@ -52,7 +45,7 @@ def draw_tokens():
     """Random tokens [B, T]."""
 
     def draw(rows: int, length: int, seed: int = 1) -> Tensor:
-        return torch.randint(0, _MODELS.VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+        return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
     return draw
 
@@ -60,7 +53,7 @@ def draw_tokens():
 class Steps:
     """Runs steps and compares them."""
 
-    distance = staticmethod(_MODELS.distance)
+    distance = staticmethod(distance)
 
     @staticmethod
     def both(model: Any, tokens: Tensor, settings: ObjectiveSettings, seeds: Tensor, **more: Any):
@@ -85,7 +78,7 @@ class Steps:
         assert found.keys() == wanted.keys() and any(bool(g.any()) for g in wanted.values())
         for key, gradient in wanted.items():
             found_distance = Steps.distance(found[key], gradient)
-            assert found_distance <= bound * _MODELS.cancelling(key, wanted), f"{key}: {found_distance:.1e}"
+            assert found_distance <= bound * cancelling(key, wanted), f"{key}: {found_distance:.1e}"
 
     @staticmethod
     def same_draws(a: StepResult, b: StepResult) -> None:

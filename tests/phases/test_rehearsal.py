@@ -16,7 +16,7 @@ from refine.settings import experiment
 PROFILES = Path(settings.__file__).parent / "profiles"
 PAPER = ("paper-delta_net-1.3b", "paper-lact-760m")
 HYBRIDS = ("olmo-hybrid-7b", "qwen3.5-0.8b")
-MIXTURES = ("qwen3.5-35b-a3b", "kimi-linear-48b-a3b")
+MIXTURES = ("qwen3.5-35b-a3b", "kimi-linear-48b-a3b", "qwen3-next-80b-a3b")
 NAMES = (*PAPER, *HYBRIDS, *MIXTURES)
 
 
@@ -111,6 +111,7 @@ COUNTED = [
     ("olmo-hybrid-7b", 100352),
     ("qwen3.5-35b-a3b", 248320),
     ("kimi-linear-48b-a3b", 163840),
+    ("qwen3-next-80b-a3b", 151936),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from refine.training.model_card import CARD, Card, licence_of
+from refine.training.model_card import CARD, Card, attends, licence_of
 
 SCORES = {
     "val/loss": 3.5, "val/loss_low": 3.4, "val/loss_high": 3.6, "val/sequences": 32.0, "eval/niah/256/score": 0.25,
@@ -22,10 +22,18 @@ def card(**more):
     return Card(**{**values, **more}).text()
 
 
-def test_a_hybrids_card_says_what_of_its_memory_grows():
-    for kind in ("olmo_hybrid", "kimi_linear"):
-        assert "attention layers, which grow" in card(model_type=kind)
+def test_the_card_of_a_model_with_attention_says_what_of_its_memory_grows():
+    assert "attention layers, which grow" in card(attends=True)
     assert "grow" not in card()
+
+
+def test_every_model_with_attention_is_known_as_one():
+    from refine.models.hybrids.model import HybridForCausalLM
+    from refine.models.loading import MODELS
+
+    hybrids = {kind for kind, model in MODELS.items() if issubclass(model, HybridForCausalLM)}
+    assert {kind for kind in MODELS if attends({"model_type": kind})} == hybrids
+    assert attends({"model_type": "delta_net", "attn": {"layers": [1], "num_heads": 2}})
 
 
 def test_every_part_is_there():

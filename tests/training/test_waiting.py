@@ -13,7 +13,8 @@ from refine.ops import layout
 from refine.training.statistics import StepStatistics, on_host
 from refine.training.trainer import RefineTrainer
 from tests.fixtures.pretended_device import DEVICE, Elsewhere, Watch, elsewhere, move_model
-from tests.models.conftest import CONFIGS, layered
+from tests.models.configs import CONFIGS
+from tests.models.conftest import layered
 
 # a mixture waits for the sizes of its groups where there are no grouped products, as on this device
 KINDS = {kind: config for kind, config in CONFIGS.items() if "num_experts" not in config}

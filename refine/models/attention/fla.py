@@ -6,10 +6,12 @@ a list of such specifications for different layers. Heads are hidden_size / num_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from refine.errors import ModelError, nearest, reason
-from refine.models.attention.mixer import AttentionOptions
+from refine.models.attention.mixer import Attention, AttentionOptions
+from refine.models.token_mixer import TokenMixer
 
 DEFAULTS: dict[str, Any] = {
     "layers": None,
@@ -33,6 +35,12 @@ def attention_layers(config: Any) -> dict[int, AttentionOptions]:
                 raise _refusal(config, "layers", layers, f"layer {layer} is named twice")
             found[layer] = options
     return found
+
+
+def attention_or(make: Callable[[Any], TokenMixer], config: Any, layer: int) -> TokenMixer:
+    """The mixer of layer number `layer`: softmax attention where `config.attn` names it, else make(config)."""
+    options = attention_layers(config).get(layer)
+    return make(config) if options is None else Attention(options)
 
 
 def memory_text(config: Any) -> str:

@@ -115,10 +115,6 @@ class LatentAttention(TokenMixer):
     def _of_memory(self, q: Tensor, trace: AttentionTrace, layout: Layout) -> Tensor:
         """q [N, A, K + S] over the tokens before and the new ones -> [N, A, V]."""
         one, own, prefix = self.options, trace.tokens, trace.before.prefix
-        places = layout.once(
-            ("prefixes", prefix.ranges, own.ranges),
-            lambda: shared_prefixes.Places(layout, prefix.ranges, own.counts),
-        )
         with torch.autocast(q.device.type, enabled=False):
             wide = at_least_float32(q.dtype)
             of_keys, of_values = self._matrices(q).to(wide).split([one.own_key, one.value], 1)
@@ -126,7 +122,7 @@ class LatentAttention(TokenMixer):
             asked = torch.cat([product(own_part, of_keys), shared_part], -1).transpose(0, 1)
             asked = asked * (self.width / self.query) ** 0.5  # `attend` divides by the root of the width that it sees
             pool, new = prefix.tokens[NAME], own.tokens[NAME]
-            o = shared_prefixes.attend(asked, [new, new], [pool, pool], places)[..., : one.rank]
+            o = shared_prefixes.attend(asked, [new, new], [pool, pool], trace.places(layout))[..., : one.rank]
             return product(o.transpose(0, 1), of_values.mT).transpose(0, 1).to(q.dtype)
 
     def _matrices(self, like: Tensor) -> Tensor:

@@ -114,9 +114,5 @@ class Attention(TokenMixer):
         own, prefix, window = trace.tokens, trace.before.prefix, self.options.window
         if trace.fresh:
             return full.attend(q, own.tokens["keys"], own.tokens["values"], layout, window)
-        places = layout.once(
-            ("prefixes", prefix.ranges, own.ranges),
-            lambda: shared_prefixes.Places(layout, prefix.ranges, own.counts),
-        )
         pool = [prefix.tokens[name].to(q.dtype) for name in NAMES]
-        return shared_prefixes.attend(q, [own.tokens[name] for name in NAMES], pool, places, window)
+        return shared_prefixes.attend(q, [own.tokens[name] for name in NAMES], pool, trace.places(layout), window)

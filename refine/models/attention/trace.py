@@ -8,6 +8,7 @@ from __future__ import annotations
 from refine.models.attention.memory import AttentionMemory
 from refine.models.attention.spans import Spans, Tokens
 from refine.models.token_mixer import MixerInputs, Trace
+from refine.ops.attention.places import Places
 from refine.ops.layout import Layout, Taps
 
 
@@ -24,6 +25,11 @@ class AttentionTrace(Trace):
         self.fresh = before.prefix.empty and before.own.empty
         self.old = before.own.counts
         self.tokens = before.own.extended(layout, new)
+
+    def places(self, layout: Layout) -> Places:
+        """Where the rows' prefixes lie in the tokens of `before`, found once a read for all layers."""
+        prefix, own = self.before.prefix, self.tokens
+        return layout.once(("prefixes", prefix.ranges, own.ranges), lambda: Places(layout, prefix.ranges, own.counts))
 
     def tap(self, taps: Taps, inputs: MixerInputs | None) -> AttentionMemory:
         starts = [self.tokens.ranges[g][0] for g in taps.documents]

@@ -25,15 +25,13 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from refine.models.attention.fla import attention_layers
-from refine.models.attention.mixer import Attention
+from refine.models.attention.fla import attention_or
 from refine.models.delta.gated_delta_net import GatedDeltaNet, GatedDeltaNetForCausalLM
-from refine.models.delta.mixer import States
+from refine.models.delta.mixer import RuleInputs, States
 from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.token_mixer import TokenMixer
 from refine.ops.delta_rule import fla
 from refine.ops.delta_rule import rule as delta_rule
-from refine.ops.layout import Layout
 
 FLOOR = -60.0  # 1e-26: far from where float32 ends, on both sides
 LEAST_DECAY = -40.0  # of the parameter: below, nothing is removed either way, and exp(80) is not infinite yet
@@ -41,7 +39,7 @@ EPSILON = 1e-6  # of unit length
 
 
 class CombaConfig(WideValuesConfig):
-    """config.json of fla's `comba`; fields and defaults are fla's. `FlaConfig` has the shared ones.
+    """config.json of fla's `comba`; fields and defaults are fla's. `WideValuesConfig` has the shared ones.
 
     `use_output_correction`, `use_inner_decay` and `correction_factor` change nothing, as in fla: `D` and `decay` are
     always there, and begin as 1.
@@ -49,6 +47,7 @@ class CombaConfig(WideValuesConfig):
 
     model_type = "comba"
     num_v_heads: int | None = None
+    use_output_gate: bool = True
     use_output_correction: bool = True
     use_inner_decay: bool = True
     correction_factor: float = 1.0
@@ -56,8 +55,7 @@ class CombaConfig(WideValuesConfig):
     def refuse_unsupported(self) -> None:
         """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()
-        groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
-        self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
+        self.require(isinstance(self.use_output_gate, bool), "use_output_gate", "expected true or false")
 
 
 class Comba(GatedDeltaNet):
@@ -71,35 +69,25 @@ class Comba(GatedDeltaNet):
             config.num_heads,
             config.value_heads,
             config.head_dim,
-            int(config.head_dim * config.expand_v),
-            config.conv_size if config.use_short_conv else 0,
+            config.value_width,
+            config.convolution,
             config.norm_eps,
             gate="sigmoid" if config.use_output_gate else None,
         )
         self.decay = nn.Parameter(torch.ones(config.num_heads))
         self.D = nn.Parameter(torch.ones(config.num_heads))
 
-    def apply_rule(
-        self,
-        convolved: tuple[Tensor, Tensor, Tensor],
-        beta: Tensor,
-        log_decay: Tensor | None,
-        state: Tensor | None,
-        sharing: int,
-        layout: Layout,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, States]:
-        assert log_decay is not None
-        fla.torch_alone("Comba", layout.device)
-        q, k = (y.view(layout.tokens, self.heads, self.key) for y in convolved[:2])
-        v = convolved[2].view(layout.tokens, self.value_heads, self.value)
+    def apply_rule(self, convolved: tuple[Tensor, Tensor, Tensor], given: RuleInputs) -> tuple[Tensor, States]:
+        assert given.log_decay is not None
+        fla.torch_alone("Comba", given.layout.device)
+        q, k, v = self.by_head(convolved)
         decay = self.decay.to(k.dtype)
         q = self.normalised(q - (self.D.to(k.dtype) * decay.sigmoid())[:, None] * k)
         ratio = log_ratio(k, decay).repeat_interleave(self.value_heads // self.heads, 1)
-        log_decay = log_decay.clamp(min=FLOOR)
+        log_decay = given.log_decay.clamp(min=FLOOR)
         more = ratio.clamp(min=FLOOR) - log_decay
-        beta, v = beta * more.exp(), v * more.neg().exp()[..., None]
-        return delta_rule.read(q, self.normalised(k), v, beta, log_decay, state, layout, sharing)
+        beta, v = given.beta * more.exp(), v * more.neg().exp()[..., None]
+        return delta_rule.read(q, self.normalised(k), v, beta, log_decay, given.state, given.layout, given.sharing)
 
 
 def log_ratio(k: Tensor, decay: Tensor) -> Tensor:
@@ -117,8 +105,7 @@ class CombaForCausalLM(GatedDeltaNetForCausalLM):
     config_class = CombaConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        options = attention_layers(config).get(layer)
-        return Comba(config) if options is None else Attention(options)
+        return attention_or(Comba, config, layer)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refine.models.attention.fla import attention_layers, memory_text
-from refine.models.attention.mixer import Attention
+from refine.models.attention.fla import attention_layers, attention_or, memory_text
 from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
@@ -96,5 +95,4 @@ class DeltaNetForCausalLM(FastWeightLanguageModel):
     config_class = DeltaNetConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        options = attention_layers(config).get(layer)
-        return DeltaNet(config) if options is None else Attention(options)
+        return attention_or(DeltaNet, config, layer)

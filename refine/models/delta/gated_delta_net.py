@@ -13,61 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from refine.models.attention.fla import attention_layers, memory_text
-from refine.models.attention.mixer import Attention
+from refine.models.attention.fla import attention_or
 from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
+from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
-from refine.ops.rms_norm import unit_length
 
 
-class GroupedValuesConfig(FlaConfig):
-    """The fields that fla's `gated_deltanet` and `kda` share: grouped heads of values, of a width of their own."""
-
-    num_heads: int = 16
-    num_v_heads: int | None = None
-    head_dim: int = 128
-    expand_v: float = 1.0
-    use_short_conv: bool = True
-    conv_size: int = 4
-    allow_neg_eigval: bool = False
-
-    def refuse_unsupported(self) -> None:
-        """Raises ModelError that names a field whose value is not implemented or not possible."""
-        super().refuse_unsupported()
-        self.require(
-            isinstance(self.head_dim, int) and self.head_dim > 0, "head_dim", "expected a whole number above 0"
-        )
-        groups = self.num_v_heads is None or (self.num_v_heads > 0 and self.num_v_heads % self.num_heads == 0)
-        self.require(groups, "num_v_heads", f"expected a multiple of {self.num_heads} (num_heads)")
-        width = self.head_dim * self.expand_v
-        self.require(
-            width > 0 and math.isclose(width, int(width), rel_tol=1e-5),
-            "expand_v",
-            f"{self.head_dim} (head_dim) times this must be a whole number above 0",
-        )
-
-    def refuse_attention(self) -> None:
-        """Raises ModelError that names a field of `attn` that is unknown or not possible."""
-        attention_layers(self)
-
-    def memory_shape(self) -> str:
-        """The dimensions of a memory, as text. Part of `signature`."""
-        heads = f"heads {self.num_heads}, value heads {self.num_v_heads or self.num_heads}"
-        widths = f"keys {self.head_dim}, values {int(self.head_dim * self.expand_v)}"
-        convolution = f"convolution {self.conv_size * self.use_short_conv}"
-        return f"layers {self.num_hidden_layers}, {heads}, {widths}, {convolution}{memory_text(self)}"
-
-
-class GatedDeltaNetConfig(GroupedValuesConfig):
-    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
+class GatedDeltaNetConfig(WideValuesConfig):
+    """config.json of fla's `gated_deltanet`; fields and defaults are fla's. `WideValuesConfig` has the shared ones."""
 
     model_type = "gated_deltanet"
-    num_hidden_layers: int = 21
-    num_heads: int = 6
-    head_dim: int = 256
-    expand_v: float = 2.0
+    num_v_heads: int | None = None
+    allow_neg_eigval: bool = False
     use_gate: bool = True
     output_gate_activation: str = "swish"
 
@@ -103,10 +62,6 @@ class GatedDeltaNet(DeltaMixer):
             self.A_log = nn.Parameter(torch.empty(value_heads))
             self.dt_bias = nn.Parameter(torch.empty(value_heads))
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K], after SiLU -> unit length."""
-        return unit_length(x)
-
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """beta [N, steps J], log decay [N, J]; None where nothing is forgotten."""
         beta = self.b_proj(x).to(dtype).sigmoid()
@@ -126,8 +81,27 @@ class GatedDeltaNet(DeltaMixer):
             return
         rate = torch.empty_like(self.A_log, dtype=torch.float32).uniform_(0, 16).clamp_(min=1e-4)
         init.copy_(self.A_log, rate.log())
-        step = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(math.log(0.001), math.log(0.1)).exp()
-        init.copy_(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        reset_dt_bias(self.dt_bias)
+
+
+def reset_dt_bias(dt_bias: nn.Parameter) -> None:
+    """fla's initial values: softplus(dt_bias) is log-uniform in (0.001, 0.1)."""
+    step = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(math.log(0.001), math.log(0.1)).exp()
+    init.copy_(dt_bias, step + torch.log(-torch.expm1(-step)))
+
+
+def _fast_weights(config: Any) -> GatedDeltaNet:
+    return GatedDeltaNet(
+        config.hidden_size,
+        config.num_heads,
+        config.value_heads,
+        config.head_dim,
+        config.value_width,
+        config.convolution,
+        config.norm_eps,
+        gate=config.output_gate_activation if config.use_gate else None,
+        negative=config.allow_neg_eigval,
+    )
 
 
 class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
@@ -136,19 +110,7 @@ class GatedDeltaNetForCausalLM(FastWeightLanguageModel):
     config_class: type[FlaConfig] = GatedDeltaNetConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        if (options := attention_layers(config).get(layer)) is not None:
-            return Attention(options)
-        return GatedDeltaNet(
-            config.hidden_size,
-            config.num_heads,
-            config.num_v_heads or config.num_heads,
-            config.head_dim,
-            int(config.head_dim * config.expand_v),
-            config.conv_size if config.use_short_conv else 0,
-            config.norm_eps,
-            gate=config.output_gate_activation if config.use_gate else None,
-            negative=config.allow_neg_eigval,
-        )
+        return attention_or(_fast_weights, config, layer)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -14,24 +14,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from refine.models.attention.fla import attention_layers
-from refine.models.attention.mixer import Attention
+from refine.models.attention.fla import attention_or
 from refine.models.delta.gated_delta_net import GatedDeltaNet, GatedDeltaNetForCausalLM
-from refine.models.delta.mixer import States
+from refine.models.delta.mixer import RuleInputs, States
 from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.token_mixer import TokenMixer
 from refine.ops.delta_rule.rule import CHUNK
-from refine.ops.layout import Layout
 
 
 class GatedDeltaProductConfig(WideValuesConfig):
-    """config.json of fla's `gated_deltaproduct`; fields and defaults are fla's. `FlaConfig` has the shared ones."""
+    """config.json of fla's `gated_deltaproduct`; fields and defaults are fla's, the shared ones in WideValuesConfig."""
 
     model_type = "gated_deltaproduct"
+    use_output_gate: bool = True
     use_forget_gate: bool = False
     allow_neg_eigval: bool = False
     num_householder: int = 1
@@ -42,7 +40,7 @@ class GatedDeltaProductConfig(WideValuesConfig):
         steps = self.num_householder
         fits = isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps <= CHUNK
         self.require(fits, "num_householder", f"expected a whole number from 1 to {CHUNK}")
-        for name in ("use_forget_gate", "allow_neg_eigval"):
+        for name in ("use_output_gate", "use_forget_gate", "allow_neg_eigval"):
             self.require(isinstance(getattr(self, name), bool), name, "expected true or false")
 
 
@@ -55,8 +53,8 @@ class GatedDeltaProduct(GatedDeltaNet):
             config.num_heads,
             config.num_heads,
             config.head_dim,
-            int(config.head_dim * config.expand_v),
-            config.conv_size if config.use_short_conv else 0,
+            config.value_width,
+            config.convolution,
             config.norm_eps,
             gate="swish" if config.use_output_gate else None,
             negative=config.allow_neg_eigval,
@@ -64,23 +62,15 @@ class GatedDeltaProduct(GatedDeltaNet):
             forgets=config.use_forget_gate,
         )
 
-    def apply_rule(
-        self,
-        convolved: tuple[Tensor, Tensor, Tensor],
-        beta: Tensor,
-        log_decay: Tensor | None,
-        state: Tensor | None,
-        sharing: int,
-        layout: Layout,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, States]:
-        more = self.steps - 1
-        q, k = (self.normalised(y.reshape(-1, self.heads, self.key)) for y in convolved[:2])
-        v, beta = convolved[2].reshape(-1, self.value_heads, self.value), beta.reshape(-1, self.value_heads)
-        q = F.pad(q[:, None], (0, 0, 0, 0, more, 0)).flatten(0, 1)  # the last step asks
+    def apply_rule(self, convolved: tuple[Tensor, Tensor, Tensor], given: RuleInputs) -> tuple[Tensor, States]:
+        q, k, v = self.by_head(convolved)
+        more, log_decay = self.steps - 1, given.log_decay
+        q = F.pad(self.normalised(q)[:, None], (0, 0, 0, 0, more, 0)).flatten(0, 1)  # the last step asks
         if log_decay is not None:
             log_decay = F.pad(log_decay[:, None], (0, 0, 0, more)).flatten(0, 1)  # the first forgets
-        o, states = self._rule(q, k, v, beta, log_decay, state, sharing, layout.times(self.steps), dtype)
+        beta, layout = given.beta.reshape(-1, self.value_heads), given.layout.times(self.steps)
+        steps = given._replace(beta=beta, log_decay=log_decay, layout=layout)
+        o, states = self._rule(q, self.normalised(k), v, steps)
         return o.unflatten(0, (-1, self.steps))[:, -1], states
 
 
@@ -90,5 +80,4 @@ class GatedDeltaProductForCausalLM(GatedDeltaNetForCausalLM):
     config_class = GatedDeltaProductConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        options = attention_layers(config).get(layer)
-        return GatedDeltaProduct(config) if options is None else Attention(options)
+        return attention_or(GatedDeltaProduct, config, layer)

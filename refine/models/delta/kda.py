@@ -14,22 +14,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from refine.models.attention.fla import attention_layers
-from refine.models.attention.mixer import Attention
-from refine.models.delta.gated_delta_net import GroupedValuesConfig
+from refine.models.attention.fla import attention_or
+from refine.models.delta.gated_delta_net import reset_dt_bias
 from refine.models.delta.mixer import DeltaMixer
+from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
-from refine.ops.rms_norm import unit_length
 
 
-class KDAConfig(GroupedValuesConfig):
-    """config.json of fla's `kda`; fields and defaults are fla's. `FlaConfig` has the shared ones.
+class KDAConfig(WideValuesConfig):
+    """config.json of fla's `kda`; fields and defaults are fla's. `WideValuesConfig` has the shared ones.
 
     `lower_bound` chooses the bounded gate. `safe_gate` chooses kernels in fla, and initial weights.
     """
 
     model_type = "kda"
+    num_hidden_layers: int = 24
+    num_heads: int = 16
+    num_v_heads: int | None = None
+    head_dim: int = 128
+    expand_v: float = 1.0
+    allow_neg_eigval: bool = False
     safe_gate: bool = False
     lower_bound: float | None = None
 
@@ -84,10 +89,6 @@ class KimiDelta(DeltaMixer):
     def output_gate(self, x: Tensor) -> Tensor:
         """x [N, D] -> [N, J V], before the sigmoid."""
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K], after SiLU -> unit length."""
-        return unit_length(x)
-
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """beta [N, J], log decay [N, J, K]."""
         beta = self.b_proj(x).to(dtype).sigmoid()
@@ -105,22 +106,21 @@ class KimiDelta(DeltaMixer):
         in (0.001, 0.1)."""
         rate = torch.empty_like(self.A_log, dtype=torch.float32)
         init.copy_(self.A_log, rate.zero_() if safe else rate.uniform_(1, 16).log_())
-        step = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(math.log(0.001), math.log(0.1)).exp()
-        init.copy_(self.dt_bias, step + torch.log(-torch.expm1(-step)))
+        reset_dt_bias(self.dt_bias)
 
 
 class FlaKimiDelta(KimiDelta):
     """KimiDelta with fla's names: f_proj and g_proj are two matrices each, of rank V, and g_proj.1 has a bias."""
 
     def __init__(self, config: KDAConfig) -> None:
-        value_heads, value = config.num_v_heads or config.num_heads, int(config.head_dim * config.expand_v)
+        value_heads, value = config.value_heads, config.value_width
         super().__init__(
             config.hidden_size,
             config.num_heads,
             value_heads,
             config.head_dim,
             value,
-            config.conv_size if config.use_short_conv else 0,
+            config.convolution,
             config.norm_eps,
             config.lower_bound,
             config.allow_neg_eigval,
@@ -145,9 +145,7 @@ class KDAForCausalLM(FastWeightLanguageModel):
     config_class = KDAConfig
 
     def make_mixer(self, config: Any, layer: int) -> TokenMixer:
-        if (options := attention_layers(config).get(layer)) is not None:
-            return Attention(options)
-        return FlaKimiDelta(config)
+        return attention_or(FlaKimiDelta, config, layer)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -7,6 +7,7 @@ Shape legend: N tokens of all documents · G documents · R tapped rows · D hid
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from refine.ops.delta_rule import fla
 from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Ends, Layout, Taps
-from refine.ops.rms_norm import RMSNorm
+from refine.ops.rms_norm import RMSNorm, unit_length
 
 States = delta_rule.ChunkStates | Ends | fla.SegmentStates
 
@@ -36,6 +37,21 @@ class ShortConvolution(nn.Conv1d):
         """x [N, F], tail [G, W - 1, F] -> y [N, F] in at least float32, with SiLU if `silu`, and the tails."""
         dtype = wide(x.dtype)
         return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout, silu)
+
+
+class RuleInputs(NamedTuple):
+    """What the delta rule is given besides q, k and v.
+
+    beta [N, J], log_decay [N, J], [N, J, K] or None, as `DeltaRuleMixer.rates` gives them. state [D, J, K, V] or None
+    (zero), from each of which `sharing` rows in a row start. dtype: what the kernels read.
+    """
+
+    beta: Tensor
+    log_decay: Tensor | None
+    state: Tensor | None
+    sharing: int
+    layout: Layout
+    dtype: torch.dtype
 
 
 class DeltaRuleMixer(TokenMixer):
@@ -68,9 +84,10 @@ class DeltaRuleMixer(TokenMixer):
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
         """q, k [N, H K], v [N, J V] in at least float32, and the inputs that may be tapped; `held`: the memory."""
 
-    @abstractmethod
     def normalised(self, x: Tensor) -> Tensor:
-        """q or k [N, H, K] after convolution and SiLU, where that is the activation -> any other, then norm."""
+        """q or k [N, H, K] after convolution and SiLU, where that is the activation -> any other, then norm; here: unit
+        length."""
+        return unit_length(x)
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -94,27 +111,22 @@ class DeltaRuleMixer(TokenMixer):
             (q, k, v), tails = self.convolve(projected, held, layout)
             # under autocast x is the float32 residual stream; the kernels are given what the projections are made in
             dtype = next(iter(projected.values())).dtype
-            o, states = self.apply_rule((q, k, v), beta, log_decay, state, sharing, layout, dtype)
+            o, states = self.apply_rule((q, k, v), RuleInputs(beta, log_decay, state, sharing, layout, dtype))
             o = self.output_norm(o)
         return self.output(x, o), self._trace(DeltaTrace(states, tails, self.steps), layout, memory, keep)
 
-    def apply_rule(
-        self,
-        convolved: tuple[Tensor, Tensor, Tensor],
-        beta: Tensor,
-        log_decay: Tensor | None,
-        state: Tensor | None,
-        sharing: int,
-        layout: Layout,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, States]:
-        """Normalise q and k, and apply the delta rule to them, v and the rates -> o [N, J, V] and the states.
+    def apply_rule(self, convolved: tuple[Tensor, Tensor, Tensor], given: RuleInputs) -> tuple[Tensor, States]:
+        """Normalise q and k, and apply the delta rule to them, v and what else is `given` -> o [N, J, V], the states.
 
-        convolved: q, k, v from `convolve`. `sharing` rows in a row start from each state. dtype: the kernels'.
+        convolved: q, k, v from `convolve`.
         """
-        q, k = (self.normalised(y.view(layout.tokens, self.heads, self.key)) for y in convolved[:2])
-        v = convolved[2].view(layout.tokens, self.value_heads, self.value)
-        return self._rule(q, k, v, beta, log_decay, state, sharing, layout, dtype)
+        q, k, v = self.by_head(convolved)
+        return self._rule(self.normalised(q), self.normalised(k), v, given)
+
+    def by_head(self, convolved: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q [N, H K], k, v -> q [N, H, K], k [N steps, H, K], v [N steps, J, V]."""
+        q, k = (y.reshape(-1, self.heads, self.key) for y in convolved[:2])
+        return q, k, convolved[2].reshape(-1, self.value_heads, self.value)
 
     def fresh(self, rows: int, device: torch.device, dtype: torch.dtype) -> TensorMemory:
         def zeros(*shape: int) -> Tensor:
@@ -130,19 +142,9 @@ class DeltaRuleMixer(TokenMixer):
         assert isinstance(memory, TensorMemory)
         return {name: memory[name] for name in self.tails}, *memory.shared_in_order("state")
 
-    def _rule(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        beta: Tensor,
-        log_decay: Tensor | None,
-        state: Tensor | None,
-        sharing: int,
-        layout: Layout,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, States]:
-        """o [N, J, V], at least float32, and the states; by fla's kernels if they read `dtype`, else by PyTorch."""
+    def _rule(self, q: Tensor, k: Tensor, v: Tensor, given: RuleInputs) -> tuple[Tensor, States]:
+        """o [N, J, V], at least float32, and the states; by fla's kernels if they read the dtype, else by PyTorch."""
+        beta, log_decay, state, sharing, layout, dtype = given
         if not fla.reads(q.device, dtype, log_decay, q, k, v, beta, state):
             size = delta_rule.CHUNK // self.steps * self.steps  # no token's steps are in two chunks
             return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing, size)

@@ -24,7 +24,7 @@ from refine.models.hybrids.model import HybridForCausalLM, LayerKind, attention_
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.ops import short_convolution
 from refine.ops.layout import Layout
-from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm, unit_length
+from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
 
 # fields of the multimodal config beside text_config: those of the parts that are left out, and what the text repeats
 OUTER = ("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
@@ -101,9 +101,6 @@ class Qwen3_5GatedDeltaNet(DeltaRuleMixer):
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
         y, tails = self.conv1d(projected["qkv"], held.get("qkv"), layout, True)
         return [part.contiguous() for part in y.split(self.widths, -1)], {"qkv": tails}
-
-    def normalised(self, x: Tensor) -> Tensor:
-        return unit_length(x)
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         step = F.softplus(self.in_proj_a(x).to(dtype) + self.dt_bias.to(dtype))

@@ -167,9 +167,15 @@ def _differentiates(wish: str, device: torch.device, key_width: int, channels: b
     if key_width > NARROW and not channels:
         _lift_refusal()
         return True
-    narrow = f"heads of {key_width} key channels (right above {NARROW})"
-    what = "a decay for each channel (not proven right)" if channels else narrow
-    reason = f"triton {triton} computes wrong gradients of the gated delta rule on this GPU for {what}"
+    reason = (
+        f"triton {triton} computes wrong gradients of the gated delta rule on this GPU for heads of {key_width} key "
+        f"channels (right above {NARROW})"
+    )
+    if channels:
+        reason = (
+            f"triton {triton} computes wrong gradients of some kernels on this GPU, and those with a decay for each "
+            "key channel are not proven right there"
+        )
     advice = f"install tilelang, or triton {WRONG[1]} or later"
     if wish == "fla":
         raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: {advice}, or use auto or torch")

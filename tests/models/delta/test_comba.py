@@ -9,6 +9,7 @@ import torch
 
 import refine.models
 from refine.errors import ModelError, SettingError
+from refine.models.delta.mixer import RuleInputs
 from refine.ops.layout import Layout, Taps
 
 CONFIG = {
@@ -105,7 +106,7 @@ def test_outputs_states_and_gradients_are_the_formulas_however_strong_the_decay(
     mixer = shaken(CONFIG, dtype).model.layers[0].mixer
     convolved, beta, decay, state = _inputs(dtype, strong)
     layout = Layout([70, 3])
-    o, states = mixer.apply_rule(convolved, beta, decay, state, 1, layout, dtype)
+    o, states = mixer.apply_rule(convolved, RuleInputs(beta, decay, state, 1, layout, dtype))
     ends = states.at(Taps.ends(layout))
     expected, expected_ends = _token_by_token(mixer, formula, convolved, beta, decay, state)
     leaves = [*convolved, beta, decay, state, mixer.D, mixer.decay]
@@ -127,7 +128,7 @@ def test_a_layer_is_flash_linear_attentions_chunked_reference(shaken, formula):
 
     mixer = shaken(CONFIG, torch.float32).model.layers[0].mixer
     convolved, beta, decay, state = _inputs(torch.float32)
-    o, states = mixer.apply_rule(convolved, beta, decay, state, 1, Layout([70, 3]), torch.float32)
+    o, states = mixer.apply_rule(convolved, RuleInputs(beta, decay, state, 1, Layout([70, 3]), torch.float32))
     q, k, v = (x[None, :70].unflatten(-1, (heads, -1)) for x, heads in zip(convolved, (2, 2, 4), strict=True))
     p = k * torch.sigmoid(mixer.decay)[:, None]
     q, k, p = formula.unit(q - mixer.D[:, None] * p), formula.unit(k), formula.unit(p)

@@ -5,6 +5,7 @@ import torch
 
 import refine.models
 from refine.errors import ModelError
+from refine.models.delta.mixer import RuleInputs
 
 CONFIG = {
     "model_type": "gated_deltaproduct", "vocab_size": 61, "hidden_size": 20, "intermediate_size": 24, "norm_eps": 1e-5,
@@ -69,7 +70,7 @@ def test_a_layer_takes_the_steps_of_flash_linear_attentions_reference(forgets, b
     beta, decay = mixer.rates(x, torch.float32)
     qkv = torch.randn(37, 15), torch.randn(37, 45), torch.randn(37, 63)
     state = torch.randn(1, 3, 5, 7)
-    o, states = mixer.apply_rule(qkv, beta, decay, state, 1, Layout([37]), torch.float32)
+    o, states = mixer.apply_rule(qkv, RuleInputs(beta, decay, state, 1, Layout([37]), torch.float32))
     q, k, v = formula.unit(qkv[0].view(1, 37, 3, 5)), formula.unit(qkv[1].view(1, 111, 3, 5)), qkv[2].view(1, 111, 3, 7)
     g = None if decay is None else decay[None]
     expected, last = naive_recurrent_gated_delta_product(
