@@ -10,6 +10,7 @@ import torch
 
 from refine.models import from_config
 from refine.ops import layout
+from refine.ops.delta_rule import channel_decay
 from refine.training.statistics import StepStatistics, on_host
 from refine.training.trainer import RefineTrainer
 from tests.fixtures.pretended_device import DEVICE, Elsewhere, Watch, elsewhere, move_model
@@ -31,7 +32,8 @@ def waited(arguments, rows, config, layers, monkeypatch, **more: Any) -> tuple[R
     model = from_config({**layered(config, layers), "vocab_size": 61})
     args = arguments(max_steps=1, sequences_per_step=2, per_device_train_batch_size=2, objective=OBJECTIVE, **more)
     trainer = RefineTrainer(model, args, train_dataset=rows)
-    layout._uploaded.cache_clear()
+    for kept in (layout._uploaded, channel_decay._kept_pairs):  # each count is that of a process's first step
+        kept.cache_clear()
     trainer.create_optimizer_and_scheduler(1)
     move_model(model)
     monkeypatch.setitem(trainer.args.__dict__, "_setup_devices", DEVICE)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -162,30 +163,37 @@ class ChannelDecay:
         return after, sum_after(self.decay[rows, : here.start], 1).exp_()
 
 
+@dataclass(frozen=True)
 class Pairs:
-    """The p pairs of tokens (i, j), j <= i, of a sub-chunk of `size` tokens: the one way in which its factors are held.
+    """The p pairs of tokens (i, j), j <= i, of a sub-chunk of c tokens: the one way in which its factors are held.
 
     later, earlier [p]: i and j. of_later, of_earlier [c, p]: 1 where the token is i, or j. between [p, c]: 1 for the
     tokens j < t <= i, whose decay lies between the two.
     """
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        indices = [*torch.tril_indices(size, size).unbind(), torch.arange(size)]
-        self.later, self.earlier, tokens = moved_together(indices, device)
-        self.places = (slice(None), self.later, self.earlier)
-        self.of_later, self.of_earlier = ((tokens[:, None] == one).to(dtype) for one in (self.later, self.earlier))
-        self.between = ((self.earlier[:, None] < tokens) & (tokens <= self.later[:, None])).to(dtype)
+    later: Tensor
+    earlier: Tensor
+    of_later: Tensor
+    of_earlier: Tensor
+    between: Tensor
 
-    @staticmethod
-    @functools.lru_cache(maxsize=64)
-    def _kept(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
-        with torch.inference_mode(False):  # one made inside could not be used in training later
-            return Pairs(size, dtype, device)
+    @property
+    def places(self) -> tuple[slice, Tensor, Tensor]:
+        """Where the pairs lie in [m, c, c]."""
+        return slice(None), self.later, self.earlier
 
     @staticmethod
     def of(size: int, like: Tensor) -> Pairs:
-        """The pairs for tensors like `like`."""
-        return Pairs._kept(size, like.dtype, like.device)
+        """The pairs of `size` tokens, at most SUB_CHUNK, for tensors like `like`."""
+        return _kept_pairs(size, like.dtype, like.device)
+
+    def first(self, size: int) -> Pairs:
+        """The pairs of the first `size` tokens, which come first."""
+        p = size * (size + 1) // 2
+        return Pairs(
+            self.later[:p], self.earlier[:p], self.of_later[:size, :p], self.of_earlier[:size, :p],
+            self.between[:p, :size],
+        )  # fmt: skip
 
     def sums(self, decay: Tensor) -> Tensor:
         """log decay [s, c, K] -> what lies between the tokens of each pair [s, p, K], each summed up separately."""
@@ -195,6 +203,19 @@ class Pairs:
         """`sums` without a product, which a GPU might make of rounded numbers (TF32)."""
         lower = decay.new_ones(decay.shape[1], decay.shape[1]).tril(-1)[..., None]
         return (decay[:, :, None] * lower).cumsum_(1)[:, self.later, self.earlier]
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_pairs(size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
+    """Those of fewer tokens are views of those of SUB_CHUNK, which go to a device once."""
+    if size < SUB_CHUNK:
+        return _kept_pairs(SUB_CHUNK, dtype, device).first(size)
+    with torch.inference_mode(False):  # made inside, they could not be used in training later
+        indices = [*torch.tril_indices(size, size).unbind(), torch.arange(size)]
+        later, earlier, tokens = moved_together(indices, device)
+        of_later, of_earlier = ((tokens[:, None] == one).to(dtype) for one in (later, earlier))
+        between = ((earlier[:, None] < tokens) & (tokens <= later[:, None])).to(dtype)
+        return Pairs(later, earlier, of_later, of_earlier, between)
 
 
 Factors = Decay | ChannelDecay

@@ -159,7 +159,8 @@ def test_a_chunk_is_worked_on_in_parts_that_fit_a_cache(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2, SUB_CHUNK])
 def test_the_decay_between_two_tokens_is_summed_up_alike_on_cpu_and_gpu(size):
-    pairs, decay = Pairs(size, torch.float64, torch.device("cpu")), torch.randn(3, size, 5, dtype=torch.float64)
+    decay = torch.randn(3, size, 5, dtype=torch.float64)
+    pairs = Pairs.of(size, decay)
     expected = [decay[:, j + 1 : i + 1].sum(1) for i, j in zip(pairs.later, pairs.earlier, strict=True)]
     for sums in (pairs.sums(decay), pairs.running_sums(decay)):
         torch.testing.assert_close(sums, torch.stack(expected, 1))
