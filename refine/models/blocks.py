@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from refine.models.recomputation import contexts
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
+from refine.ops import row_groups
 from refine.ops.layout import Layout, Taps
 from refine.ops.swiglu import swiglu
 
@@ -35,7 +36,12 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, D] -> [N, D]."""
+        """x [N, D] -> [N, D]. Without gradient a CPU goes through x in parts, so that what lies between the products
+        stays in a core's cache."""
+        parts = [] if torch.is_grad_enabled() else row_groups.blocks(x, numbers=self.gate_proj.out_features)
+        return torch.cat([self._of(x[part]) for part in parts]) if len(parts) > 1 else self._of(x)
+
+    def _of(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 

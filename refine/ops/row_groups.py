@@ -16,13 +16,15 @@ from refine.ops.layout import on_device
 CACHED_NUMBERS = 1 << 17  # numbers of a block; a few blocks of this size stay in a core's cache
 
 
-def blocks(x: Tensor) -> list[slice]:
+def blocks(x: Tensor, numbers: int | None = None) -> list[slice]:
     """x [R, ...] -> consecutive slices of its rows, small enough for a core's cache; one slice on a GPU.
 
-    A chain of elementwise steps that goes through x block by block finds its operands in the cache.
+    A chain of elementwise steps that goes through x block by block finds its operands in the cache. numbers: those that
+    a row becomes on its way, if they are more than its own.
     """
     rows = x.shape[0]
-    step = rows if x.device.type != "cpu" else max(1, CACHED_NUMBERS * rows // max(1, x.numel()))
+    numbers = x.numel() // max(1, rows) if numbers is None else numbers
+    step = rows if x.device.type != "cpu" else max(1, CACHED_NUMBERS // max(1, numbers))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
 
 

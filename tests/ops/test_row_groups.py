@@ -33,3 +33,4 @@ def test_blocks_are_all_rows_in_order_and_few_numbers_each(monkeypatch):
     assert torch.equal(torch.cat(parts), x) and all(part.numel() <= 10 for part in parts)
     assert [len(x[rows]) for rows in blocks(torch.ones(2, 100))] == [1, 1], "at least one row"
     assert blocks(torch.ones(0, 4)) == []
+    assert blocks(torch.ones(7, 1), numbers=4) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
