@@ -9,12 +9,16 @@ start trains only what is missing; several processes may each take some of the s
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from refine import paths, settings
 from refine.phases.prepared_data import Prepared
@@ -67,10 +71,18 @@ PARTS = {"main": MAIN, "ablations": ABLATIONS}
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Training seeds.")
 @click.option("--part", type=click.Choice([*PARTS, "time"]), default="main", show_default=True)
 @click.option("--arms", default=None, help="Only these arms of the part, with ; between them.")
+@click.option("--plain", type=click.FloatRange(0, 1), help="Share of training rows without marks (default: as it is).")
 @click.option("--params", type=Path, default=Path("params.yaml"), show_default=True)
 @click.option("-S", "overrides", multiple=True, help="Override a setting of all arms.")
 def main(
-    output: Path | None, model: str, seeds: str, part: str, arms: str | None, params: Path, overrides: tuple[str, ...]
+    output: Path | None,
+    model: str,
+    seeds: str,
+    part: str,
+    arms: str | None,
+    plain: float | None,
+    params: Path,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train and score what a part lacks: the main arms; SFT for the time of each of them; ablations."""
     import torch
@@ -83,11 +95,14 @@ def main(
     common = (f"tokenizer.path={model}", f"model.checkpoint={model}", *EXPERIMENT, *overrides)
     values = settings.load(params, common)
     data = _prepared(values, output / "prepared")
+    mix = "" if plain is None else f", {plain:.0%} plain"
+    if plain is not None:
+        data = with_share_of_plain_rows(data, plain, output / f"prepared{mix}")
     chosen = _as_long(values, model, data) if part == "time" else PARTS[part]
     wanted = [one.strip() for one in arms.split(";")] if arms else list(chosen)
     for seed in map(int, seeds.split(",")):
         for arm in wanted:
-            folder = output / arm / str(seed)
+            folder = output / f"{arm}{mix}" / str(seed)
             if not (folder / "evaluation.json").exists():
                 _one(arm, _settings(values, arm, chosen[arm], seed), model, data, folder)
 
@@ -123,6 +138,21 @@ def _prepared(values: Settings, folder: Path) -> Prepared:
             write_needles(
                 of.tasks, of.lengths, of.samples, tokenizer, essay, values.seed, beside / "needles", of.answer_tokens
             )
+    return Prepared(folder)
+
+
+def with_share_of_plain_rows(data: Prepared, share: float, folder: Path) -> Prepared:
+    """`data` with fewer training rows: the first of those with marks, or of those without, so that `share` is plain."""
+    if not folder.is_dir():
+        with folder_beside(folder) as beside:
+            shutil.copytree(data.folder, beside, dirs_exist_ok=True)
+            rows = pq.read_table(data.documents("train"))
+            marked = pc.greater(pc.list_value_length(rows["marks"]), 0)
+            kinds = {True: rows.filter(marked), False: rows.filter(pc.invert(marked))}
+            wanted = {True: 1 - share, False: share}
+            total = min(len(kinds[kind]) / part for kind, part in wanted.items() if part)
+            kept = [kinds[kind].slice(0, round(total * part)) for kind, part in wanted.items()]
+            pq.write_table(pa.concat_tables(kept), Prepared(beside).documents("train"))
     return Prepared(folder)
 
 
