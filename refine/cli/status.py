@@ -64,7 +64,11 @@ def _secret() -> str:
 
 def _running() -> list[str]:
     """A line for each run that MLflow shows as RUNNING. Runs whose process is dead are ended first."""
-    from refine.tracking.connection import connect
+    from refine.tracking.connection import connect, tracking_uri
+    from refine.tracking.in_progress import may_run
+
+    if not may_run(tracking_uri()):
+        return []
     from refine.tracking.run import end_dead_runs
 
     client = connect()

@@ -89,7 +89,7 @@ def check_answers(uri: str, patience: float = PATIENCE) -> None:
         shown, credentials = http_address(uri, f"MLflow's address ({VARIABLE})", "http://HOST:PORT")
         reach_directly()
         try:
-            with urllib.request.urlopen(request(f"{shown}/health", _authorization(credentials)), timeout=patience):
+            with urllib.request.urlopen(request(f"{shown}/health", authorization(credentials)), timeout=patience):
                 return
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -218,7 +218,7 @@ def _mlflow() -> Any:
     return mlflow
 
 
-def _authorization(credentials: str) -> str:
+def authorization(credentials: str) -> str:
     """The header that MLflow's client sends. credentials: `user:password` of the address."""
     user, _, password = credentials.partition(":")
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or user

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import urllib.request
 import pytest
 
 from refine.services.prefect_api import free_port
+from refine.tracking.in_progress import may_run
 from tests.conftest import wait_for
 
 ADDRESSES = ("config", "providers", "message")
@@ -26,9 +28,17 @@ def status(url: str, body: bytes | None = None) -> int:
         return 0
 
 
-@pytest.fixture
-def server(tmp_path):
+def asked(address: str, question: str, **fields: str) -> bytes:
+    about = urllib.request.Request(f"{address}/api/2.0/mlflow/{question}", json.dumps(fields).encode())
+    about.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(about, timeout=10) as answer:
+        return answer.read()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
     """The server of a new database. Yields its address."""
+    tmp_path = tmp_path_factory.mktemp("server")
     port = free_port()
     variables = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
@@ -53,6 +63,15 @@ def test_the_assistant_is_not_there_and_all_else_is(server):
     assert status(f"{server}/") == 200
     assert status(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0") == 200
     assert status(f"{server}/api/2.0/mlflow-artifacts/artifacts") == 200
+
+
+def test_it_is_asked_without_its_client_whether_a_run_is_in_progress(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+    assert not may_run(server)
+    run = json.loads(asked(server, "runs/create", experiment_id="0"))["run"]["info"]
+    assert may_run(server)
+    asked(server, "runs/update", run_id=run["run_id"], status="FINISHED")
+    assert not may_run(server)
 
 
 def test_mlflow_still_has_the_addresses_that_are_taken_away():
