@@ -18,12 +18,17 @@ from transformers import PreTrainedConfig
 from refine.models.recomputation import contexts
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TokenMixer, Trace
 from refine.ops import row_groups
+from refine.ops.autocast import compute_dtype
 from refine.ops.layout import Layout, Taps
+from refine.ops.made_again import without_keeping
+from refine.ops.rms_norm import RMSNorm
 from refine.ops.swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
+
+    only_multiplies = True
 
     def __init__(self, config: PreTrainedConfig, inner: int | None = None) -> None:
         """inner: another inner size than the config's."""
@@ -42,7 +47,8 @@ class SwiGLU(nn.Module):
         return torch.cat([self._of(x[part]) for part in parts]) if len(parts) > 1 else self._of(x)
 
     def _of(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        inner = swiglu(without_keeping(self.gate_proj, x), without_keeping(self.up_proj, x))
+        return without_keeping(self.down_proj, inner)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class Block(nn.Module):
             y, trace = self.mixer(x, layout, memory, keep)
             x = x + first(y)
             return x + second(mlp(x)), trace
-        y, trace = self.mixer(first(x), layout, memory, keep)
+        y, trace = self.mixer(_normed(first, x, self.mixer), layout, memory, keep)
         x = x + y
-        return x + mlp(second(x)), trace
+        return x + mlp(_normed(second, x, mlp)), trace
 
     def inside(self, function: Callable[[Any], LayerMemory], x: Tensor | None = None) -> LayerMemory:
         """`function(x)`, which uses the block's parameters, inside a call of the block.
@@ -112,7 +118,17 @@ class Block(nn.Module):
     def mixer_inputs(self, x: Tensor, index: Tensor) -> Tensor:
         """The mixer's inputs [M, D] for tokens `index` [M] of the block input x [N, D]."""
         chosen = x.index_select(0, index)
-        return chosen if self.names.after else getattr(self, self.names.norms[0])(chosen)
+        return chosen if self.names.after else _normed(getattr(self, self.names.norms[0]), chosen, self.mixer)
+
+
+def _normed(norm: nn.Module, x: Tensor, reader: nn.Module) -> Tensor:
+    """norm(x) [N, D]; in the dtype of products where `reader` says that it `only_multiplies` it by matrices.
+
+    Under autocast each matrix would round a float32 norm again, and keep its copy for the backward pass.
+    """
+    if isinstance(norm, RMSNorm) and getattr(reader, "only_multiplies", False):
+        return norm(x, compute_dtype(x))  # type: ignore[no-any-return]
+    return norm(x)  # type: ignore[no-any-return]
 
 
 def _tensors(memory: LayerMemory) -> list[Tensor]:

@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from refine.ops.made_again import everything_is_kept
+
 _here = threading.local()  # of this thread: a backward pass on a GPU has one of its own
 
 
@@ -18,11 +20,12 @@ def recomputing() -> bool:
 def _again() -> Iterator[None]:
     before, _here.again = recomputing(), True
     try:
-        yield
+        with everything_is_kept():
+            yield
     finally:
         _here.again = before
 
 
 def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """`context_fn` of torch.utils.checkpoint.checkpoint: the contexts of the first pass and of the second."""
-    return contextlib.nullcontext(), _again()
+    return everything_is_kept(), _again()

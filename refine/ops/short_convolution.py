@@ -7,6 +7,7 @@ Shape legend: N tokens of all documents · G documents · R tapped rows · F cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ def token_by_token(
 class ReadTails:
     """The inputs of a convolution, W - 1 earlier ones before each document's own: gives the tail after any token."""
 
-    def __init__(self, padded: LaterRows, layout: Layout, width: int) -> None:
-        self.padded, self.layout, self.width = padded, layout, width  # padded [N + G (W - 1), F]
+    def __init__(self, padded: LaterRows, layout: Layout, width: int, dtype: torch.dtype) -> None:
+        self.padded, self.layout, self.width, self.dtype = padded, layout, width, dtype  # padded [N + G (W - 1), F]
 
     def at(self, taps: Taps) -> Tensor:
         """[R, W - 1, F]: the last W - 1 inputs at each tap, with gradient."""
@@ -52,22 +53,35 @@ class ReadTails:
             return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
-        return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1])
+        return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1]).to(self.dtype)
 
 
 Tails = ReadTails | Ends
 
 
 def read(
-    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, layout: Layout, silu: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor | None,
+    layout: Layout,
+    silu: bool = False,
+    kernel: Callable[[Tensor, Tensor, bool], Tensor] | None = None,
 ) -> tuple[Tensor, Tails]:
-    """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails."""
+    """x [N, F], weight [F, W], tail [G, W - 1, F] or None (zeros) -> y [N, F], with SiLU if `silu`, and the tails.
+
+    x is kept in its own dtype, and a tail is rounded to it; y and the tails have that of the weight. `kernel`: computes
+    y from [P, F], the weight and `silu` in the place of PyTorch, in the dtype of x (no bias).
+    """
     more = weight.shape[1] - 1
     if tail is not None and layout.decodes:
-        return _one_token(x, weight, bias, tail, silu)
+        return _one_token(x.to(weight.dtype), weight, bias, tail, silu)
     padded = LaterRows(_after_tails(x, tail, more, layout))
-    y = run(_Convolution, padded.tensor, weight, bias, silu)
-    return _without_tails(y, more, layout), ReadTails(padded, layout, weight.shape[1])
+    if kernel is None:
+        y = run(_Convolution, padded.tensor, weight, bias, silu)
+    else:
+        y = kernel(padded.tensor, weight, silu)
+    return _without_tails(y, more, layout), ReadTails(padded, layout, weight.shape[1], weight.dtype)
 
 
 def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, silu: bool) -> tuple[Tensor, Ends]:
@@ -81,7 +95,8 @@ def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sil
 class _Convolution(torch.autograd.Function):
     """padded [P, F], weight [F, W], bias [F] or None -> [P - W + 1, F]; in blocks that fit a core's cache.
 
-    Keeps only its input: the backward pass computes the convolution again, which costs less than reading it back.
+    Computed in the weight's dtype. Keeps only its input, in its own dtype: the backward pass computes the convolution
+    again, which costs less than reading it back.
     """
 
     @staticmethod
@@ -89,9 +104,9 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(padded, weight, bias)
         ctx.silu = silu
         taps = weight.t().contiguous()
-        y = padded.new_empty(padded.shape[0] - taps.shape[0] + 1, padded.shape[1])
+        y = taps.new_empty(padded.shape[0] - taps.shape[0] + 1, padded.shape[1])
         for start, end in ((rows.start, rows.stop) for rows in blocks(y)):
-            block = _convolved(padded[start : end + taps.shape[0] - 1], taps, bias, y[start:end])
+            block = _convolved(padded[start : end + taps.shape[0] - 1].to(y.dtype), taps, bias, y[start:end])
             if silu:
                 torch.nn.functional.silu(block, inplace=True)
         return y
@@ -100,10 +115,10 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         padded, weight, bias = ctx.saved_tensors
         taps = weight.t().contiguous()
-        dpadded, dtaps = torch.zeros_like(padded), torch.zeros_like(taps)
+        dpadded, dtaps = torch.zeros_like(padded, dtype=taps.dtype), torch.zeros_like(taps)
         dbias = None if bias is None else torch.zeros_like(bias)
         for start, end in ((rows.start, rows.stop) for rows in blocks(grads[0])):
-            dy, around = grads[0][start:end], padded[start : end + taps.shape[0] - 1]
+            dy, around = grads[0][start:end], padded[start : end + taps.shape[0] - 1].to(taps.dtype)
             if ctx.silu:
                 dy = torch.ops.aten.silu_backward(dy, _convolved(around, taps, bias, torch.empty_like(dy)))
             for j in range(taps.shape[0]):
@@ -111,7 +126,7 @@ class _Convolution(torch.autograd.Function):
                 dtaps[j] += (dy * around[j : j + end - start]).sum(0)
             if dbias is not None:
                 dbias += dy.sum(0)
-        return dpadded, dtaps.t(), dbias, None
+        return dpadded.to(padded.dtype), dtaps.t(), dbias, None
 
 
 def _convolved(padded: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -132,8 +147,7 @@ def _places(more: int, layout: Layout) -> Tensor:
 
 
 def _after_tails(x: Tensor, tail: Tensor | None, more: int, layout: Layout) -> Tensor:
-    if tail is None:
-        tail = x.new_zeros(layout.documents, more, x.shape[1])
+    tail = x.new_zeros(layout.documents, more, x.shape[1]) if tail is None else tail.to(x.dtype)
     if layout.width is not None:
         return torch.cat([tail, x.view(layout.documents, layout.width, -1)], 1).flatten(0, 1)
     both = torch.cat([x, tail.flatten(0, 1)])

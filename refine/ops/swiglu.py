@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from refine.ops.made_again import forget
 from refine.ops.row_groups import blocks
 from refine.ops.without_graph import run
 
@@ -33,8 +34,14 @@ class _SwiGLU(torch.autograd.Function):
         return _forward(gate, up)
 
     @staticmethod
+    def again(node: Any) -> Tensor:
+        """The result."""
+        return _forward(*node.saved_tensors)
+
+    @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+        forget(ctx)
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         _backward(d, gate, up, d_gate, d_up)

@@ -16,7 +16,8 @@ from refine.models.configuration import FlaConfig, check
 from refine.models.delta.mixer import DeltaMixer
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
-from refine.ops.rms_norm import unit_length
+from refine.models.token_mixer import at_least_float32 as wide
+from refine.ops.made_again import without_keeping
 
 
 class DeltaNetConfig(FlaConfig):
@@ -77,13 +78,15 @@ class DeltaNet(DeltaMixer):
         if self.qk_activation == "relu":
             x = F.relu(x)
         elif self.qk_activation == "elu":
-            x = F.elu(x) + 1
-        return F.normalize(x, p=1, dim=-1, eps=1e-6) if self.qk_norm == "sum" else unit_length(x)
+            x = F.elu(x.to(wide(x.dtype))) + 1
+        if self.qk_norm == "sum":
+            return F.normalize(x.to(wide(x.dtype)), p=1, dim=-1, eps=1e-6)
+        return super().normalised(x)
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, None]:
         """beta [N, H]; no decay."""
         if hasattr(self, "b_proj"):
-            beta = self.b_proj(x).to(dtype).sigmoid()
+            beta = without_keeping(self.b_proj, x).to(dtype).sigmoid()
         else:
             beta = torch.ones(x.shape[0], self.heads, dtype=dtype, device=x.device)
         return beta * 2 if self.negative else beta, None

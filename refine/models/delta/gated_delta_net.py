@@ -19,6 +19,7 @@ from refine.models.delta.mixer import DeltaMixer
 from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
+from refine.ops.made_again import without_keeping
 
 
 class GatedDeltaNetConfig(WideValuesConfig):
@@ -54,7 +55,8 @@ class GatedDeltaNet(DeltaMixer):
         forgets: bool = True,
     ) -> None:
         super().__init__(hidden, heads, value_heads, key, value, conv_size, gate is not None, norm_eps, steps)
-        self.negative, self.output_gate, self.forgets = negative, gate, forgets
+        self.negative, self.forgets = negative, forgets
+        self.gate_activation = "sigmoid" if gate == "sigmoid" else "silu"
         if forgets:
             self.a_proj = nn.Linear(hidden, value_heads, bias=False)
         self.b_proj = nn.Linear(hidden, steps * value_heads, bias=False)
@@ -64,16 +66,12 @@ class GatedDeltaNet(DeltaMixer):
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """beta [N, steps J], log decay [N, J]; None where nothing is forgotten."""
-        beta = self.b_proj(x).to(dtype).sigmoid()
+        beta = without_keeping(self.b_proj, x).to(dtype).sigmoid()
         beta = beta * 2 if self.negative else beta
         if not self.forgets:
             return beta, None
-        rate = self.a_proj(x).to(dtype) + self.dt_bias.to(dtype)
+        rate = without_keeping(self.a_proj, x).to(dtype) + self.dt_bias.to(dtype)
         return beta, -self.A_log.to(dtype).exp() * F.softplus(rate)
-
-    def gate(self, x: Tensor) -> Tensor:
-        """Activation of the output gate."""
-        return x.sigmoid() if self.output_gate == "sigmoid" else F.silu(x)
 
     def reset_decay(self) -> None:
         """fla's initial decay: exp(A_log) uniform in (0, 16), softplus(dt_bias) log-uniform in (0.001, 0.1)."""

@@ -20,6 +20,7 @@ from refine.models.delta.mixer import DeltaMixer
 from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.language_model import FastWeightLanguageModel
 from refine.models.token_mixer import TokenMixer
+from refine.ops.made_again import without_keeping
 
 
 class KDAConfig(WideValuesConfig):
@@ -58,6 +59,7 @@ class KimiDelta(DeltaMixer):
     """
 
     decays_by_channel = True
+    gate_activation = "sigmoid"
 
     def __init__(
         self,
@@ -85,21 +87,13 @@ class KimiDelta(DeltaMixer):
     def raw_decay(self, x: Tensor) -> Tensor:
         """x [N, D] -> [N, J K]."""
 
-    @abstractmethod
-    def output_gate(self, x: Tensor) -> Tensor:
-        """x [N, D] -> [N, J V], before the sigmoid."""
-
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """beta [N, J], log decay [N, J, K]."""
-        beta = self.b_proj(x).to(dtype).sigmoid()
+        beta = without_keeping(self.b_proj, x).to(dtype).sigmoid()
         raw = (self.raw_decay(x).to(dtype) + self.dt_bias.to(dtype)).unflatten(-1, (self.value_heads, self.key))
         rate = self.A_log.to(dtype).exp().view(-1, 1)
         log_decay = -rate * F.softplus(raw) if self.bound is None else self.bound * (rate * raw).sigmoid()
         return beta * 2 if self.negative else beta, log_decay
-
-    def output(self, x: Tensor, o: Tensor) -> Tensor:
-        gate = self.output_gate(x).to(o.dtype).sigmoid()
-        return self.o_proj((o * gate.view(o.shape)).flatten(1).to(x.dtype))
 
     def reset_decay(self, safe: bool = False) -> None:
         """fla's initial decay: exp(A_log) uniform in (1, 16), or 1 with the `safe` gate; softplus(dt_bias) log-uniform
@@ -133,10 +127,10 @@ class FlaKimiDelta(KimiDelta):
         return nn.Sequential(nn.Linear(hidden, rank, bias=False), nn.Linear(rank, out, bias=bias))
 
     def raw_decay(self, x: Tensor) -> Tensor:
-        return self.f_proj(x)
+        return without_keeping(self.f_proj, x)
 
     def output_gate(self, x: Tensor) -> Tensor:
-        return self.g_proj(x)
+        return without_keeping(self.g_proj, x)
 
 
 class KDAForCausalLM(FastWeightLanguageModel):

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, MixerInputs, TensorMemory, TokenMixer, Trace
 from refine.models.token_mixer import at_least_float32 as wide
 from refine.ops import short_convolution
-from refine.ops.delta_rule import fla
+from refine.ops.autocast import compute_dtype
+from refine.ops.delta_rule import fla, passes
 from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.delta_rule.chunks import Chunks
 from refine.ops.layout import Ends, Layout, Taps
+from refine.ops.made_again import without_keeping
 from refine.ops.rms_norm import RMSNorm, unit_length
 
 States = delta_rule.ChunkStates | Ends | fla.SegmentStates
@@ -32,11 +34,14 @@ class ShortConvolution(nn.Conv1d):
         super().__init__(channels, channels, width, groups=channels, bias=False)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, tail: Tensor | None, layout: Layout, silu: bool
+        self, x: Tensor, tail: Tensor | None, layout: Layout, silu: bool, fused: bool = False
     ) -> tuple[Tensor, short_convolution.Tails]:
-        """x [N, F], tail [G, W - 1, F] -> y [N, F] in at least float32, with SiLU if `silu`, and the tails."""
-        dtype = wide(x.dtype)
-        return short_convolution.read(x.to(dtype), self.weight[:, 0].to(dtype), None, tail, layout, silu)
+        """x [N, F], tail [G, W - 1, F] -> y [N, F], with SiLU if `silu`, and the tails, in at least float32.
+
+        fused: fla's kernel computes y, in the dtype of x.
+        """
+        kernel = passes.convolution if fused else None
+        return short_convolution.read(x, self.weight[:, 0].to(wide(x.dtype)), None, tail, layout, silu, kernel)
 
 
 class RuleInputs(NamedTuple):
@@ -59,12 +64,14 @@ class DeltaRuleMixer(TokenMixer):
 
     A memory has "state" [R, J, K, V] and the last inputs of the convolutions: `tails` names them, [R, W - 1, width].
     `decays_by_channel`: whether the log decay is one of each key channel. `steps`: of the delta rule, for each token.
-    `uses_kernels`: whether fla's kernels may compute it.
+    `uses_kernels`: whether fla's kernels may compute it. `gate_activation`: "silu" or "sigmoid", of the output gate.
     """
 
     decays_by_channel = False
     steps = 1
     uses_kernels = True
+    gate_activation = "silu"
+    only_multiplies = True
 
     def __init__(
         self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
@@ -82,12 +89,17 @@ class DeltaRuleMixer(TokenMixer):
     def convolve(
         self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
-        """q, k [N, H K], v [N, J V] in at least float32, and the inputs that may be tapped; `held`: the memory."""
+        """q, k [N, H K], v [N, J V] in at least float32 (16-bit where they are `fused`), and the inputs that may be
+        tapped; `held`: the memory."""
+
+    def fused(self, x: Tensor) -> bool:
+        """Whether fla's kernels make the passes over x, one of its 16-bit tensors."""
+        return self.uses_kernels and passes.fused(x.device, x.dtype)
 
     def normalised(self, x: Tensor) -> Tensor:
         """q or k [N, H, K] after convolution and SiLU, where that is the activation -> any other, then norm; here: unit
         length."""
-        return unit_length(x)
+        return passes.unit_length(x) if self.fused(x) else unit_length(x)
 
     @abstractmethod
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -99,9 +111,25 @@ class DeltaRuleMixer(TokenMixer):
     def output_norm(self) -> RMSNorm:
         """The norm of each value head's output."""
 
+    @property
     @abstractmethod
+    def output_projection(self) -> nn.Module:
+        """From the values of all heads [N, J V] to [N, D]."""
+
+    @abstractmethod
+    def output_gate(self, x: Tensor) -> Tensor | None:
+        """x [N, D] -> [N, J V], before its activation; None: there is no gate."""
+
     def output(self, x: Tensor, o: Tensor) -> Tensor:
-        """x [N, D], o [N, J, V], normed -> [N, D]: gate and output projection."""
+        """x [N, D], o [N, J, V] of the delta rule -> [N, D]: norm, gate and output projection."""
+        gate = self.output_gate(x)
+        gate = None if gate is None else gate.view(o.shape)
+        dtype = compute_dtype(x)
+        if o.dtype == dtype and self.fused(o):
+            y = passes.normed(self.output_norm, o, gate, self.gate_activation)
+        else:
+            y = self.output_norm(o, dtype if dtype.itemsize == 2 else o.dtype, gate, self.gate_activation)
+        return without_keeping(self.output_projection, y.flatten(1).to(dtype))
 
     def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:
         held, state, sharing = self._held(memory)
@@ -112,7 +140,6 @@ class DeltaRuleMixer(TokenMixer):
             # under autocast x is the float32 residual stream; the kernels are given what the projections are made in
             dtype = next(iter(projected.values())).dtype
             o, states = self.apply_rule((q, k, v), RuleInputs(beta, log_decay, state, sharing, layout, dtype))
-            o = self.output_norm(o)
         return self.output(x, o), self._trace(DeltaTrace(states, tails, self.steps), layout, memory, keep)
 
     def apply_rule(self, convolved: tuple[Tensor, Tensor, Tensor], given: RuleInputs) -> tuple[Tensor, States]:
@@ -143,16 +170,17 @@ class DeltaRuleMixer(TokenMixer):
         return {name: memory[name] for name in self.tails}, *memory.shared_in_order("state")
 
     def _rule(self, q: Tensor, k: Tensor, v: Tensor, given: RuleInputs) -> tuple[Tensor, States]:
-        """o [N, J, V], at least float32, and the states; by fla's kernels if they read the dtype, else by PyTorch."""
+        """o [N, J, V] and the states; by fla's kernels if they read the dtype, else by PyTorch in at least float32."""
         beta, log_decay, state, sharing, layout, dtype = given
         if not fla.reads(q.device, dtype, log_decay, q, k, v, beta, state):
             size = delta_rule.CHUNK // self.steps * self.steps  # no token's steps are in two chunks
+            q, k, v = (x.to(wide(x.dtype)) for x in (q, k, v))
             return delta_rule.read(q, k, v, beta, log_decay, state, layout, sharing, size)
         if state is not None:
             state = delta_rule.laid_out(state, sharing)
         every = fla.EVERY // self.steps * self.steps
         o, states = fla.read(q.to(dtype), k.to(dtype), v.to(dtype), beta, log_decay, state, layout, every)
-        return o.to(wide(dtype)), states
+        return o, states
 
     def _trace(self, trace: DeltaTrace, layout: Layout, memory: LayerMemory | None, keep: Keep) -> Trace:
         if isinstance(trace.states, Ends):
@@ -205,12 +233,15 @@ class DeltaMixer(DeltaRuleMixer):
     def output_norm(self) -> RMSNorm:
         return self.o_norm
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Activation of the output gate."""
-        return F.silu(x)
+    @property
+    def output_projection(self) -> nn.Module:
+        return self.o_proj
+
+    def output_gate(self, x: Tensor) -> Tensor | None:
+        return without_keeping(self.g_proj, x) if hasattr(self, "g_proj") else None
 
     def project(self, x: Tensor) -> dict[str, Tensor]:
-        return {"q": self.q_proj(x), "k": self.k_proj(x), "v": self.v_proj(x)}
+        return {name: without_keeping(getattr(self, f"{name}_proj"), x) for name in "qkv"}
 
     def convolve(
         self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
@@ -220,13 +251,11 @@ class DeltaMixer(DeltaRuleMixer):
             precise = {name: y.to(wide(y.dtype)) for name, y in projected.items()}
             return [F.silu(y) if silu[name] else y for name, y in precise.items()], {}
         convolutions = {"q": self.q_conv1d, "k": self.k_conv1d, "v": self.v_conv1d}
-        both = {name: convolutions[name](y, held.get(name), layout, silu[name]) for name, y in projected.items()}
+        both = {
+            name: convolutions[name](y, held.get(name), layout, silu[name], self.fused(y))
+            for name, y in projected.items()
+        }
         return [y for y, _ in both.values()], {name: tails for name, (_, tails) in both.items()}
-
-    def output(self, x: Tensor, o: Tensor) -> Tensor:
-        if hasattr(self, "g_proj"):
-            o = o * self.gate(self.g_proj(x).to(o.dtype)).view(o.shape)
-        return self.o_proj(o.flatten(1).to(x.dtype))
 
 
 class DeltaTrace(Trace):

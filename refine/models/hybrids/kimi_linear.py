@@ -20,6 +20,7 @@ from refine.models.hybrids.regrouping import ExpertsApart, Regrouping
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.models.mixture import Experts, Mixture, Shared, SigmoidRouter
 from refine.models.token_mixer import TokenMixer
+from refine.ops.made_again import without_keeping
 
 NAMES = BlockNames("self_attn", ("input_layernorm", "post_attention_layernorm"))
 SPARSE = "block_sparse_moe"  # what a mixture is called in the release; a plain MLP is `mlp`
@@ -40,10 +41,10 @@ class KimiLinearDelta(KimiDelta):
         return (1, 1, self.value_heads, 1)
 
     def raw_decay(self, x: Tensor) -> Tensor:
-        return self.f_b_proj(self.f_a_proj(x))
+        return self.f_b_proj(without_keeping(self.f_a_proj, x))
 
     def output_gate(self, x: Tensor) -> Tensor:
-        return self.g_b_proj(self.g_a_proj(x))
+        return self.g_b_proj(without_keeping(self.g_a_proj, x))
 
 
 def _attention(config: Any) -> LatentAttention:

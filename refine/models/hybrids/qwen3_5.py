@@ -24,6 +24,7 @@ from refine.models.hybrids.model import HybridForCausalLM, LayerKind, attention_
 from refine.models.hybrids.tensor_names import TensorNames
 from refine.ops import short_convolution
 from refine.ops.layout import Layout
+from refine.ops.made_again import without_keeping
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
 
 # fields of the multimodal config beside text_config: those of the parts that are left out, and what the text repeats
@@ -94,21 +95,25 @@ class Qwen3_5GatedDeltaNet(DeltaRuleMixer):
         return self.norm
 
     def project(self, x: Tensor) -> dict[str, Tensor]:
-        return {"qkv": self.in_proj_qkv(x)}
+        return {"qkv": without_keeping(self.in_proj_qkv, x)}
 
     def convolve(
         self, projected: dict[str, Tensor], held: dict[str, Tensor], layout: Layout
     ) -> tuple[list[Tensor], dict[str, short_convolution.Tails]]:
-        y, tails = self.conv1d(projected["qkv"], held.get("qkv"), layout, True)
+        qkv = projected["qkv"]
+        y, tails = self.conv1d(qkv, held.get("qkv"), layout, True, self.fused(qkv))
         return [part.contiguous() for part in y.split(self.widths, -1)], {"qkv": tails}
 
     def rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        step = F.softplus(self.in_proj_a(x).to(dtype) + self.dt_bias.to(dtype))
-        return self.in_proj_b(x).to(dtype).sigmoid(), -self.A_log.to(dtype).exp() * step
+        step = F.softplus(without_keeping(self.in_proj_a, x).to(dtype) + self.dt_bias.to(dtype))
+        return without_keeping(self.in_proj_b, x).to(dtype).sigmoid(), -self.A_log.to(dtype).exp() * step
 
-    def output(self, x: Tensor, o: Tensor) -> Tensor:
-        o = o * F.silu(self.in_proj_z(x).to(o.dtype)).view(o.shape)
-        return self.out_proj(o.flatten(1).to(x.dtype))
+    @property
+    def output_projection(self) -> nn.Module:
+        return self.out_proj
+
+    def output_gate(self, x: Tensor) -> Tensor:
+        return without_keeping(self.in_proj_z, x)
 
     def reset_decay(self) -> None:
         """transformers' initial decay: exp(A_log) uniform in (0.01, 16), dt_bias 1."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from refine.errors import reason
-from refine.ops.delta_rule import fla
+from refine.ops.delta_rule import fla, passes
 from refine.ops.layout import Layout, Taps
 
 LENGTHS = ((fla.EVERY,), (fla.EVERY, 130), (5,), (5, 3))  # of documents: chunked and recurrent kernels, packed or not
@@ -86,12 +86,15 @@ def nothing_is_launched(share: Share) -> Iterator[None]:
 
 
 def compile_share(shapes: Sequence[Shape], share: Share, device: torch.device) -> None:
-    """Read, tap and go backward with layers of `shapes` on `device`, without launching a kernel."""
+    """Read, tap and go backward with layers of `shapes` on `device`, and make the passes around, without launching a
+    kernel."""
     fla.kernels()
+    passes.functions()
     with nothing_is_launched(share):
         for shape in shapes:
             for lengths in LENGTHS:
                 _read(shape, lengths, device)
+            passes.call_all(shape.heads, shape.value_heads, shape.key, shape.value, device)
 
 
 def _read(shape: Shape, lengths: Sequence[int], device: torch.device) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from refine.ops.delta_rule import fla
+from refine.ops import rms_norm
+from refine.ops.delta_rule import fla, passes
 from refine.ops.delta_rule import rule as delta_rule
 
 
@@ -48,4 +49,39 @@ def calls(monkeypatch):
     names = [field.name for field in dataclasses.fields(fla.Kernels)]
     stand_ins = fla.Kernels(**{name: kernel(name) for name in names})
     monkeypatch.setattr(fla, "kernels", lambda: stand_ins)
+    return made
+
+
+def _convolution(x, weight, activation):
+    padded = torch.nn.functional.pad(x.float().mT, (weight.shape[1] - 1, 0))
+    y = torch.nn.functional.conv1d(padded, weight[:, None], groups=len(weight)).mT
+    return (torch.nn.functional.silu(y) if activation == "silu" else y).to(x.dtype), None
+
+
+def _norm(x, weight, bias, eps):
+    return torch.nn.functional.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+
+def _gated_norm(x, gate, weight, bias, activation, eps):
+    act = torch.nn.functional.silu if activation == "swish" else torch.sigmoid
+    return (torch.nn.functional.rms_norm(x.float(), weight.shape, weight, eps) * act(gate.float())).to(x.dtype)
+
+
+@pytest.fixture
+def passes_made(monkeypatch):
+    """PyTorch in the place of fla's fused passes; a list of the names of those that were called."""
+    made = []
+
+    def noted(name, function):
+        def run(x, *arguments, **more):
+            assert x.element_size() == 2 and x.is_contiguous()
+            made.append(name)
+            return function(x, *arguments, **more)
+
+        return run
+
+    functions = {"convolution": _convolution, "unit_length": rms_norm.unit_length}
+    functions |= {"norm": _norm, "gated_norm": _gated_norm}
+    fused = passes.Fused(**{name: noted(name, function) for name, function in functions.items()})
+    monkeypatch.setattr(passes, "functions", lambda: fused)
     return made

@@ -81,7 +81,7 @@ def test_triton_is_as_it_was_afterwards(kernels, compiled):
 
 
 @pytest.mark.parametrize("kind", ["plain", "gated", "channel"])
-def test_a_layer_calls_chunked_and_recurrent_kernels_with_and_without_packing(kind, monkeypatch):
+def test_a_layer_calls_all_kernels_with_and_without_packing(kind, passes_made, monkeypatch):
     made = []
 
     def kernel(name):
@@ -100,3 +100,4 @@ def test_a_layer_calls_chunked_and_recurrent_kernels_with_and_without_packing(ki
     wanted = {(f"chunk{end}", packed, gradient) for packed in (False, True) for gradient in (False, True)}
     wanted |= {(f"recurrent{end}", packed, False) for packed in (False, True)}
     assert wanted <= set(made)
+    assert set(passes_made) == {"convolution", "unit_length", "norm", "gated_norm"}
