@@ -4,6 +4,7 @@ there is a GPU, the kernels themselves against the twin."""
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,38 @@ def test_reading_in_segments_and_tapping_between_them_is_exact(calls, lengths, e
     taps = [(g, n) for g, length in enumerate(lengths) for n in sorted({1, length, (length + 1) // 2}, reverse=True)]
     inputs = _inputs(lengths, gated, value_heads)
     _compared([*inputs[:5], None] if fresh else inputs, lengths, taps, every, 1e-10)
+
+
+def test_segments_that_follow_each_other_are_read_in_one_call(together):
+    lengths = [5, 13, 1, 8]
+    taps = [(g, n) for g, length in enumerate(lengths) for n in (length, 1)]
+    _compared(_inputs(lengths, True, 4), lengths, taps, 4, 1e-10)
+    assert together == [27]
+    fla.read(*_inputs([9, 3], True), Layout([9, 3]), every=9)
+    assert together == [27], "one segment a document: a call as any other"
+
+
+def test_a_step_of_decoding_reads_its_token_once(calls):
+    lengths = [1, 1, 1]
+    inputs, layout = _inputs(lengths, True), Layout(lengths)
+    with torch.no_grad():
+        o, states = fla.read(*inputs, layout)
+        after = states.at(Taps.ends(layout))
+        expected, twin = delta_rule.read(*inputs, layout)
+    assert calls == [("recurrent_gated", 3)]
+    assert torch.allclose(after, twin.at(Taps.ends(layout))) and torch.allclose(o, expected)
+
+
+def test_documents_of_unequal_length_are_named_by_the_same_tensors_in_every_layer(calls, monkeypatch):
+    """fla keeps what it derives from them by identity, and counts chunks on the host."""
+    given = []
+    original = fla.kernels().chunk
+    stand_in = lambda **arguments: given.append(arguments) or original(**arguments)  # noqa: E731
+    monkeypatch.setattr(fla, "kernels", lambda: SimpleNamespace(chunk=stand_in))
+    for _ in range(2):
+        fla.read(*_inputs([70, 3], False), Layout([70, 3]))
+    assert len({id(one["cu_seqlens"]) for one in given}) == len({id(one["cu_seqlens_cpu"]) for one in given}) == 1
+    assert given[0]["cu_seqlens"].tolist() == [0, 70, 73] and len(given) == 2
 
 
 def test_a_tap_reads_again_no_more_than_a_segment(calls):
