@@ -28,7 +28,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -38,7 +37,8 @@ from torch import Tensor
 from refine.errors import SettingError
 from refine.ops.delta_rule import fla_segments, tuning
 from refine.ops.delta_rule.chunks import Chunks
-from refine.ops.layout import Layout, Taps, on_device
+from refine.ops.delta_rule.segments import Steps, arranged, bounds, segment_lengths, segment_order
+from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 
 log = logging.getLogger(__name__)
@@ -222,17 +222,17 @@ def read(
     Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
     """
     segments = Chunks.of(layout, every)
-    order = layout.once(("segment order", every), lambda: _segment_order(segments))
+    order = layout.once(("segment order", every), lambda: segment_order(segments))
     later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
     used = [q, *(None if x is None else x.tensor for x in later)]
-    inputs = [None if x is None else _arranged(x, order) for x in used]
+    inputs = [None if x is None else arranged(x, order) for x in used]
     if state is None:
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
     elif segments.order is not None:
         state = state.index_select(0, segments.order)
-    lengths = layout.once(("segment lengths", every), lambda: _segment_lengths(segments))
+    lengths = layout.once(("segment lengths", every), lambda: segment_lengths(segments))
     if len(lengths) > 1 and fla_segments.wanted():
-        steps = layout.once(("segment steps", every), lambda: fla_segments.Steps.of(lengths, layout.device))
+        steps = layout.once(("segment steps", every), lambda: Steps.of(lengths, layout.device))
         o, starts = fla_segments.read(_as_given(inputs), state, steps)
         after = None
     else:
@@ -309,7 +309,7 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     if short and differentiable and not state.requires_grad:
         state = state.detach().requires_grad_()  # the recurrent backward pass writes its gradient unconditionally
     if not even:
-        given["cu_seqlens"], on_host = _bounds(tuple(lengths), state.device)
+        given["cu_seqlens"], on_host = bounds(tuple(lengths), state.device)
         if not short:
             given["cu_seqlens_cpu"] = on_host  # else fla waits for the device to count chunks
     kind = "" if not gated else "_channel" if given["g"].ndim == 4 else "_gated"
@@ -318,39 +318,5 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     return o.flatten(0, 1), after
 
 
-@functools.lru_cache(maxsize=64)
-def _bounds(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """[len + 1] on the device and on the host: where documents laid end to end begin. The same tensors for all layers,
-    because fla keeps what it derives from them."""
-    with torch.inference_mode(False):
-        on_host = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
-        return on_device(on_host.tolist(), device), on_host
-
-
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _segment_lengths(segments: Chunks) -> list[list[int]]:
-    """For each step, the tokens of each active document's segment."""
-    ranked = sorted(range(segments.layout.documents), key=segments.rank.__getitem__)
-    lengths, size = segments.layout.lengths, segments.size
-    return [[min(size, lengths[g] - j * size) for g in ranked[:active]] for j, active in enumerate(segments.active)]
-
-
-def _segment_order(segments: Chunks) -> Tensor | None:
-    """[N]: the tokens in the order of the steps; None if they are in that order already."""
-    layout, size = segments.layout, segments.size
-    if layout.documents == 1 or (len(segments.active) == 1 and segments.order is None):
-        return None
-    ranked = sorted(range(layout.documents), key=segments.rank.__getitem__)
-    spans = [
-        torch.arange(layout.starts[g] + j * size, layout.starts[g] + min((j + 1) * size, layout.lengths[g]))
-        for j, active in enumerate(segments.active)
-        for g in ranked[:active]
-    ]
-    return torch.cat(spans).to(layout.device)
-
-
-def _arranged(x: Tensor, order: Tensor | None) -> Tensor:
-    return x if order is None else x.index_select(0, order)

@@ -25,8 +25,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -35,10 +33,9 @@ from torch.autograd.function import once_differentiable
 
 from refine.errors import SettingError
 from refine.ops.autocast import own_precision
-from refine.ops.layout import moved_together
+from refine.ops.delta_rule.segments import Step, Steps
 
 log = logging.getLogger(__name__)
-CHUNK = 64  # tokens between the kernels' own states
 FORWARD, BACKWARD = "chunk_gated_delta_rule_fwd_h", "chunk_gated_delta_rule_bwd_dhu"
 PER_TOKEN = ("q", "k", "w", "u", "g", "gk", "do", "dv")  # what that pass is given of each token, [1, N, ...]
 CALLERS = {  # decay -> fla's modules and functions, forward and backward
@@ -49,61 +46,6 @@ CALLERS = {  # decay -> fla's modules and functions, forward and backward
     ),
     "channel": (("kda.chunk_fwd", "chunk_kda_fwd"), ("kda.chunk_bwd", "chunk_kda_bwd")),
 }
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Where documents laid end to end begin, as fla wants it: cu_seqlens [n + 1], chunk_indices [chunks, 2] (document,
-    chunk of it), chunk_offsets [n + 1], all int64 on the device."""
-
-    cu_seqlens: Tensor
-    chunk_indices: Tensor
-    chunk_offsets: Tensor
-
-    @staticmethod
-    def on_host(lengths: Sequence[int]) -> list[Tensor]:
-        """The three tensors for documents of `lengths` tokens."""
-        counts = [-(-n // CHUNK) for n in lengths]
-        places = [(i, j) for i, count in enumerate(counts) for j in range(count)]
-        return [torch.tensor(x) for x in ([0, *accumulate(lengths)], places, [0, *accumulate(counts)])]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Segments that are read at the same time, one of each document that is still read: their place among all segments,
-    tokens and chunks, and their own cuts."""
-
-    segments: slice
-    tokens: slice
-    chunks: slice
-    cuts: Cuts
-
-
-@dataclass(frozen=True)
-class Steps:
-    """All segments of a read, in the order of the steps. A step's documents are the first of the step before."""
-
-    every: list[Step]
-    cuts: Cuts
-
-    @staticmethod
-    def of(lengths: Sequence[Sequence[int]], device: torch.device) -> Steps:
-        """lengths[j]: the tokens of each segment of step j. One transfer to the device."""
-        flat = [n for step in lengths for n in step]
-        hosted = [Cuts.on_host(flat), *(Cuts.on_host(step) for step in lengths)]
-        moved = _moved([x for cuts in hosted for x in cuts], device)
-        whole, *each = (Cuts(*moved[i : i + 3]) for i in range(0, len(moved), 3))
-        sizes = [(len(step), sum(step), sum(-(-n // CHUNK) for n in step)) for step in lengths]
-        ends = [tuple(accumulate(column)) for column in zip(*sizes, strict=True)]
-        places = [[slice(end[j] - size[i], end[j]) for i, end in enumerate(ends)] for j, size in enumerate(sizes)]
-        return Steps([Step(a, b, c, cuts) for (a, b, c), cuts in zip(places, each, strict=True)], whole)
-
-
-def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """int64 tensors in one transfer. Each begins at 16 bytes: Triton compiles a kernel again for other addresses."""
-    even = [torch.nn.functional.pad(x.flatten(), (0, x.numel() % 2)) for x in tensors]
-    moved = moved_together(even, device)
-    return [y[: x.numel()].view(x.shape) for x, y in zip(tensors, moved, strict=True)]
 
 
 def wanted() -> bool:

@@ -14,6 +14,7 @@ from refine.ops.delta_rule import fla
 from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import unit_length
+from tests.fixtures.pretended_device import DEVICE, Watch, elsewhere
 
 
 def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
@@ -107,6 +108,24 @@ def test_documents_of_unequal_length_are_named_by_the_same_tensors_in_every_laye
         fla.read(*_inputs([70, 3], False), Layout([70, 3]))
     assert len({id(one["cu_seqlens"]) for one in given}) == len({id(one["cu_seqlens_cpu"]) for one in given}) == 1
     assert given[0]["cu_seqlens"].tolist() == [0, 70, 73] and len(given) == 2
+
+
+def test_a_second_layer_moves_nothing_to_the_device_and_waits_for_nothing(calls, monkeypatch):
+    def kernel(v, initial_state, **more):
+        return v * 1.0, initial_state * 1.0
+
+    monkeypatch.setattr(fla, "kernels", lambda: SimpleNamespace(chunk_gated=kernel, recurrent_gated=kernel))
+    lengths = [70, 3, 600]
+    with Watch() as watch, torch.no_grad():
+        inputs = [elsewhere(x.detach()) for x in _inputs(lengths, True)]
+        layout, taps = Layout(lengths, device=DEVICE), Taps([0, 2, 2], [5, 599, 7], DEVICE)
+        for layer in range(2):
+            if layer:
+                assert watch.copies
+                watch.copies.clear()
+            _, states = fla.read(*inputs, layout)
+            states.at(taps)
+    assert not watch.copies and not watch.synchronisations, (watch.copies, watch.synchronisations)
 
 
 def test_a_tap_reads_again_no_more_than_a_segment(calls):

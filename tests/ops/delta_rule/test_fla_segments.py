@@ -14,30 +14,11 @@ import torch
 
 from refine.errors import SettingError
 from refine.ops.delta_rule import fla_segments
-from refine.ops.delta_rule.fla_segments import CHUNK, StatePass, Steps
-from tests.fixtures.pretended_device import DEVICE, Watch
+from refine.ops.delta_rule.fla_segments import StatePass
+from refine.ops.delta_rule.segments import CHUNK, Steps
 
 CPU = torch.device("cpu")
 LENGTHS = [[128, 128, 70], [128, 128], [44]]  # of documents of 300, 256 and 70 tokens, read in segments of 128
-
-
-def test_steps_say_where_their_segments_tokens_and_chunks_lie():
-    steps = Steps.of(LENGTHS, CPU)
-    assert [step.segments for step in steps.every] == [slice(0, 3), slice(3, 5), slice(5, 6)]
-    assert [step.tokens for step in steps.every] == [slice(0, 326), slice(326, 582), slice(582, 626)]
-    assert [step.chunks for step in steps.every] == [slice(0, 6), slice(6, 10), slice(10, 11)]
-    assert steps.cuts.cu_seqlens.tolist() == [0, 128, 256, 326, 454, 582, 626]
-    assert steps.cuts.chunk_offsets.tolist() == [0, 2, 4, 6, 8, 10, 11]
-    assert steps.every[0].cuts.chunk_indices.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
-    assert steps.every[2].cuts.cu_seqlens.tolist() == [0, 44]
-
-
-def test_the_cuts_of_all_steps_go_to_a_device_together():
-    with Watch() as watch:
-        steps = Steps.of([[512, 65]] * 31 + [[7]], DEVICE)
-        cuts = [steps.cuts, *(step.cuts for step in steps.every)]
-        assert all(x.data_ptr() % 16 == 0 for one in cuts for x in vars(one).values()), "or kernels are compiled again"
-    assert sum(watch.copies.values()) == 1 and not watch.synchronisations
 
 
 def _documents(x, cuts):
