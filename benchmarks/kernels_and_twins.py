@@ -6,6 +6,8 @@ Shape legend: G documents · H heads of q and k · J heads of v · K, V widths o
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,8 +47,9 @@ CASES = {
 def kernels(phase: Any) -> None:
     """Say how far the kernels are from PyTorch, and what a layer of 1.3B costs by each."""
     if phase.dry_run:
-        stand_in = fla.Kernels(*[token_by_token] * 4)
+        stand_in = fla.Kernels(*[token_by_token] * len(dataclasses.fields(fla.Kernels)))
         fla.kernels = lambda: stand_in  # type: ignore[assignment]
+        os.environ["REFINE_SEGMENTS"] = "apart"  # the functions in the kernels' place know no segments
     for name, case in CASES.items():
         shape = Case((37, 3), 2, 2 * (case.value_heads // case.heads), 8, 8, case.gated) if phase.dry_run else case
         if case.gated and not phase.dry_run and not fla.differentiates(phase.device, case.key):
@@ -55,7 +58,9 @@ def kernels(phase: Any) -> None:
         phase.attempt(f"kernels and twin: {name}", lambda c=shape: compared(c, phase.device))
     for tokens in (4096, 16384) if not phase.dry_run else (16,):
         shape = Case((tokens,), *((16, 16, 128, 128) if not phase.dry_run else (2, 2, 8, 8)), False)
-        for way in ("kernels", "torch"):
+        for way in ("kernels, together", "kernels, apart", "torch"):
+            if not phase.dry_run:
+                os.environ["REFINE_SEGMENTS"] = way.removeprefix("kernels, ") if way != "torch" else "together"
             run = _timed(shape, phase.device, way)
             what = "one layer of 1.3B, forward and backward"
             phase.attempt(what, lambda r=run: {"ms": phase.milliseconds(r, 3)}, tokens=tokens, by=way)
@@ -108,10 +113,10 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _timed(case: Case, device: torch.device, way: str) -> Any:
     """A function that reads, taps at eight places, and goes backward."""
-    given = inputs(case, torch.bfloat16 if way == "kernels" else torch.float32, device)
+    given = inputs(case, torch.bfloat16 if way != "torch" else torch.float32, device)
     layout, tokens = Layout(case.lengths, device=device), case.lengths[0]
     at = Taps([0] * 8, [(i + 1) * tokens // 8 for i in range(8)], device)
-    read: Any = fla.read if way == "kernels" else delta_rule.read
+    read: Any = fla.read if way != "torch" else delta_rule.read
 
     def run() -> None:
         o, states = read(*given, layout)
@@ -129,6 +134,7 @@ def token_by_token(
     initial_state: Tensor | None = None,
     output_final_state: bool = True,
     cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """In the kernels' place on a CPU: what they compute, by the formula."""
     assert initial_state is not None

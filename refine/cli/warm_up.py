@@ -24,11 +24,15 @@ def warm_up(model: str, processes: int | None) -> None:
     Without it the first training on a GPU machine compiles them one after the other: minutes for each shape of a layer.
     They are kept in $TRITON_CACHE_DIR (default: ~/.triton/cache), which can be copied to machines with the same GPU and
     the same versions of torch, triton and fla-core. On a machine without a GPU there is nothing to do.
+
+    At most eight configurations of each kernel are compiled. REFINE_TUNING=all, here and in the training, takes all
+    that flash-linear-attention offers.
     """
     import torch
 
-    from refine.ops.delta_rule import fla
+    from refine.ops.delta_rule import fla, tuning
 
+    few = tuning.tries_few()
     shapes = layer_shapes(model)
     if not shapes:
         click.echo("this model has no layers with the delta rule: there are no kernels to compile")
@@ -38,6 +42,11 @@ def warm_up(model: str, processes: int | None) -> None:
         why = fla.lacking() or "REFINE_KERNELS is torch"
         click.echo(f"the layers run in PyTorch ({why}): there are no kernels to compile")
     else:
+        click.echo(
+            f"at most {tuning.FEW} configurations of each kernel (REFINE_TUNING=all: every one)"
+            if few
+            else "every configuration of each kernel (REFINE_TUNING is all)"
+        )
         _compile(shapes, processes or min(16, os.cpu_count() or 1))
 
 

@@ -22,7 +22,8 @@ from refine.errors import reason
 from refine.ops.delta_rule import fla, passes
 from refine.ops.layout import Layout, Taps
 
-LENGTHS = ((fla.EVERY,), (fla.EVERY, 130), (5,), (5, 3))  # of documents: chunked and recurrent kernels, packed or not
+# of documents: chunked kernels, packed or not; several segments at once; recurrent kernels
+LENGTHS = ((fla.EVERY,), (fla.EVERY, 130), (2 * fla.EVERY,), (5,), (5, 3))
 
 
 class Shape(NamedTuple):

@@ -1,11 +1,12 @@
-"""The delta rule by flash-linear-attention's CUDA kernels: the one file that imports them.
+"""The delta rule by flash-linear-attention's CUDA kernels. Only this file and `fla_segments` import them.
 
 Shape legend: N tokens of all documents · G documents · X segments of all documents · R tapped rows
               H heads of q and k · J heads of v (a multiple of H) · K, V widths of a head.
 
-Same interface as `rule.read`. A kernel returns only the state at the end of a call. So a document is read in segments
-of `every` tokens, and the state at the start of each is kept. A tap reads the tokens since the last kept state again:
-at most `every` tokens of one layer's k, v and rates, never a projection.
+Same interface as `rule.read`. A document is read in segments of `every` tokens, and the state at the start of each is
+kept: by one call for all segments (`fla_segments`), or by a call for each, which returns the state at its end. A tap
+reads the tokens since the last kept state again: at most `every` tokens of one layer's k, v and rates, never a
+projection.
 
 `REFINE_KERNELS` chooses: "auto" (default: kernels with a CUDA device, fla, triton and 16-bit activations, else
 PyTorch), "torch", or "fla" (an error if they cannot run). The choice is logged once.
@@ -27,7 +28,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from refine.errors import SettingError
+from refine.ops.delta_rule import fla_segments, tuning
 from refine.ops.delta_rule.chunks import Chunks
+from refine.ops.delta_rule.segments import Steps, arranged, bounds, segment_lengths, segment_order
 from refine.ops.layout import Layout, Taps
 from refine.ops.tapped_rows import LaterRows
 
@@ -63,11 +65,12 @@ class Kernels:
 
 @functools.cache
 def kernels() -> Kernels:
-    """Import fla's kernels (seconds; needs triton)."""
+    """Import fla's kernels (seconds; needs triton). Few configurations of them are tried: see `tuning`."""
     from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
     from fla.ops.kda import chunk_kda, fused_recurrent_kda
 
+    tuning.restrict()
     gated = chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
     return Kernels(chunk_delta_rule, gated[0], fused_recurrent_delta_rule, gated[1], chunk_kda, fused_recurrent_kda)
 
@@ -219,39 +222,65 @@ def read(
     Returns o [N, J, V] in the dtype of v, and the states of the read, kept every `every` tokens.
     """
     segments = Chunks.of(layout, every)
-    order = layout.once(("segment order", every), lambda: _segment_order(segments))
+    order = layout.once(("segment order", every), lambda: segment_order(segments))
     later = [None if x is None else LaterRows(x) for x in (k, v, beta, log_decay)]
     used = [q, *(None if x is None else x.tensor for x in later)]
-    inputs = [None if x is None else _arranged(x, order) for x in used]
+    inputs = [None if x is None else arranged(x, order) for x in used]
     if state is None:
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
     elif segments.order is not None:
         state = state.index_select(0, segments.order)
+    lengths = layout.once(("segment lengths", every), lambda: segment_lengths(segments))
+    if len(lengths) > 1 and fla_segments.wanted():
+        steps = layout.once(("segment steps", every), lambda: Steps.of(lengths, layout.device))
+        o, starts = fla_segments.read(_as_given(inputs), state, steps)
+        after = None
+    else:
+        o, starts, after = _apart(inputs, state, lengths)
+    if order is not None:
+        o = torch.empty_like(o).index_copy(0, order, o)
+    ends = None if torch.is_grad_enabled() or len(lengths) > 1 else after
+    return o, SegmentStates(segments, later, LaterRows(starts), ends)
+
+
+def _apart(inputs: list[Tensor | None], state: Tensor, lengths: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """As `fla_segments.read`, with a call for each step of `lengths`. Also returns the states after the last step."""
     outputs, starts, at = [], [], 0
-    for lengths in layout.once(("segment lengths", every), lambda: _segment_lengths(segments)):
-        starts.append(state[: len(lengths)])
-        here = slice(at, at + sum(lengths))
-        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], lengths)
+    for step in lengths:
+        starts.append(state[: len(step)])
+        here = slice(at, at + sum(step))
+        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], step)
         outputs.append(o)
         at = here.stop
-    joined = torch.cat(outputs)
-    if order is not None:
-        joined = torch.empty_like(joined).index_copy(0, order, joined)
-    return joined, SegmentStates(segments, later, LaterRows(torch.cat(starts)))
+    if len(lengths) == 1:
+        return outputs[0], starts[0], state
+    return torch.cat(outputs), torch.cat(starts), state
+
+
+def _as_given(inputs: list[Tensor | None]) -> list[Tensor | None]:
+    """q, k, v, beta, log decay (or None), with beta in the dtype of v."""
+    q, k, v, beta, log_decay = inputs
+    assert v is not None and beta is not None
+    return [q, k, v, beta.to(v.dtype), log_decay]
 
 
 class SegmentStates:
     """The states of a read at the start of every segment, starts [X, J, K, V], and what reading on from them needs:
-    `tokens`, the k, v, beta and log decay (or None) of all tokens."""
+    `tokens`, the k, v, beta and log decay (or None) of all tokens. `ends`: of a read without gradient in one segment,
+    the states after it."""
 
-    def __init__(self, chunks: Chunks, tokens: list[LaterRows | None], starts: LaterRows) -> None:
+    def __init__(
+        self, chunks: Chunks, tokens: list[LaterRows | None], starts: LaterRows, ends: Tensor | None = None
+    ) -> None:
         self.chunks, self.starts = chunks, starts
-        self._tokens = tokens
+        self._tokens, self._ends = tokens, ends
 
     sparse = 1  # under gradient checkpointing the state of every segment is kept
 
     def at(self, taps: Taps) -> Tensor:
         """[R, J, K, V]: the state at each tap, with gradient."""
+        if self._ends is not None and self.chunks.ends_all(taps):
+            return self._ends  # a step of decoding reads its token once
         layout, every = self.chunks.layout, self.chunks.size
         segment, _ = self.chunks.tapped(taps)
 
@@ -273,15 +302,16 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     names = ("q", "k", "v", "beta", "g")
     even = len(set(lengths)) == 1
     rows = len(lengths) if even else 1
-    present = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
+    present = {name: x for name, x in zip(names, _as_given(inputs), strict=True) if x is not None}
     given: dict[str, Any] = {name: x.view(rows, -1, *x.shape[1:]).contiguous() for name, x in present.items()}
-    given["beta"] = given["beta"].to(given["v"].dtype)
-    if not even:
-        given["cu_seqlens"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int64, device=state.device)
     gated, differentiable = "g" in given, needs_gradient(*inputs, state)
     short = max(lengths) <= SHORT and not (gated and differentiable)
     if short and differentiable and not state.requires_grad:
         state = state.detach().requires_grad_()  # the recurrent backward pass writes its gradient unconditionally
+    if not even:
+        given["cu_seqlens"], on_host = bounds(tuple(lengths), state.device)
+        if not short:
+            given["cu_seqlens_cpu"] = on_host  # else fla waits for the device to count chunks
     kind = "" if not gated else "_channel" if given["g"].ndim == 4 else "_gated"
     run = getattr(kernels(), f"{'recurrent' if short else 'chunk'}{kind}")
     o, after = run(**given, initial_state=state.contiguous(), output_final_state=True)
@@ -290,28 +320,3 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _segment_lengths(segments: Chunks) -> list[list[int]]:
-    """For each step, the tokens of each active document's segment."""
-    ranked = sorted(range(segments.layout.documents), key=segments.rank.__getitem__)
-    lengths, size = segments.layout.lengths, segments.size
-    return [[min(size, lengths[g] - j * size) for g in ranked[:active]] for j, active in enumerate(segments.active)]
-
-
-def _segment_order(segments: Chunks) -> Tensor | None:
-    """[N]: the tokens in the order of the steps; None if they are in that order already."""
-    layout, size = segments.layout, segments.size
-    if layout.documents == 1 or (len(segments.active) == 1 and segments.order is None):
-        return None
-    ranked = sorted(range(layout.documents), key=segments.rank.__getitem__)
-    spans = [
-        torch.arange(layout.starts[g] + j * size, layout.starts[g] + min((j + 1) * size, layout.lengths[g]))
-        for j, active in enumerate(segments.active)
-        for g in ranked[:active]
-    ]
-    return torch.cat(spans).to(layout.device)
-
-
-def _arranged(x: Tensor, order: Tensor | None) -> Tensor:
-    return x if order is None else x.index_select(0, order)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from refine.ops import rms_norm
-from refine.ops.delta_rule import fla, passes
+from refine.ops.delta_rule import fla, fla_segments, passes
 from refine.ops.delta_rule import rule as delta_rule
 
 
-def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, cu_seqlens=None, cu_seqlens_cpu=None):
     """What a kernel computes, by the token-by-token twin; kernels' argument names and shapes."""
     assert output_final_state and q.is_contiguous() and v.is_contiguous()
     given, wide = v.dtype, initial_state.dtype
@@ -20,7 +20,7 @@ def _naive(q, k, v, beta, g=None, initial_state=None, output_final_state=False, 
     if cu_seqlens is None:
         o, states = delta_rule.token_by_token(q, k, v, beta, g, initial_state)
         return o.to(given), states[:, -1]
-    assert q.shape[0] == 1
+    assert q.shape[0] == 1 and (cu_seqlens_cpu is None or torch.equal(cu_seqlens_cpu, cu_seqlens.cpu()))
     outputs, last = [], []
     for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
         part = [None if x is None else x[:, start:end] for x in (q, k, v, beta, g)]
@@ -49,6 +49,7 @@ def calls(monkeypatch):
     names = [field.name for field in dataclasses.fields(fla.Kernels)]
     stand_ins = fla.Kernels(**{name: kernel(name) for name in names})
     monkeypatch.setattr(fla, "kernels", lambda: stand_ins)
+    monkeypatch.setattr(fla_segments, "wanted", lambda: False)  # a call for each step of segments: the kernels alone
     return made
 
 
@@ -85,3 +86,19 @@ def passes_made(monkeypatch):
     fused = passes.Fused(**{name: noted(name, function) for name, function in functions.items()})
     monkeypatch.setattr(passes, "functions", lambda: fused)
     return made
+
+
+@pytest.fixture
+def together(calls, monkeypatch):
+    """As `calls`, but segments are asked for in one call, which the naive functions answer; a list of its tokens."""
+    asked = []
+
+    def read(inputs, state, steps):
+        asked.append(steps.every[-1].tokens.stop)
+        lengths = [step.cuts.cu_seqlens.diff().tolist() for step in steps.every]
+        assert [sum(n) for n in lengths] == [step.tokens.stop - step.tokens.start for step in steps.every]
+        return fla._apart(inputs, state, lengths)[:2]
+
+    monkeypatch.setattr(fla_segments, "wanted", lambda: True)
+    monkeypatch.setattr(fla_segments, "read", read)
+    return asked

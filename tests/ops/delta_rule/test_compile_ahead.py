@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from refine.ops.delta_rule import compile_ahead, fla
+from refine.ops.delta_rule import compile_ahead, fla, fla_segments
 from refine.ops.delta_rule.compile_ahead import Shape, Share
 
 triton = pytest.importorskip("triton")
@@ -94,10 +94,18 @@ def test_a_layer_calls_all_kernels_with_and_without_packing(kind, passes_made, m
     names = [field.name for field in dataclasses.fields(fla.Kernels)]
     monkeypatch.setattr(fla, "kernels", lambda: fla.Kernels(*map(kernel, names)))
     monkeypatch.setattr(fla, "differentiates", lambda device, width, channels: True)
+    asked = []
+
+    def together(inputs, state, steps):
+        asked.append(torch.is_grad_enabled())
+        return fla._apart(inputs, state, [step.cuts.cu_seqlens.diff().tolist() for step in steps.every])[:2]
+
+    monkeypatch.setattr(fla_segments, "wanted", lambda: True)
+    monkeypatch.setattr(fla_segments, "read", together)
     shape = Shape(2, 2, 16, 16, kind != "plain", kind == "channel")
     compile_ahead.compile_share([shape], Share(0, 1), torch.device("cpu"))
     end = "" if kind == "plain" else f"_{kind}"
     wanted = {(f"chunk{end}", packed, gradient) for packed in (False, True) for gradient in (False, True)}
     wanted |= {(f"recurrent{end}", packed, False) for packed in (False, True)}
-    assert wanted <= set(made)
+    assert wanted <= set(made) and asked == [True, False], "and one call of several steps"
     assert set(passes_made) == {"convolution", "unit_length", "norm", "gated_norm"}

@@ -4,6 +4,7 @@ there is a GPU, the kernels themselves against the twin."""
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from refine.ops.delta_rule import fla
 from refine.ops.delta_rule import rule as delta_rule
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import unit_length
+from tests.fixtures.pretended_device import DEVICE, Watch, elsewhere
 
 
 def _inputs(lengths, gated, value_heads=2, dtype=torch.float64, device="cpu"):
@@ -74,6 +76,56 @@ def test_reading_in_segments_and_tapping_between_them_is_exact(calls, lengths, e
     taps = [(g, n) for g, length in enumerate(lengths) for n in sorted({1, length, (length + 1) // 2}, reverse=True)]
     inputs = _inputs(lengths, gated, value_heads)
     _compared([*inputs[:5], None] if fresh else inputs, lengths, taps, every, 1e-10)
+
+
+def test_segments_that_follow_each_other_are_read_in_one_call(together):
+    lengths = [5, 13, 1, 8]
+    taps = [(g, n) for g, length in enumerate(lengths) for n in (length, 1)]
+    _compared(_inputs(lengths, True, 4), lengths, taps, 4, 1e-10)
+    assert together == [27]
+    fla.read(*_inputs([9, 3], True), Layout([9, 3]), every=9)
+    assert together == [27], "one segment a document: a call as any other"
+
+
+def test_a_step_of_decoding_reads_its_token_once(calls):
+    lengths = [1, 1, 1]
+    inputs, layout = _inputs(lengths, True), Layout(lengths)
+    with torch.no_grad():
+        o, states = fla.read(*inputs, layout)
+        after = states.at(Taps.ends(layout))
+        expected, twin = delta_rule.read(*inputs, layout)
+    assert calls == [("recurrent_gated", 3)]
+    assert torch.allclose(after, twin.at(Taps.ends(layout))) and torch.allclose(o, expected)
+
+
+def test_documents_of_unequal_length_are_named_by_the_same_tensors_in_every_layer(calls, monkeypatch):
+    """fla keeps what it derives from them by identity, and counts chunks on the host."""
+    given = []
+    original = fla.kernels().chunk
+    stand_in = lambda **arguments: given.append(arguments) or original(**arguments)  # noqa: E731
+    monkeypatch.setattr(fla, "kernels", lambda: SimpleNamespace(chunk=stand_in))
+    for _ in range(2):
+        fla.read(*_inputs([70, 3], False), Layout([70, 3]))
+    assert len({id(one["cu_seqlens"]) for one in given}) == len({id(one["cu_seqlens_cpu"]) for one in given}) == 1
+    assert given[0]["cu_seqlens"].tolist() == [0, 70, 73] and len(given) == 2
+
+
+def test_a_second_layer_moves_nothing_to_the_device_and_waits_for_nothing(calls, monkeypatch):
+    def kernel(v, initial_state, **more):
+        return v * 1.0, initial_state * 1.0
+
+    monkeypatch.setattr(fla, "kernels", lambda: SimpleNamespace(chunk_gated=kernel, recurrent_gated=kernel))
+    lengths = [70, 3, 600]
+    with Watch() as watch, torch.no_grad():
+        inputs = [elsewhere(x.detach()) for x in _inputs(lengths, True)]
+        layout, taps = Layout(lengths, device=DEVICE), Taps([0, 2, 2], [5, 599, 7], DEVICE)
+        for layer in range(2):
+            if layer:
+                assert watch.copies
+                watch.copies.clear()
+            _, states = fla.read(*inputs, layout)
+            states.at(taps)
+    assert not watch.copies and not watch.synchronisations, (watch.copies, watch.synchronisations)
 
 
 def test_a_tap_reads_again_no_more_than_a_segment(calls):
