@@ -9,7 +9,8 @@ an autocast region the gradients of norms and states would be products rounded t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -42,22 +43,42 @@ def own_precision(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [..., I, K] @ b [..., K, J] -> [..., I, J], in their dtype; so are its gradients."""
-    return run(_Product, a, b)
+@contextmanager
+def tf32_products(device: torch.device, wanted: bool = True) -> Iterator[None]:
+    """With `wanted`, products of float32 matrices on a GPU round their factors to 11 bits in the block (TF32, eight
+    times faster on an H100). Nothing changes on a CPU."""
+    if not wanted or device.type == "cpu":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def product(a: Tensor, b: Tensor, tf32: bool = False) -> Tensor:
+    """a [..., I, K] @ b [..., K, J] -> [..., I, J], in their dtype; so are its gradients. `tf32`: see
+    `tf32_products`."""
+    return run(_Product, a, b, tf32)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     @own_precision
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, tf32: bool) -> Tensor:
         ctx.save_for_backward(a, b)
-        return a @ b
+        ctx.device, ctx.tf32 = a.device, tf32
+        with tf32_products(a.device, tf32):
+            return a @ b
 
     @staticmethod
     @once_differentiable
     @own_precision
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = ctx.saved_tensors
-        wants_a, wants_b = ctx.needs_input_grad
-        return d @ b.mT if wants_a else None, a.mT @ d if wants_b else None
+        wants_a, wants_b = ctx.needs_input_grad[:2]
+        with tf32_products(ctx.device, ctx.tf32):
+            return d @ b.mT if wants_a else None, a.mT @ d if wants_b else None, None

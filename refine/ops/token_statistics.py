@@ -101,8 +101,7 @@ class _NextToken(torch.autograd.Function):
                 entropy[piece] = -torch.linalg.vecdot(probs, log_probs)
                 del log_probs
                 if wants_hidden or wants_head:
-                    weight = weights[piece, None]
-                    d_logits = probs.mul_(weight).scatter_add_(-1, target, -weight).to(dtype)
+                    d_logits = _logits_gradient(probs, weights[piece, None], target, dtype)
                     _accumulate(d_logits, h, matrix, piece, d_hidden, d_head)
         loss = (weights * cross_entropy).sum()
         ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
@@ -149,11 +148,23 @@ class _LogProbs(torch.autograd.Function):
             for piece in _pieces(hidden, head):
                 h = hidden[piece].to(ctx.dtype)
                 logits = (h @ matrix.T).to(normaliser.dtype).div_(ctx.temperature)
-                weight = (d_chosen[piece, None] / ctx.temperature).to(logits.dtype)
+                weight = -(d_chosen[piece, None] / ctx.temperature).to(logits.dtype)
                 probs = logits.sub_(normaliser[piece, None]).exp_()
-                d_logits = probs.mul_(-weight).scatter_add_(-1, targets[piece, None], weight).to(ctx.dtype)
+                d_logits = _logits_gradient(probs, weight, targets[piece, None], ctx.dtype)
                 _accumulate(d_logits, h, matrix, piece, d_hidden, d_head)
         return d_hidden, None if d_head is None else d_head.to(head.dtype), None, None, None
+
+
+def _logits_gradient(probs: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """(probs - 1 at the target) · weight in `dtype`: probs [P, V], weight, target [P, 1]. May overwrite probs.
+
+    In another dtype than that of probs it is written once, rounded; probs are not rewritten before.
+    """
+    if dtype == probs.dtype:
+        return probs.mul_(weight).scatter_add_(-1, target, -weight)
+    at_target = probs.gather(-1, target) * weight - weight
+    rounded = torch.mul(probs, weight, out=torch.empty_like(probs, dtype=dtype))
+    return rounded.scatter_(-1, target, at_target.to(dtype))
 
 
 def _accumulate(

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from refine.ops import token_statistics as ts
+from tests.fixtures.launches import saved_bytes
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
@@ -138,3 +139,24 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(function, monkeypatch
         found = function(hidden, head, targets)
         (found.loss if isinstance(found, ts.TokenStatistics) else found.sum()).backward()
     assert 0 < largest <= 128 * 500
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_nothing_as_large_as_the_logits_is_kept_for_the_backward_pass(autocast):
+    """What is kept are the gradients themselves; the plain twin keeps 4 bytes or more of each token and vocabulary."""
+    hidden, head, targets, weights = inputs(1000, 24, 500, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        _, kept = saved_bytes(lambda: ts.token_statistics(hidden, head, targets, weights))
+        _, chosen = saved_bytes(lambda: ts.token_log_probs(hidden, head, targets))
+        _, plain = saved_bytes(lambda: ts.token_statistics_by_logits(hidden, head, targets, weights))
+    assert kept == 4 * (hidden.numel() + head.numel())
+    assert chosen <= 4 * (hidden.numel() + head.numel()) + 12 * 1000
+    assert plain > 4 * 1000 * 500
+
+
+def test_a_rounded_gradient_of_the_logits_is_that_of_rounding_it_last():
+    torch.manual_seed(0)
+    probs, weight, target = torch.randn(9, 50).softmax(-1), torch.randn(9, 1), torch.randint(0, 50, (9, 1))
+    exact = probs.clone().mul_(weight).scatter_add_(-1, target, -weight)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert torch.equal(ts._logits_gradient(probs.clone(), weight, target, dtype), exact.to(dtype))

@@ -18,7 +18,7 @@ from refine.models.lact.memory import LactMemory
 from refine.models.lact.recent_tokens import RecentTokens, RecentTrace
 from refine.models.lact.trace import LactTrace, Sizes, SparseLactTrace
 from refine.models.token_mixer import EndsOnly, Keep, LayerMemory, TokenMixer, Trace
-from refine.ops.attention import rotary, shared_windows
+from refine.ops.attention import rotary, shared_windows, stretches
 from refine.ops.attention import window as window_attention
 from refine.ops.autocast import product
 from refine.ops.fast_mlp import keys as fast_keys
@@ -200,7 +200,10 @@ class Lact(TokenMixer):
         if not append:
             laid = window.laid
             return window_attention.attend(queries, laid["keys"], laid["values"], layout, before.counts, self.window)
-        windows = layout.once(("windows", before.ranges), lambda: shared_windows.Windows(before.ranges, queries.device))
+        windows = layout.once(
+            ("windows", before.ranges),
+            lambda: stretches.windows_of(before.ranges, queries.device, layout.longest),
+        )
         own, pool = window.appended, {name: x.to(queries.dtype) for name, x in before.pool.items()}
         rows = queries.unflatten(0, (layout.documents, -1))
         out = shared_windows.attend(

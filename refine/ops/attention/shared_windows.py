@@ -4,7 +4,8 @@ Shape legend: R rows · T new tokens of a row · j own tokens read before (after
 · D distinct windows · n rows that share one · H heads · K width of a head · S tokens of the longest window · W window.
 
 Rollouts from many taps of one read see windows of one text, the pool. Rows that share a window are laid side by side;
-products read each window in the pool, and add its gradient there.
+products read each window in the pool, and add its gradient there: one window after the other, or one product for many
+(`refine.ops.attention.stretches`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Windows:
         self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
         # windows at equal distances (as in a batch that is decoded) are one strided view
         even = all(b - a == self._step for a, b in itertools.pairwise(ends))
-        self._even = even and 0 < self.longest <= min(self._step, ends[0])
+        self.even = even and 0 < self.longest <= min(self._step, ends[0])
         self._first = ends[0] - self.longest
+        self._unseen: dict[tuple[int, int, int], Tensor] = {}
 
     def _strided(self, pool: Tensor) -> Tensor:
         """[D, H, S, K], a view."""
@@ -53,9 +55,34 @@ class Windows:
             size, (self._step * token, head, token, width), pool.storage_offset() + self._first * token
         )
 
+    def laid(self, x: Tensor) -> Tensor:
+        """x [D, n, T, H, K] -> [D, H, n, T, K], the order in which all products are laid out."""
+        return x.permute(0, 3, 1, 2, 4)
+
+    def back(self, x: Tensor) -> Tensor:
+        """The inverse of `laid`."""
+        return x.permute(0, 2, 3, 1, 4)
+
+    def unseen(self, tokens: int, own: int, window: int) -> Tensor:
+        """[D, 1, 1, T, S + j + T] bool: what each of T new tokens does not see of the window's places and of the row's
+        own tokens, the new ones last. Made once for all layers."""
+        key = (tokens, own, window)
+        if key not in self._unseen:
+            steps = torch.arange(own - tokens, own, device=self.length.device)[:, None]
+            far = self._unseen_places(steps, window)
+            back = steps - torch.arange(own, device=self.length.device)
+            near = ((back < 0) | (back >= window)).expand(far.shape[0], -1, -1)
+            self._unseen[key] = torch.cat([far, near], dim=-1)[:, None, None]
+        return self._unseen[key]
+
+    def _unseen_places(self, steps: Tensor, window: int) -> Tensor:
+        """[D, T, S], for tokens with steps [T, 1] own tokens before them."""
+        ago = torch.arange(self.longest - 1, -1, -1, device=steps.device)  # 0 for the window's last token
+        return (ago >= self.length[:, None, None]) | (ago > window - 2 - steps)
+
     def times_tokens(self, x: Tensor, pool: Tensor) -> Tensor:
         """x [D, H, r, K], pool [L, H, K] -> products with each token of the row's window, [D, H, r, S]."""
-        if self._even:
+        if self.even:
             return x @ self._strided(pool).mT
         out = x.new_zeros(*x.shape[:3], self.longest)
         for d, (start, to) in enumerate(self.ranges):
@@ -64,7 +91,7 @@ class Windows:
 
     def mix(self, weights: Tensor, pool: Tensor) -> Tensor:
         """weights [D, H, r, S] -> weighted sums of the windows' tokens, [D, H, r, K]."""
-        if self._even:
+        if self.even:
             return weights @ self._strided(pool)
         parts = []
         for d, (start, to) in enumerate(self.ranges):
@@ -73,7 +100,7 @@ class Windows:
 
     def add(self, into: Tensor, weights: Tensor, x: Tensor) -> None:
         """Add weightsᵀ x to each window, in place: weights [D, H, r, S], x [D, H, r, K], into [L, H, K]."""
-        if self._even:
+        if self.even:
             self._strided(into).add_(weights.mT @ x)
             return
         for d, (start, to) in enumerate(self.ranges):
@@ -100,15 +127,15 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, own_k: Tensor, own_v: Tensor, pool_k: Tensor, pool_v: Tensor, windows: Windows, window: int
     ) -> Tensor:
         size, tokens = q.shape[1:3]
-        queries = _heads_first(q) * q.shape[-1] ** -0.5
+        queries = windows.laid(q) * q.shape[-1] ** -0.5
         far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, (size, tokens))
-        near = queries @ _heads_first(own_k).mT
-        weights = _softmax(far, near, windows, window)
+        near = queries @ windows.laid(own_k).mT
+        weights = _softmax(far, near, windows.unseen(tokens, own_k.shape[2], window))
         far, near = weights.split([far.shape[-1], near.shape[-1]], dim=-1)
-        out = windows.mix(far.flatten(2, 3), pool_v).unflatten(2, (size, tokens)) + near @ _heads_first(own_v)
+        out = windows.mix(far.flatten(2, 3), pool_v).unflatten(2, (size, tokens)) + near @ windows.laid(own_v)
         ctx.save_for_backward(queries, own_k, own_v, pool_k, pool_v, weights)
         ctx.windows = windows
-        return out.permute(0, 2, 3, 1, 4)
+        return windows.back(out)
 
     @staticmethod
     @own_precision
@@ -116,8 +143,8 @@ class _Attention(torch.autograd.Function):
         queries, own_k, own_v, pool_k, pool_v, weights = ctx.saved_tensors
         windows: Windows = ctx.windows
         shape = queries.shape[2:4]
-        out = _heads_first(grads[0])  # [D, H, n, T, K]
-        keys, values = _heads_first(own_k), _heads_first(own_v)
+        out = windows.laid(grads[0])  # [D, H, n, T, K]
+        keys, values = windows.laid(own_k), windows.laid(own_v)
         split = [weights.shape[-1] - keys.shape[-2], keys.shape[-2]]
         far = windows.times_tokens(out.flatten(2, 3), pool_v).unflatten(2, shape)
         slope = torch.cat([far, out @ values.mT], dim=-1)
@@ -129,26 +156,10 @@ class _Attention(torch.autograd.Function):
         windows.add(d_k, far.flatten(2, 3), queries.flatten(2, 3))
         windows.add(d_v, far_weights.flatten(2, 3), out.flatten(2, 3))
         back = (d_q * queries.shape[-1] ** -0.5, near.mT @ queries, near_weights.mT @ out)
-        return (*(x.permute(0, 2, 3, 1, 4) for x in back), d_k, d_v, None, None)
+        return (*(windows.back(x) for x in back), d_k, d_v, None, None)
 
 
-def _heads_first(x: Tensor) -> Tensor:
-    """[D, n, T, H, K] -> [D, H, n, T, K]."""
-    return x.permute(0, 3, 1, 2, 4)
-
-
-def _softmax(far: Tensor, near: Tensor, windows: Windows, window: int) -> Tensor:
+def _softmax(far: Tensor, near: Tensor, unseen: Tensor) -> Tensor:
     """Weights over window and own tokens together: far [D, H, n, T, S], near [D, H, n, T, j + T], in near's dtype."""
-    tokens, own = near.shape[-2:]
-    steps = torch.arange(tokens, device=near.device)[:, None]
-    ago = torch.arange(far.shape[-1] - 1, -1, -1, device=near.device)  # 0 for the window's last token
-    seen = (ago < windows.length[:, None, None]) & (ago <= window - 2 - (own - tokens) - steps)  # [D, T, S]
-    back = steps + own - tokens - torch.arange(own, device=near.device)
-    scores = torch.cat(
-        [
-            far.masked_fill(~seen[:, None, None], float("-inf")),
-            near.masked_fill((back < 0) | (back >= window), float("-inf")),
-        ],
-        dim=-1,
-    )
+    scores = torch.cat([far, near], dim=-1).masked_fill_(unseen, float("-inf"))
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(near.dtype)

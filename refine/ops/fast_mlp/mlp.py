@@ -42,7 +42,9 @@ class Rule:
 
     `muon_dtype`: bfloat16 for Newton–Schulz steps as published, on gradients in the tokens' dtype. None: both run one
     precision above the tokens' (float32 for bfloat16, float64 for float32). The steps multiply the rounding of small
-    singular values by up to 490, so that in a lower precision reading in another way would give another result.
+    singular values by up to 490, so that in a lower precision reading in another way would give another result. On a
+    GPU the products of float32 for tokens in 16 bits round their factors to TF32, as the tokens are already rounded;
+    float32 keeps them whole.
     """
 
     chunk_size: int
@@ -85,15 +87,16 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
     The formula is at the head of this file. Products run in the tokens' dtype, with the exception of Rule.muon_dtype.
     """
     precise, working = state["out"].dtype, working_dtype(tokens["keys"].dtype, rule)
+    tf32 = rule.muon and rule.muon_dtype is None and tokens["keys"].dtype.itemsize == 2
     after: State = {}
-    for name, step in _gradients(state, tokens, working).items():
+    for name, step in _gradients(state, tokens, working, tf32).items():
         step = step.to(torch.promote_types(working, precise))
         if rule.momentum:
             carry = tokens["carry"].mean(dim=1).to(step.dtype)  # [A, H]
             step = step + state[f"{name}_momentum"] * carry.reshape(*carry.shape, *[1] * (step.dim() - 2))
             after[f"{name}_momentum"] = step.to(precise)
         if rule.muon:
-            step = orthogonalise(step, rule.muon_dtype or working)
+            step = orthogonalise(step, rule.muon_dtype or working, tf32)
         step = step.to(precise)
         weights = state[f"{name}_sum" if rule.prenorm else name] + step
         if rule.prenorm:
@@ -109,12 +112,13 @@ def working_dtype(tokens: torch.dtype, rule: Rule) -> torch.dtype:
     return torch.float32 if tokens.itemsize == 2 else torch.float64
 
 
-def _gradients(state: State, tokens: Tokens, dtype: torch.dtype) -> State:
+def _gradients(state: State, tokens: Tokens, dtype: torch.dtype, tf32: bool) -> State:
     """The gradients of sum over tokens of rate · <f(k), v>, for the gates and for w1, with products in `dtype`."""
     k, v = (tokens[name].transpose(1, 2).to(dtype) for name in ("keys", "values"))  # [A, H, C, K]
-    gate_up = product(k, state["gates"].flatten(-3, -2).to(dtype).mT)
-    sides, acts = weighted_sides(gate_up, product(v, state["out"].to(dtype)), tokens["rates"].transpose(1, 2))
-    return {"gates": product(sides.mT, k).unflatten(-2, (2, -1)), "out": product(v.mT, acts)}
+    gate_up = product(k, state["gates"].flatten(-3, -2).to(dtype).mT, tf32)
+    inner = product(v, state["out"].to(dtype), tf32)
+    sides, acts = weighted_sides(gate_up, inner, tokens["rates"].transpose(1, 2))
+    return {"gates": product(sides.mT, k, tf32).unflatten(-2, (2, -1)), "out": product(v.mT, acts, tf32)}
 
 
 def by_token(
