@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refine.errors import RefineError
 
@@ -50,9 +50,25 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
+def several() -> bool:
+    """Whether there is a process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rows_of_all(row: Tensor) -> Tensor:
+    """`row` [N] of every process, by rank: [processes, N], bit for bit, in one collective and without pickles. Length
+    and dtype must be the same in all. Without a process group: [1, N]."""
+    if not several():
+        return row[None]
+    rows = row.new_empty(torch.distributed.get_world_size(), len(row))
+    torch.distributed.all_gather(list(rows.unbind()), row)
+    return rows
+
+
 def gathered(value: R) -> list[R]:
-    """`value` of every process, by rank. Without a process group: this process's alone."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """`value` of every process, by rank, of any kind: pickled, so it is for the beginning and the end of a run. Without
+    a process group: this process's alone."""
+    if not several():
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
@@ -62,7 +78,7 @@ def gathered(value: R) -> list[R]:
 def decided_by_first(decide: Callable[[], R]) -> R:
     """What `decide` returns in process 0, in all processes; the others do not call it. A RefineError that it raises in
     process 0 is raised in all. Without a process group: `decide()`."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not several():
         return decide()
     decision: list[Any] = [None]
     if torch.distributed.get_rank() == 0:

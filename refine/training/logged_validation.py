@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
@@ -14,12 +15,11 @@ from refine.models.mixture import RouterCounts
 from refine.settings.objective import ObjectiveSettings, reward_kind
 from refine.system.exhausted import out_of_memory_in_one_line
 from refine.system.files import json_values
-from refine.training import step_errors
+from refine.training import exchange, step_errors
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import rows_of
-from refine.training.distributed import gathered
 from refine.training.order import NestedStream, Stream
-from refine.training.statistics import StepStatistics, on_host
+from refine.training.statistics import Counts, StepStatistics, counts_of, on_host
 from refine.training.validation import RunPass, validate
 
 
@@ -35,6 +35,8 @@ class LoggedValidation(Trainer):
     _statistics: StepStatistics  # of the steps since the last logged row
     # passes of this step: result, batch, whether it enters metrics, what the routers of mixtures did
     _unread: list[tuple[Any, dict[str, Any], bool, RouterCounts | None]]
+    _rollout_tokens: list[int]  # that each process samples in these steps
+    _places_elsewhere: int  # tokens and padding that the other processes read since the last `store_flos`
     _seconds: float  # of these steps
     _step_started: float
     _steps_since_log: int
@@ -44,7 +46,31 @@ class LoggedValidation(Trainer):
     def _start_counting(self) -> None:
         self._statistics, self._seconds, self._step_started = StepStatistics(), 0.0, time.perf_counter()
         self._steps_since_log, self._counted_step, self._validated_step = 0, -1, -1
-        self._unread = []
+        self._unread, self._rollout_tokens, self._places_elsewhere = [], [0], 0
+
+    # -- what the processes tell each other before a step's first forward pass --------------------------------------
+
+    def _step_counts(self, batches: Sequence[dict[str, Any]]) -> Counts:
+        """The counts of a step over all processes, of which this one runs `batches`. One collective."""
+        own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
+        places = sum(batch["tokens"].numel() for batch in batches)
+        counts, everywhere = exchange.counts_of_all(own, places, self.args.device)
+        before = self._rollout_tokens if len(self._rollout_tokens) == len(counts) else [0] * len(counts)
+        self._rollout_tokens = [held + one.rollout_tokens for held, one in zip(before, counts, strict=True)]
+        self._places_elsewhere += everywhere - places
+        return sum(counts, Counts(0, 0, 0))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 operations per token and weight outside the embeddings; rollouts are not counted."""
+        return self._operations(sum(batch["tokens"].numel() for batch in inputs))
+
+    def _operations(self, places: int) -> int:
+        return 6 * places * self.model.num_parameters(exclude_embeddings=True)
+
+    def store_flos(self) -> None:
+        """Trainer's, for all processes, without an exchange: each knows how many tokens the others read."""
+        self.state.total_flos += self.current_flos + float(self._operations(self._places_elsewhere))
+        self.current_flos, self._places_elsewhere = 0, 0
 
     # -- the results of a step's passes ---------------------------------------------------------------------------
 
@@ -93,13 +119,15 @@ class LoggedValidation(Trainer):
             return
         if "loss" in logs:
             logs = {f"train/{name}": value for name, value in logs.items()}
-            merged = StepStatistics.merged(gathered(self._statistics))
+            room = exchange.Room.of(self.objective, max(self._rollout_tokens), self.model)
+            merged = exchange.merged(self._statistics, room, self.args.device)
             found = merged.metrics(self._steps_since_log, reward_kind(self.objective.reward))
             logs |= {f"train/{name}": value for name, value in found.items()}
             logs["train/tokens"] = merged.sums.get("tokens", 0.0)
             logs["train/seconds"] = self._seconds
             logs["train/tokens_per_second"] = merged.sums.get("tokens", 0.0) / max(self._seconds, 1e-9)
             self._statistics, self._seconds, self._steps_since_log = StepStatistics(), 0.0, 0
+            self._rollout_tokens = [0]
         super().log(json_values(logs), start_time)
 
     # -- validation ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ Shapes: B sequences of a pass · T tokens · c positions · n rollouts of a posi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,11 @@ from refine.settings.objective import ObjectiveSettings
 from refine.training import reward_histograms
 
 R = TypeVar("R")
+SUMS = (
+    "tokens", "read", "ntp_tokens", "ntp_loss", "correct", "entropy", "marked_loss", "marked_tokens", "focus_loss",
+    "nsp_loss", "rollouts", "rollout_tokens", "clipped", "answer_tokens", "answer_loss", "answer_correct",
+)  # fmt: skip
+"""All names in `StepStatistics.sums`."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,11 @@ class Counts:
     focus_tokens: int = 0  # true tokens after its positions: c k per document, fewer in a short one
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.tokens + other.tokens,
-            self.ntp_tokens + other.ntp_tokens,
-            self.rollout_tokens + other.rollout_tokens,
-            self.answer_tokens + other.answer_tokens,
-            self.focus_tokens + other.focus_tokens,
-        )
+        return Counts(*(x + y for x, y in zip(self.numbers(), other.numbers(), strict=True)))
+
+    def numbers(self) -> tuple[int, ...]:
+        """The counts, in the order of their names above."""
+        return astuple(self)
 
     def lacks_positions(self, objective: ObjectiveSettings) -> bool:
         """Whether `objective` selects positions in a step on texts, but no text has one."""
@@ -118,7 +121,8 @@ class StepStatistics:
     """Collects the results of passes, and turns them into one row of metrics.
 
     `sums`: over passes. `values`: single values, of which mean, standard deviation and quantiles are logged. `routing`:
-    of mixtures, over passes. All are plain numbers and CPU tensors, so that the processes can exchange them.
+    of mixtures, over passes. All are plain numbers and CPU tensors; `refine.training.exchange` adds up those of all
+    processes.
     """
 
     def __init__(self) -> None:

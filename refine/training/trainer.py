@@ -34,7 +34,7 @@ from refine.training import step_errors
 from refine.training.adapters import with_adapters
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Batches, collate, rows_of, stream_of
-from refine.training.distributed import call_through, gathered
+from refine.training.distributed import call_through
 from refine.training.freezing import freeze
 from refine.training.logged_validation import LoggedValidation, vocabulary
 from refine.training.losses import AnswerResult, pass_loss
@@ -183,8 +183,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         self._step_started = time.perf_counter()
         steps = [step for _, step in zip(range(num_batches), epoch_iterator, strict=False)]
         batches = [batch for step in steps for batch in step]
-        own = sum((counts_of(batch, self.objective) for batch in batches), Counts(0, 0, 0))
-        self._counts = sum(gathered(own), Counts(0, 0, 0))
+        self._counts = self._step_counts(batches)
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
         self._warn_of_no_positions()
         # filled on the device: torch.tensor would be a copy to it
@@ -197,10 +196,6 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
             return
         self._warned = True
         log.warning("step %d: %s", self.state.global_step + 1, step_errors.no_positions(self.objective))
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """6 operations per token and weight outside the embeddings; rollouts are not counted."""
-        return 6 * sum(batch["tokens"].numel() for batch in inputs) * self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.include_num_input_tokens_seen != "no":

@@ -10,9 +10,9 @@ from torch import nn
 
 from refine.objective.result import StepResult
 from refine.settings.objective import ObjectiveSettings, reward_kind
+from refine.training import exchange
 from refine.training.arguments import RefineArguments
 from refine.training.dataset import Rows, collate
-from refine.training.distributed import gathered
 from refine.training.losses import AnswerResult
 from refine.training.order import derived_seed
 from refine.training.statistics import Counts, StepStatistics, counts_of
@@ -53,7 +53,8 @@ def _statistics(
     size, process, processes = args.per_device_eval_batch_size, args.process_index, max(args.world_size, 1)
     places = [range(first, min(first + size, len(rows))) for first in range(0, len(rows), size)]
     batches = [collate([rows[place] for place in batch], kind) for batch in places]
-    counts = sum((counts_of(batch, objective) for batch in batches), Counts(0, 0, 0))
+    each = [counts_of(batch, objective) for batch in batches]
+    counts = sum(each, Counts(0, 0, 0))
     statistics = StepStatistics()
     for first in range(0, len(batches), processes):
         # A process without a batch runs the last one again: the wrappers need all processes in each pass.
@@ -63,4 +64,5 @@ def _statistics(
         result = run_pass(batch, objective, seeds, counts)
         if first + process < len(batches):
             statistics.add(result, batch)
-    return StepStatistics.merged(gathered(statistics))
+    most = max(sum(one.rollout_tokens for one in each[rank::processes]) for rank in range(processes))
+    return exchange.merged(statistics, exchange.Room.of(objective, most), args.device)
