@@ -119,6 +119,11 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def allowed() -> bool:
+    """Whether REFINE_KERNELS leaves a choice to kernels."""
+    return _wish() != "torch"
+
+
 def _wish() -> str:
     return os.environ.get("REFINE_KERNELS", "auto")
 
@@ -227,14 +232,16 @@ def read(
         state = v.new_zeros(layout.documents, v.shape[1], k.shape[2], v.shape[2], dtype=_wide(v.dtype))
     elif segments.order is not None:
         state = state.index_select(0, segments.order)
-    outputs, starts, at = [], [], 0
-    for lengths in layout.once(("segment lengths", every), lambda: _segment_lengths(segments)):
+    outputs, starts = [], []
+    steps = layout.once(("segment lengths", every), lambda: _segment_lengths(segments))
+    sizes = [sum(lengths) for lengths in steps]
+    # the gradients of split parts are joined once; each slice's would be as long as the text
+    parts = zip(*([None] * len(sizes) if x is None else x.split(sizes) for x in inputs), strict=True)
+    for lengths, part in zip(steps, parts, strict=True):
         starts.append(state[: len(lengths)])
-        here = slice(at, at + sum(lengths))
-        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], lengths)
+        o, state = _call(list(part), starts[-1], lengths)
         outputs.append(o)
-        at = here.stop
-    joined = torch.cat(outputs)
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     if order is not None:
         joined = torch.empty_like(joined).index_copy(0, order, joined)
     return joined, SegmentStates(segments, later, LaterRows(torch.cat(starts)))
