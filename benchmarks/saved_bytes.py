@@ -4,7 +4,8 @@
 
 One block of the shapes of the published 1.3B models, in bfloat16 autocast, on the CPU. Two lengths are read, and their
 difference counted, so that parameters and their copies drop out. `torch`: PyTorch computes all. `kernels`: as on a GPU,
-with stand-ins for fla's kernels, which keep what these keep and compute nothing: their own traffic is not counted.
+with stand-ins for fla's kernels, which keep what these keep and compute nothing. What the kernels of the delta rule
+move themselves is not counted; what its elementwise steps in PyTorch move is.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from unittest import mock
 import click
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from refine.models import from_config
 from refine.models.token_mixer import Keep
+from refine.ops import made_again
 from refine.ops.delta_rule import fla, passes
 from refine.ops.layout import Layout
 
@@ -44,9 +46,9 @@ def block_of(kind: str) -> nn.Module:
 
 
 def read(block: nn.Module, tokens: int) -> Tensor:
-    """The output of `block` for one document, under autocast."""
+    """The output of `block` for one document, under autocast; as at full width, nothing is too small."""
     x = torch.randn(tokens, WIDTH, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(made_again, "SMALL", 0):
         y: Tensor = block(x, Layout([tokens]), None, Keep.ALL)[0]
     return y
 
@@ -125,6 +127,7 @@ def traffic(block: nn.Module) -> tuple[float, float]:
     for tokens in TOKENS:
         with _Traffic() as forward:
             y = read(block, tokens)
+        block.zero_grad()  # else the second length adds to the first's
         d = torch.randn_like(y)
         with _Traffic() as backward:
             y.backward(d)
@@ -137,54 +140,74 @@ def traffic(block: nn.Module) -> tuple[float, float]:
 def stand_ins() -> Iterator[None]:
     """In the block, fla's kernels are chosen on the CPU, and their stand-ins called."""
     rule = fla.Kernels(*[_rule] * 6)
-    around = passes.Fused(_convolution, _unit_length, _norm, _gated_norm)
     with (
         mock.patch.object(fla, "chosen", lambda device, dtype: dtype.itemsize == 2),
         mock.patch.object(fla, "differentiates", lambda *_: True),
         mock.patch.object(fla, "kernels", lambda: rule),
-        mock.patch.object(passes, "functions", lambda: around),
+        mock.patch.object(passes, "functions", lambda: AROUND),
+        mock.patch.object(passes, "present", lambda x: x.element_size() == 2),
     ):
         yield
 
 
 class _Keeps(torch.autograd.Function):
-    """Keeps `kept` tensors beside the inputs and returns `results`, with gradients of any value."""
+    """Keeps `kept` and the first `saved` inputs, and returns `results`, with gradients of any value.
+
+    A fused pass reads its inputs and writes its results, once forward; backward it reads what it kept and the
+    gradients, and writes those of its inputs. That is counted, but not for the kernels of the rule (`one_pass` False).
+    """
 
     @staticmethod
-    def forward(ctx: Any, kept: list[Tensor], results: list[Tensor], saved: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, kept: list[Tensor], results: list[Tensor], saved: int, one_pass: bool, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs[:saved], *kept)
-        ctx.given = [(x.shape, x.dtype) for x in inputs]
+        ctx.given, ctx.one_pass = [(x.shape, x.dtype) for x in inputs], one_pass
+        if one_pass:
+            _moves(*inputs, *results)
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        return None, None, None, *(torch.empty(shape, dtype=dtype) for shape, dtype in ctx.given)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        found = [torch.empty(shape, dtype=dtype) for shape, dtype in ctx.given]
+        if ctx.one_pass:
+            _moves(*ctx.saved_tensors, *gradients, *found)
+        return None, None, None, None, *found
+
+
+def _moves(*tensors: Tensor) -> None:
+    mode = _get_current_dispatch_mode()
+    if isinstance(mode, _Traffic):
+        mode.bytes["fused"] += sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _rule(**given: Any) -> tuple[Tensor, Tensor]:
     """The chunked kernels keep q, k, v, beta, A [B, T, J, 64] and the state; with a decay, its sums."""
-    names = [name for name in ("q", "k", "v", "beta", "initial_state", "g") if name in given]
+    inputs = [given[name] for name in ("q", "k", "v", "beta", "initial_state", "g") if name in given]
     v, state = given["v"], given["initial_state"]
-    kept = [v.new_empty(*v.shape[:3], 64)]
-    found = _Keeps.apply(kept, [torch.empty_like(v), torch.empty_like(state)], len(names), *(given[n] for n in names))
-    return found[0], found[1]
+    results = [torch.empty_like(v), torch.empty_like(state)]
+    o, after = _Keeps.apply([v.new_empty(*v.shape[:3], 64)], results, len(inputs), False, *inputs)
+    return o, after
 
 
-def _convolution(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
-    return _Keeps.apply([], [torch.empty_like(x)], 2, x, weight)[0]  # type: ignore[no-any-return]
+def _pass(*inputs: Tensor) -> Tensor:
+    """A pass that keeps its inputs; the result is like the first."""
+    return _Keeps.apply([], [torch.empty_like(inputs[0])], len(inputs), True, *inputs)[0]  # type: ignore[no-any-return]
 
 
 def _unit_length(x: Tensor, eps: float) -> Tensor:
     y = torch.empty_like(x)
-    return _Keeps.apply([y, x.new_empty(x.shape[:-1], dtype=torch.float32)], [y], 0, x)[0]  # type: ignore[no-any-return]
+    kept = [y, x.new_empty(x.shape[:-1], dtype=torch.float32)]
+    return _Keeps.apply(kept, [y], 0, True, x)[0]  # type: ignore[no-any-return]
 
 
-def _norm(x: Tensor, weight: Tensor, bias: None, eps: float) -> Tensor:
-    return _Keeps.apply([], [torch.empty_like(x)], 2, x, weight)[0]  # type: ignore[no-any-return]
-
-
-def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, bias: None, activation: str, eps: float) -> Tensor:
-    return _Keeps.apply([], [torch.empty_like(x)], 3, x, gate, weight)[0]  # type: ignore[no-any-return]
+AROUND = passes.Fused(
+    convolution=lambda x, weight, activation: _pass(x, weight),
+    unit_length=_unit_length,
+    norm=lambda x, weight, bias, eps: _pass(x, weight),
+    gated_norm=lambda x, gate, weight, bias, activation, eps: _pass(x, gate, weight),
+    swiglu=_pass,
+)
 
 
 @click.command()

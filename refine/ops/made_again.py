@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SMALL = 1 << 20  # numbers: below, as where a token is read at a time, the memory is not worth the host's time
+VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 _here = threading.local()
 
 
@@ -35,25 +37,22 @@ def everything_is_kept() -> Iterator[None]:
 
 def without_keeping(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`. Where x is a 16-bit result of a function that can make it again, it is not kept for the backward
-    pass. x may be a view of that result with all its numbers in their order."""
+    pass; small ones are. x may be a view of that result with all its numbers in their order."""
+    if x.element_size() > 2 or x.numel() < SMALL or not torch.is_grad_enabled() or getattr(_here, "off", False):
+        return module(x)
     node = x.grad_fn
     while node is not None and type(node).__name__ in VIEWS:
         node = node.next_functions[0][0]
-    able = hasattr(getattr(node, "_forward_cls", None), "again")
-    if not able or x.element_size() > 2 or getattr(_here, "off", False) or not torch.is_grad_enabled():
+    if not hasattr(getattr(node, "_forward_cls", None), "again"):
         return module(x)
-    start, size = x.data_ptr(), x.numel()
+    start, size, dtype = x.data_ptr(), x.numel(), x.dtype
 
     def pack(saved: Tensor) -> Any:
-        same = saved.data_ptr() == start and saved.numel() == size and saved.dtype == x_dtype
+        same = saved.data_ptr() == start and saved.numel() == size and saved.dtype == dtype
         return _Later(node, saved.shape) if same and saved.is_contiguous() else saved
 
-    x_dtype = x.dtype
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         return module(x)
-
-
-VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 
 
 class _Later:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from refine.ops.delta_rule import passes
 from refine.ops.made_again import forget
 from refine.ops.row_groups import blocks
 from refine.ops.without_graph import run
@@ -31,18 +32,22 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return _forward(gate, up)
+        return passes.functions().swiglu(gate, up) if passes.present(gate) else _forward(gate, up)
 
     @staticmethod
     def again(node: Any) -> Tensor:
         """The result."""
-        return _forward(*node.saved_tensors)
+        gate, up = node.saved_tensors
+        return passes.functions().swiglu(gate, up) if passes.present(gate) else _forward(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
         forget(ctx)
         gate, up = ctx.saved_tensors
+        if passes.present(gate):
+            d_gate, d_up = passes.gradients(passes.functions().swiglu, (gate, up), d)
+            return d_gate, d_up
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         _backward(d, gate, up, d_gate, d_up)
         return d_gate, d_up

@@ -5,9 +5,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from refine.ops import made_again
 from refine.ops.made_again import everything_is_kept, without_keeping
 from refine.ops.rms_norm import RMSNorm
 from refine.ops.swiglu import swiglu
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch):
+    monkeypatch.setattr(made_again, "SMALL", 0)
 
 
 class Together(nn.Module):
@@ -46,7 +52,7 @@ def test_gradients_are_those_of_the_module_to_the_last_bit(module, view):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_the_result_lives_no_longer_than_its_name():
+def test_the_result_lives_no_longer_than_its_name(monkeypatch):
     module, made = nn.Linear(12, 5).bfloat16(), []
     gate, up = (torch.randn(7, 12).bfloat16().requires_grad_() for _ in range(2))
 
@@ -59,6 +65,9 @@ def test_the_result_lives_no_longer_than_its_name():
     assert made[-1] not in kept
     _, kept = _kept(lambda: run(lambda module, x: module(x)))
     assert made[-1] in kept
+    monkeypatch.setattr(made_again, "SMALL", 100)
+    _, kept = _kept(lambda: run(without_keeping))
+    assert made[-1] in kept, "small ones are"
 
 
 def test_several_layers_make_it_once_and_a_second_backward_pass_again(monkeypatch):

@@ -1,5 +1,6 @@
 """RMS norm and unit length are their formulas, with exact gradients."""
 
+import pytest
 import torch
 
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm, unit_length
@@ -44,3 +45,30 @@ def test_a_zero_centred_norm_multiplies_by_one_plus_its_weight():
         norm.weight.uniform_(-1, 1)
         plain.weight.copy_(1 + norm.weight)
     assert torch.equal(norm(x), plain(x))
+
+
+@pytest.mark.parametrize("given", [None, "silu", "sigmoid"])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [RMSNorm, ZeroCentredRMSNorm])
+def test_a_16_bit_result_is_rounded_once_and_keeps_16_bits(kind, x_dtype, given):
+    norm = kind(24, 1e-5)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x, gate = torch.randn(7, 3, 24).to(x_dtype).requires_grad_(), torch.randn(7, 3, 24).bfloat16().requires_grad_()
+    gate, leaves, kept = (gate if given else None), [x, norm.weight, *([gate] if given else [])], []
+
+    def pack(saved):
+        kept.append(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        y = norm(x, torch.bfloat16, gate, given or "silu")
+    assert {saved.dtype for saved in kept if saved.numel() > 24} == {torch.bfloat16}
+    precise = norm(x.float(), None, None if gate is None else gate.float(), given or "silu")
+    assert torch.equal(y, precise.bfloat16())
+    d = torch.randn(y.shape).bfloat16()
+    with torch.no_grad():
+        again = y.grad_fn._forward_cls.again(y.grad_fn).float()
+    assert torch.allclose(again, y.float(), rtol=2**-6, atol=1e-6)
+    expected = torch.autograd.grad(precise, leaves, d.float())
+    for one, other in zip(torch.autograd.grad(y, leaves, d), expected, strict=True):
+        assert one.dtype == other.dtype and float((one - other).float().norm() / other.float().norm()) < 1e-2

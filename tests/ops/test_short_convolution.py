@@ -64,3 +64,29 @@ def test_a_step_of_decoding_is_the_twin(width, silu, with_bias):
     expected = torch.nn.functional.silu(expected) if silu else expected
     assert torch.allclose(y, expected[:, 0], rtol=0, atol=1e-12)
     assert torch.equal(tails.at(taps), after[[2, 0, 0], 0]) and torch.equal(tails.at(Taps.ends(layout)), after[:, 0])
+
+
+@pytest.mark.parametrize("with_tail", [True, False], ids=["after a tail", "fresh"])
+@pytest.mark.parametrize("lengths", [[9], [4, 4], [1, 7, 3]], ids=str)
+def test_16_bit_inputs_are_kept_as_they_are_and_read_in_float32(lengths, with_tail):
+    """The values are those of the same inputs in float32, to the last bit; gradients are rounded once."""
+    x, weight = torch.randn(sum(lengths), 6).bfloat16(), torch.randn(6, 4, requires_grad=True)
+    tail = torch.randn(len(lengths), 3, 6).bfloat16().float() if with_tail else None
+    taps, kept, results = Taps(list(range(len(lengths))), lengths), [], []
+
+    def pack(saved):
+        kept.append(saved)
+        return saved
+
+    for given in (x.requires_grad_(), x.detach().float().requires_grad_()):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            y, tails = short_convolution.read(given, weight, None, tail, Layout(lengths), True)
+            tapped = tails.at(taps)
+        longest = max(kept, key=torch.numel)
+        assert longest.dtype == given.dtype and y.dtype == tapped.dtype == torch.float32
+        loss = y.square().sum() + tapped.square().sum()
+        results.append([y, tapped, *torch.autograd.grad(loss, [given, weight])])
+    for one, other in zip(results[0], results[1], strict=True):
+        assert torch.equal(one, other.to(one.dtype)) or one.dtype == torch.bfloat16
+    assert torch.allclose(results[0][2].float(), results[1][2], rtol=2**-6, atol=1e-3)

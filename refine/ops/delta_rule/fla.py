@@ -122,6 +122,11 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def allowed() -> bool:
+    """Whether REFINE_KERNELS leaves a choice to kernels."""
+    return _wish() != "torch"
+
+
 def _wish() -> str:
     return os.environ.get("REFINE_KERNELS", "auto")
 
@@ -245,13 +250,13 @@ def read(
 
 def _apart(inputs: list[Tensor | None], state: Tensor, lengths: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """As `fla_segments.read`, with a call for each step of `lengths`. Also returns the states after the last step."""
-    outputs, starts, at = [], [], 0
-    for step in lengths:
+    outputs, starts, sizes = [], [], [sum(step) for step in lengths]
+    # the gradients of split parts are joined once; each slice's would be as long as the text
+    parts = zip(*([None] * len(sizes) if x is None else x.split(sizes) for x in inputs), strict=True)
+    for step, part in zip(lengths, parts, strict=True):
         starts.append(state[: len(step)])
-        here = slice(at, at + sum(step))
-        o, state = _call([None if x is None else x[here] for x in inputs], starts[-1], step)
+        o, state = _call(list(part), starts[-1], step)
         outputs.append(o)
-        at = here.stop
     if len(lengths) == 1:
         return outputs[0], starts[0], state
     return torch.cat(outputs), torch.cat(starts), state

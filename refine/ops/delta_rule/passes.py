@@ -27,28 +27,41 @@ from refine.ops.without_graph import run
 
 @dataclass(frozen=True)
 class Fused:
-    """fla's functions: x [1, P, F] and weight [F, W] (with `activation`); x [.., K] (`eps`); x, gate and weight [V]."""
+    """fla's functions: x [1, P, F] and weight [F, W] (with `activation`); x [.., K] (`eps`); x, gate and weight [V];
+    gate and up."""
 
     convolution: Callable[..., Any]
     unit_length: Callable[..., Tensor]
     norm: Callable[..., Tensor]
     gated_norm: Callable[..., Tensor]
+    swiglu: Callable[[Tensor, Tensor], Tensor]
 
 
 @functools.cache
 def functions() -> Fused:
     """Import fla's functions (seconds; needs triton)."""
+    from fla.modules.activations import swiglu
     from fla.modules.causal_conv1d import causal_conv1d
     from fla.modules.norm.fused_norm_gate import rms_norm_gated
     from fla.modules.norm.l2norm import l2norm
     from fla.modules.norm.layernorm import rms_norm
 
-    return Fused(causal_conv1d, l2norm, rms_norm, rms_norm_gated)
+    return Fused(causal_conv1d, l2norm, rms_norm, rms_norm_gated, swiglu)
 
 
 def fused(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether fla's kernels make the passes over tensors of `dtype` on `device`: where they compute the delta rule."""
     return dtype.itemsize == 2 and fla.chosen(device, dtype)
+
+
+def present(x: Tensor) -> bool:
+    """Whether fla's kernels may make passes over x in any model: 16 bits on a GPU, unless PyTorch is asked for."""
+    return x.element_size() == 2 and x.device.type == "cuda" and fla.allowed() and _there()
+
+
+@functools.cache
+def _there() -> bool:
+    return fla.lacking() is None
 
 
 def convolution(padded: Tensor, weight: Tensor, silu: bool) -> Tensor:
@@ -59,7 +72,7 @@ def convolution(padded: Tensor, weight: Tensor, silu: bool) -> Tensor:
     more = weight.shape[1] - 1
     found = functions().convolution(padded[None], weight.contiguous(), activation="silu" if silu else None)
     y: Tensor = found[0] if isinstance(found, tuple) else found
-    return y[0, more:]
+    return y.squeeze(0)[more:]
 
 
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -94,13 +107,22 @@ class _NormedAgain(torch.autograd.Function):
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         forget(ctx)
-        o, gain, gate = (None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors)
-        assert o is not None and gain is not None
-        with torch.enable_grad():
-            y = _norm(o, gain, gate, ctx.activation, ctx.eps)
-        leaves = [o, gain] if gate is None else [o, gain, gate]
-        do, dgain, *dgate = torch.autograd.grad(y, leaves, grads[0].contiguous())
+        o, gain, gate = ctx.saved_tensors
+
+        def norm(o: Tensor, gain: Tensor, gate: Tensor | None = None) -> Tensor:
+            return _norm(o, gain, gate, ctx.activation, ctx.eps)
+
+        given = (o, gain) if gate is None else (o, gain, gate)
+        do, dgain, *dgate = gradients(norm, given, grads[0])
         return do, dgain, dgate[0] if dgate else None, None, None
+
+
+def gradients(function: Callable[..., Tensor], given: tuple[Tensor, ...], d: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of `given` from that of `function(*given)`, which runs again."""
+    leaves = [x.detach().requires_grad_() for x in given]
+    with torch.enable_grad():
+        y = function(*leaves)
+    return torch.autograd.grad(y, leaves, d.contiguous())
 
 
 def _norm(o: Tensor, gain: Tensor, gate: Tensor | None, activation: str, eps: float) -> Tensor:
@@ -124,7 +146,7 @@ def call_all(heads: int, value_heads: int, key: int, value: int, device: torch.d
         convolution(new(tokens, channels), new(channels, width, dtype=torch.float32), True)
         for channels in sorted({heads * key, value_heads * value})
     ]
-    made.append(unit_length(new(tokens, heads, key)))
+    made += [unit_length(new(tokens, heads, key)), functions().swiglu(new(tokens, key), new(tokens, key))]
     for gate in (None, "silu", "sigmoid"):
         o, given = (new(tokens, value_heads, value) for _ in range(2))
         made.append(normed(norm, o, given if gate else None, gate or "silu"))

@@ -68,6 +68,10 @@ def _gated_norm(x, gate, weight, bias, activation, eps):
     return (torch.nn.functional.rms_norm(x.float(), weight.shape, weight, eps) * act(gate.float())).to(x.dtype)
 
 
+def _swiglu(gate, up):
+    return (torch.nn.functional.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
 @pytest.fixture
 def passes_made(monkeypatch):
     """PyTorch in the place of fla's fused passes; a list of the names of those that were called."""
@@ -82,7 +86,7 @@ def passes_made(monkeypatch):
         return run
 
     functions = {"convolution": _convolution, "unit_length": rms_norm.unit_length}
-    functions |= {"norm": _norm, "gated_norm": _gated_norm}
+    functions |= {"norm": _norm, "gated_norm": _gated_norm, "swiglu": _swiglu}
     fused = passes.Fused(**{name: noted(name, function) for name, function in functions.items()})
     monkeypatch.setattr(passes, "functions", lambda: fused)
     return made

@@ -108,4 +108,4 @@ def test_a_layer_calls_all_kernels_with_and_without_packing(kind, passes_made, m
     wanted = {(f"chunk{end}", packed, gradient) for packed in (False, True) for gradient in (False, True)}
     wanted |= {(f"recurrent{end}", packed, False) for packed in (False, True)}
     assert wanted <= set(made) and asked == [True, False], "and one call of several steps"
-    assert set(passes_made) == {"convolution", "unit_length", "norm", "gated_norm"}
+    assert set(passes_made) == {"convolution", "unit_length", "norm", "gated_norm", "swiglu"}

@@ -56,7 +56,9 @@ def forgetful():
 
 
 @pytest.mark.parametrize("kind", ["delta_net", "gated_deltanet", "kda"])
-def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(calls, monkeypatch, forgetful, kind):
+def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(
+    calls, passes_made, monkeypatch, forgetful, kind
+):
     """The residual stream is float32, and REFINE_KERNELS=fla would refuse it."""
     config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 50}
     model = refine.models.from_config(config | ({"head_dim": 16} if kind != "delta_net" else {}))
@@ -68,7 +70,7 @@ def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(calls,
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.read(text).hidden
         results.append([hidden, *torch.autograd.grad(hidden.square().sum(), list(model.model.parameters()))])
-    assert calls
+    assert calls and passes_made
     for one, other in zip(*results, strict=True):
         assert float((one - other).double().norm() / other.double().norm().clamp(min=1e-2)) < 5e-2
     with pytest.raises(SettingError, match=r"activations are torch\.float32"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import refine.models
+from refine.ops import made_again
 from refine.ops.delta_rule import fla, passes
 from refine.ops.rms_norm import RMSNorm, ZeroCentredRMSNorm
 
@@ -53,14 +54,16 @@ def _step(model):
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_a_model_is_the_same_within_bfloat16(kind, checkpointing, calls, passes_made, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(made_again, "SMALL", 0)
     model = refine.models.from_config(SHARED | MODELS[kind])
     model.model.gradient_checkpointing = checkpointing
     expected = _step(model)
     assert not calls and not passes_made
     monkeypatch.setattr(fla, "chosen", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(passes, "present", lambda x: x.dtype == torch.bfloat16)
     monkeypatch.setattr(fla, "EVERY", 8)
     found = _step(model)
-    assert calls and set(passes_made) == CALLED.get(kind, {"convolution", "unit_length", "gated_norm"})
+    assert calls and set(passes_made) == {"swiglu", *CALLED.get(kind, {"convolution", "unit_length", "gated_norm"})}
     for one, other, bound in zip(found, expected, (1e-2, 1e-2, 3e-2), strict=True):
         assert _distance(one, other) < bound
 
@@ -82,10 +85,11 @@ def test_a_norm_is_its_twin_and_can_be_made_again(kind, given, passes_made):
         assert _distance([one], [other]) < 1e-2 and one.dtype == other.dtype
 
 
-def test_float32_is_left_to_pytorch(monkeypatch):
+def test_float32_and_the_cpu_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(fla, "_wish", lambda: "auto")
     assert not passes.fused(torch.device("cuda"), torch.float32)
     assert not passes.fused(torch.device("cpu"), torch.bfloat16)
+    assert not passes.present(torch.ones(2)) and not passes.present(torch.ones(2).bfloat16())
 
 
 INTERPRETED = """
@@ -95,6 +99,7 @@ from refine.ops import short_convolution
 from refine.ops.delta_rule import passes
 from refine.ops.layout import Layout, Taps
 from refine.ops.rms_norm import RMSNorm, unit_length
+from refine.ops.swiglu import swiglu
 
 tuned = Autotuner.run
 def first_configuration(self, *args, **kwargs):  # to try them out takes a GPU
@@ -132,6 +137,17 @@ for activation in (None, "silu", "sigmoid"):
     given = (gate if activation else None, activation or "silu")
     results = [[passes.normed(norm, x, *given)], [norm(x, x.dtype, *given)]]
     compare(("norm", activation), results, [x, norm.weight, *([gate] if activation else [])])
+passes.present = lambda x: use
+gate, up, results = normal(13, 40), normal(13, 40), []
+for use in (True, False):
+    y = swiglu(gate, up)
+    results.append([y, torch.autograd.grad(y, gate, torch.ones_like(y), retain_graph=True)[0]])
+    with torch.no_grad():
+        assert torch.equal(y.grad_fn._forward_cls.again(y.grad_fn), y)
+    d = torch.randn(13, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    results[-1] += torch.autograd.grad(y, [gate, up], d)
+for one, other in zip(*results):
+    assert float((one.float() - other.float()).norm() / other.float().norm()) < 1e-2
 print("the same")
 """
 
