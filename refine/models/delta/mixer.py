@@ -65,6 +65,7 @@ class DeltaRuleMixer(TokenMixer):
     decays_by_channel = False
     steps = 1
     uses_kernels = True
+    steady = True
 
     def __init__(
         self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
