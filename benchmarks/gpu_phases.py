@@ -29,6 +29,8 @@ from refine.ops.delta_rule import fla
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "numpy", "fla-core", "tilelang", "datasets")
 
+TOKENS = 16  # of a continuation whose tokens are timed
+
 
 class Phase:
     """One phase's process: where it runs, how long it may, and how it says what it found."""
@@ -211,7 +213,8 @@ def train(p: Phase) -> None:
 
 
 def decode(p: Phase) -> None:
-    """What a token costs that is written after a context, for several rows at once."""
+    """What a token costs that is written after a context, for several rows at once: read one by one, and recorded as a
+    CUDA graph where the model allows it."""
     for name, published in PUBLISHED.items():
         config = published if not p.dry_run else published | {"num_hidden_layers": 1, "vocab_size": 512}
         with p.device:
@@ -225,10 +228,16 @@ def decode(p: Phase) -> None:
             many, state = memory.repeat(rows), hidden.expand(rows, -1)
             seeds = torch.arange(rows, device=p.device)
 
-            run = functools.partial(model.continue_sampled, many, state, 8, seeds)
+            run = functools.partial(model.continue_sampled, many, state, TOKENS, seeds)
 
-            p.attempt(f"decode {name}", lambda run=run: {"ms_a_token": round(p.milliseconds(run, 3) / 8, 3)}, rows=rows)
+            for way in ("one_by_one", "auto"):
+                os.environ["REFINE_DECODING"] = way
+                p.attempt(f"decode {name}", lambda run=run: _a_token(p, run), rows=rows, by=way)
         del model, read, memory
+
+
+def _a_token(p: Phase, run: Callable[[], Any]) -> dict[str, Any]:
+    return {"ms_a_token": round(p.milliseconds(run, 3) / TOKENS, 3)}
 
 
 PHASES: dict[str, Callable[[Phase], None]] = {

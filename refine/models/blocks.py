@@ -29,6 +29,7 @@ class SwiGLU(nn.Module):
     """down(silu(gate x) * up x). Inner size as fla's: `intermediate_size`, or 2/3 hidden_ratio D up to the next 256."""
 
     only_multiplies = True
+    steady = True  # see TokenMixer
 
     def __init__(self, config: PreTrainedConfig, inner: int | None = None) -> None:
         """inner: another inner size than the config's."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.errors import ModelError
 from refine.models.memory import Memory, Reading
+from refine.models.one_token import reader
 from refine.ops.layout import on_device
 from refine.ops.one_thread import one_thread_if_small
 from refine.ops.seeded_draws import uniform
@@ -128,11 +129,11 @@ def _continue(
     log_probs, states = [], []
     ended = torch.zeros(memory.rows, dtype=torch.bool, device=hidden.device)
     lengths = torch.zeros(memory.rows, dtype=torch.int64, device=hidden.device)
+    reading = reader(model, memory, tokens)
     with one_thread_if_small(memory.rows * model.num_parameters(), hidden.device):
         for step in range(tokens):
             if step:
-                reading = model.read(written[-1][:, None], memory, checked=True)
-                hidden, memory = reading.hidden[:, 0], reading.memory
+                hidden = reading.read(written[-1])
             logits = model.logits(hidden).to(torch.promote_types(hidden.dtype, torch.float32))
             scores = torch.log_softmax(logits / temperature, -1)
             token = choose(scores, step)
@@ -147,4 +148,5 @@ def _continue(
                 ended |= torch.isin(token, stops)
                 if bool(ended.all()):
                     break
+    memory = reading.memory
     return Continuation(torch.stack(written, 1), lengths, torch.stack(log_probs, 1), torch.stack(states, 1), memory)

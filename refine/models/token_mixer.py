@@ -194,7 +194,13 @@ class EndsOnly(Trace):
 
 
 class TokenMixer(nn.Module, ABC):
-    """The layer of a block that looks at earlier tokens; the other layers work on each token alone."""
+    """The layer of a block that looks at earlier tokens; the other layers work on each token alone.
+
+    `steady`: without gradient, every read of one token a row is the same operations on tensors of the same shapes, and
+    brings no value to the host.
+    """
+
+    steady = False
 
     @abstractmethod
     def forward(self, x: Tensor, layout: Layout, memory: LayerMemory | None, keep: Keep) -> tuple[Tensor, Trace]:

@@ -69,3 +69,15 @@ def test_on_a_gpu_every_process_gets_its_share(config, monkeypatch):
     ran = CliRunner().invoke(warm_up, ["--model", str(config), "--processes", "3"], catch_exceptions=False)
     assert started == [["[[2, 4, 16, 32, true, false]]", str(rank), "3"] for rank in range(3)]
     assert "compiled 15 kernels for 1 shapes" in ran.output and "3 did not compile, for example: a: b" in ran.output
+    assert ran.output.startswith("at most 8 configurations of each kernel (REFINE_TUNING=all: every one)\n")
+    monkeypatch.setenv("REFINE_TUNING", "all")
+    ran = CliRunner().invoke(warm_up, ["--model", str(config)], catch_exceptions=False)
+    assert ran.output.startswith("every configuration of each kernel (REFINE_TUNING is all)\n")
+
+
+def test_an_unknown_tuning_is_one_line_before_any_work(config, monkeypatch, capsys):
+    monkeypatch.setenv("REFINE_TUNING", "none")
+    with pytest.raises(SystemExit) as ended:
+        main(["warm-up", "--model", str(config)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip() == "error: REFINE_TUNING is 'none': expected few or all"

@@ -72,6 +72,7 @@ class DeltaRuleMixer(TokenMixer):
     uses_kernels = True
     gate_activation = "silu"
     only_multiplies = True
+    steady = True
 
     def __init__(
         self, heads: int, value_heads: int, key: int, value: int, conv_size: int, tails: dict[str, int]
