@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,17 +29,18 @@ Ranges = tuple[tuple[int, int], ...]
 class Windows:
     """The windows (from, to) of R rows in a pool of tokens: products with them in place, laid out as [D, ..., S].
 
-    Windows are aligned at their last token; `length` [D]: how many of the S places hold a token.
+    Windows are aligned at their last token. `wide`: the weights hold so many masked places that a backward pass makes
+    them again, where else they are kept.
     """
+
+    wide = False
 
     def __init__(self, ranges: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> None:
         self.groups = Groups(ranges, device)
         self.ranges: Ranges = tuple(self.groups.distinct)
         lengths = [to - start for start, to in self.ranges]
         self.longest = max(lengths)
-        # relative to the least: the same at each token of a rollout, while the windows move
-        least = min(lengths)
-        self.length = on_device([n - least for n in lengths], torch.device(device)) + least
+        self.device = torch.device(device)
         ends = [to for _, to in self.ranges]
         self._step = ends[1] - ends[0] if len(ends) > 1 else ends[0]
         # windows at equal distances (as in a batch that is decoded) are one strided view
@@ -46,6 +48,18 @@ class Windows:
         self.even = even and 0 < self.longest <= min(self._step, ends[0])
         self._first = ends[0] - self.longest
         self._unseen: dict[tuple[int, int, int], Tensor] = {}
+
+    @cached_property
+    def length(self) -> Tensor:
+        """[D]: how many of the S places hold a token."""
+        return self._counts()[0]
+
+    def _counts(self, *more: int) -> tuple[Tensor, Tensor]:
+        """The windows' lengths [D], and `more` int64, in one transfer to the device."""
+        lengths = [to - start for start, to in self.ranges]
+        least = min(lengths)  # relative to it they are the same at each token of a rollout, while the windows move
+        both = on_device([*(n - least for n in lengths), *more], self.device)
+        return both[: len(lengths)] + least, both[len(lengths) :]
 
     def _strided(self, pool: Tensor) -> Tensor:
         """[D, H, S, K], a view."""
@@ -68,9 +82,9 @@ class Windows:
         own tokens, the new ones last. Made once for all layers."""
         key = (tokens, own, window)
         if key not in self._unseen:
-            steps = torch.arange(own - tokens, own, device=self.length.device)[:, None]
+            steps = torch.arange(own - tokens, own, device=self.device)[:, None]
             far = self._unseen_places(steps, window)
-            back = steps - torch.arange(own, device=self.length.device)
+            back = steps - torch.arange(own, device=self.device)
             near = ((back < 0) | (back >= window)).expand(far.shape[0], -1, -1)
             self._unseen[key] = torch.cat([far, near], dim=-1)[:, None, None]
         return self._unseen[key]
@@ -128,13 +142,11 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         size, tokens = q.shape[1:3]
         queries = windows.laid(q) * q.shape[-1] ** -0.5
-        far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, (size, tokens))
-        near = queries @ windows.laid(own_k).mT
-        weights = _softmax(far, near, windows.unseen(tokens, own_k.shape[2], window))
-        far, near = weights.split([far.shape[-1], near.shape[-1]], dim=-1)
+        weights = _weights(queries, own_k, pool_k, windows, window)
+        far, near = weights.split([windows.longest, own_k.shape[2]], dim=-1)
         out = windows.mix(far.flatten(2, 3), pool_v).unflatten(2, (size, tokens)) + near @ windows.laid(own_v)
-        ctx.save_for_backward(queries, own_k, own_v, pool_k, pool_v, weights)
-        ctx.windows = windows
+        ctx.save_for_backward(queries, own_k, own_v, pool_k, pool_v, None if windows.wide else weights)
+        ctx.windows, ctx.window = windows, window
         return windows.back(out)
 
     @staticmethod
@@ -142,6 +154,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         queries, own_k, own_v, pool_k, pool_v, weights = ctx.saved_tensors
         windows: Windows = ctx.windows
+        if weights is None:
+            weights = _weights(queries, own_k, pool_k, windows, ctx.window)
         shape = queries.shape[2:4]
         out = windows.laid(grads[0])  # [D, H, n, T, K]
         keys, values = windows.laid(own_k), windows.laid(own_v)
@@ -157,6 +171,14 @@ class _Attention(torch.autograd.Function):
         windows.add(d_v, far_weights.flatten(2, 3), out.flatten(2, 3))
         back = (d_q * queries.shape[-1] ** -0.5, near.mT @ queries, near_weights.mT @ out)
         return (*(windows.back(x) for x in back), d_k, d_v, None, None)
+
+
+def _weights(queries: Tensor, own_k: Tensor, pool_k: Tensor, windows: Windows, window: int) -> Tensor:
+    """The softmax of queries [D, H, n, T, K] over the window's places and the row's own tokens, [D, H, n, T, S + J]."""
+    tokens = queries.shape[3]
+    far = windows.times_tokens(queries.flatten(2, 3), pool_k).unflatten(2, queries.shape[2:4])
+    near = queries @ windows.laid(own_k).mT
+    return _softmax(far, near, windows.unseen(tokens, own_k.shape[2], window))
 
 
 def _softmax(far: Tensor, near: Tensor, unseen: Tensor) -> Tensor:

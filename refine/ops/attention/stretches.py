@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from refine.ops.attention.shared_windows import Ranges, Windows
-from refine.ops.layout import on_device
 
 # scores of a head that one product with a stretch may make: on a GPU, about what the launches of another product cost
 # (an estimate: 10 microseconds each, 0.1 ms for 2^20 scores of 24 heads, in a few passes). 0: each window by itself.
@@ -64,13 +64,19 @@ class Stretches(Windows):
     The S places of a window are those of its stretch, aligned at the stretch's last token.
     """
 
+    wide = True
+
     def __init__(self, ranges: Sequence[tuple[int, int]], device: torch.device | str, scores: int) -> None:
         super().__init__(ranges, device)
         self.even = False
         self.stretches = joined(self.ranges, scores)
         self.longest = max(stretch.length for stretch in self.stretches)
-        behind = [max(0, s.last - to) for s in self.stretches for _, to in self.ranges[s.windows]]
-        self.behind = on_device(behind, torch.device(device))  # [D]: tokens of the stretch after the window's last
+        self._behind = [max(0, s.last - to) for s in self.stretches for _, to in self.ranges[s.windows]]
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """[D] tokens of each window, and [D] those of its stretch after the window's last."""
+        return self._counts(*self._behind)
 
     def laid(self, x: Tensor) -> Tensor:
         """x [D, n, T, H, K] -> [H, D, n, T, K]."""
@@ -85,9 +91,9 @@ class Stretches(Windows):
         return super().unseen(tokens, own, window)[:, 0]
 
     def _unseen_places(self, steps: Tensor, window: int) -> Tensor:
-        places = torch.arange(self.longest - 1, -1, -1, device=steps.device)
-        ago = places - self.behind[:, None, None]
-        return (ago < 0) | (ago >= self.length[:, None, None]) | (ago > window - 2 - steps)
+        length, behind = (x[:, None, None] for x in self.places)
+        ago = torch.arange(self.longest - 1, -1, -1, device=steps.device) - behind
+        return (ago < 0) | (ago >= length) | (ago > window - 2 - steps)
 
     def times_tokens(self, x: Tensor, pool: Tensor) -> Tensor:
         """x [H, D, r, K], pool [L, H, K] -> products with each place of the row's window, [H, D, r, S]."""

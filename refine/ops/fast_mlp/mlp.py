@@ -86,19 +86,52 @@ def update(state: State, tokens: Tokens, norms: State, rule: Rule) -> State:
 
     The formula is at the head of this file. Products run in the tokens' dtype, with the exception of Rule.muon_dtype.
     """
-    precise, working = state["out"].dtype, working_dtype(tokens["keys"].dtype, rule)
+    working = working_dtype(tokens["keys"].dtype, rule)
     tf32 = rule.muon and rule.muon_dtype is None and tokens["keys"].dtype.itemsize == 2
+    gradients = _gradients(state, tokens, working, tf32)
+    if state["out"].device.type == "cpu" or state["out"].shape[-1] != state["out"].shape[-2]:
+        return _moved(state, gradients, norms, tokens.get("carry"), rule, working, tf32)
+    parts = (_together(state, _moves(rule)), _together(gradients, ("",)), _together(norms, ("",)))
+    return _apart(_moved(*parts, tokens.get("carry"), rule, working, tf32))
+
+
+def _moves(rule: Rule) -> tuple[str, ...]:
+    """What an update changes from its earlier value, as the ends of its names in a State."""
+    return ("_sum" if rule.prenorm else "", *(("_momentum",) if rule.momentum else ()))
+
+
+def _together(state: State, ends: Sequence[str]) -> State:
+    """Square gates and w1 as one [P, H, 3, K, K]: on a device one launch then moves all three weights."""
+    return {f"all{end}": torch.cat([state[f"gates{end}"], state[f"out{end}"].unsqueeze(2)], dim=2) for end in ends}
+
+
+def _apart(state: State) -> State:
+    """The inverse of `_together`: views."""
+    split = {name.removeprefix("all"): x.split([2, 1], dim=2) for name, x in state.items()}
+    return {
+        f"{part}{end}": x if part == "gates" else x.squeeze(2)
+        for end, both in split.items()
+        for part, x in zip(("gates", "out"), both, strict=True)
+    }
+
+
+def _moved(
+    state: State, gradients: State, norms: State, carry: Tensor | None, rule: Rule, working: torch.dtype, tf32: bool
+) -> State:
+    """The states after steps along `gradients`, each weight as it is named there; carry [A, C, H]."""
     after: State = {}
-    for name, step in _gradients(state, tokens, working, tf32).items():
+    for name, step in gradients.items():
+        held = state[f"{name}_sum" if rule.prenorm else name]
+        precise = held.dtype
         step = step.to(torch.promote_types(working, precise))
         if rule.momentum:
-            carry = tokens["carry"].mean(dim=1).to(step.dtype)  # [A, H]
-            step = step + state[f"{name}_momentum"] * carry.reshape(*carry.shape, *[1] * (step.dim() - 2))
+            assert carry is not None
+            share = carry.mean(dim=1).to(step.dtype)  # [A, H]
+            step = step + state[f"{name}_momentum"] * share.reshape(*share.shape, *[1] * (step.dim() - 2))
             after[f"{name}_momentum"] = step.to(precise)
         if rule.muon:
             step = orthogonalise(step, rule.muon_dtype or working, tf32)
-        step = step.to(precise)
-        weights = state[f"{name}_sum" if rule.prenorm else name] + step
+        weights = held + step.to(precise)
         if rule.prenorm:
             after[f"{name}_sum"] = weights
         after[name] = weights / (weights.norm(dim=-1, keepdim=True) + 1e-5) * norms[name]

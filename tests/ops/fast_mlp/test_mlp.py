@@ -9,6 +9,8 @@ from refine.ops.fast_mlp import read as fast_weight_read
 from refine.ops.fast_mlp.mlp import Rule
 from refine.ops.fast_mlp.schedule import Schedule, pending_after
 from refine.ops.layout import Layout
+from tests.fixtures.launches import Launches
+from tests.fixtures.pretended_device import Watch, elsewhere
 
 CHUNK = 5
 HEADS, WIDTH, INNER = 2, 6, 9
@@ -195,3 +197,36 @@ def test_a_short_read_lays_out_only_the_documents_that_close_a_chunk():
     assert schedule.laid_out == [1, 2]
     assert schedule.updates == (0, 1, 1)
     assert [schedule.segment(2, u) for u in range(2)] == [(0, 0), (0, 2)]
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_on_a_device_an_update_moves_square_weights_together_and_as_apart(kind):
+    rule = RULES[kind]
+    generator = torch.Generator().manual_seed(1)
+    first = [torch.randn(2, 7, 7, generator=generator, dtype=torch.float64) for _ in range(3)]
+    held = {"keys": (3, 5, 2, 7), "values": (3, 5, 2, 7), "rates": (3, 5, 2, 3), "carry": (3, 5, 2)}
+    tokens = {name: torch.rand(*shape, generator=generator, dtype=torch.float64) for name, shape in held.items()}
+    state = fast_weight_mlp.initial_state(*first, rule)
+    norms = fast_weight_mlp.row_norms(state)
+    state = {name: x.expand(3, *x.shape[1:]) + 0.1 * i for i, (name, x) in enumerate(state.items())}
+    found = {}
+    for where in (elsewhere, lambda x: x):
+        here, given, fixed = (
+            {name: where(x.detach().clone()).requires_grad_() for name, x in part.items()}
+            for part in (state, tokens, norms)
+        )
+        with Watch(), Launches() as launches:
+            after = fast_weight_mlp.update(here, given, fixed, rule)
+            leaves = [*here.values(), *given.values(), *fixed.values()]
+            signs = [where(torch.arange(x.numel(), dtype=torch.float64).sin().view(x.shape)) for x in after.values()]
+            total = sum((x * sign).sum() for x, sign in zip(after.values(), signs, strict=True))
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        found[where] = after, gradients, launches.total
+    (after, gradients, few), (wanted, expected, many) = found.values()
+    assert after.keys() == wanted.keys() and few <= (many / 2 if rule.muon else many - 12)
+    for name, x in after.items():
+        torch.testing.assert_close(x.as_subclass(torch.Tensor), wanted[name], rtol=1e-12, atol=1e-12)
+    for got, want in zip(gradients, expected, strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            torch.testing.assert_close(got.as_subclass(torch.Tensor), want, rtol=1e-8, atol=1e-9)

@@ -106,9 +106,9 @@ def test_zeros_have_a_finite_gradient_on_a_device_too():
 def test_a_backward_pass_takes_the_steps_again_and_keeps_their_argument_only():
     gradient = torch.randn(3, 16, 16, requires_grad=True)
     found, kept = saved_bytes(lambda: orthogonalise(gradient))
-    assert kept == gradient.numel() * 4
+    assert kept <= 2 * gradient.numel() * 4 + 100, "the gradient, and the matrices of norm 1"
     twin, more = saved_bytes(lambda: by_steps(gradient))
-    assert more >= 16 * kept and torch.equal(found, twin)
+    assert more > 7 * kept and torch.equal(found, twin)
     pairs = zip(*(torch.autograd.grad(x.sin().sum(), gradient) for x in (found, twin)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs), "to the last bit on a CPU"
 
@@ -147,6 +147,6 @@ def test_muons_products_are_in_tf32_on_a_device_for_tokens_in_16_bits_unless_a_d
         after = mlp.update(state, tokens, row_norms(state), rule)
         forward = len(precisions.seen)
         (after["gates"].sum() + after["out"].sum()).backward()
-    assert forward >= 4 + 2 * 15 and len(precisions.seen) >= 2.5 * forward
+    assert forward == 4 + 15 and len(precisions.seen) >= 2.5 * forward
     assert {x == "tf32" for x in precisions.seen} == {wanted}
     assert torch.backends.cuda.matmul.fp32_precision == before, "for these products alone"
