@@ -36,12 +36,14 @@ class Batch:
         self.rows, self.width = shape
         self.index = index
         self.lengths = [list(row) for row in lengths]
-        self.ends_in_row = [list(accumulate(row)) for row in self.lengths]
+        self.ends_in_row = [[end for _, end in _with_ends(row)] for row in self.lengths]
         self.first = [0, *accumulate(len(row) for row in self.lengths)][:-1]  # each row's first document
         self.origin = [b if i == 0 else -1 for b, row in enumerate(self.lengths) for i in range(len(row))]
         before = memory.positions.tolist() if memory is not None else [0] * self.rows
         positions = [before[b] if b >= 0 else 0 for b in self.origin]
-        self.layout = Layout([n for row in self.lengths for n in row], positions, device)
+        flat = [n for row in self.lengths for n in row]
+        places = [b * self.width + end - n for b, row in enumerate(self.lengths) for n, end in _with_ends(row)]
+        self.layout = Layout(flat, positions, device, places)
         last = [first + len(row) - 1 for first, row in zip(self.first, self.lengths, strict=True) if row]
         self.ends = Taps.ends(self.layout, last)  # the last document of each row that has any
 
@@ -67,8 +69,10 @@ class Batch:
                 raise ModelError(
                     f"lengths[{b}] is {list(row)}: expected documents of at least one token, together at most {width}"
                 )
-        mask = torch.arange(width) < torch.tensor([sum(row) for row in lengths])[:, None]
-        return cls((rows, width), lengths, _index(mask, tokens.device), memory, tokens.device)
+        batch = cls((rows, width), lengths, None, memory, tokens.device)
+        if any(sum(row) < width for row in lengths):
+            batch.index = batch.layout.place_of_token()
+        return batch
 
     @classmethod
     def masked(cls, tokens: Tensor, mask: Tensor, memory: Memory | None) -> Batch:
@@ -127,6 +131,11 @@ class Batch:
         return torch.tensor(
             [self.layout.positions[g] + n for g, n in zip(taps.documents, taps.counts, strict=True)], dtype=torch.int64
         )
+
+
+def _with_ends(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Each length with the sum of it and those before it."""
+    return list(zip(lengths, accumulate(lengths), strict=True))
 
 
 def _index(real: Tensor, device: torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import SettingError
+from refine.ops.layout import moved_together
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,28 @@ class Documents:
         """[B, T] bool: tokens that another token of the same document follows."""
         return self._masks(device)[1]
 
+    def sent(self, tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        """int64 `tensors` on the host -> the same on `device`, in one transfer with what the masks are made of."""
+        if device in self._kept or self.rows_are_documents:
+            return moved_together(tensors, device) if tensors else []
+        held = torch.tensor([sum(row) for row in self.lengths])
+        ends = torch.tensor(
+            [(document.row, document.start + document.length - 1) for document in self.all], dtype=torch.int64
+        )
+        held, ends, *there = moved_together([held, ends.reshape(-1, 2), *tensors], device)
+        real = torch.arange(self.width, device=device) < held[:, None]
+        no = torch.zeros((), dtype=torch.bool, device=device)
+        self._kept[device] = torch.stack([real, real.index_put(tuple(ends.unbind(1)), no)])
+        return there
+
     def _masks(self, device: torch.device) -> Tensor:
-        """`real` and `has_next` [2, B, T], made once, in one transfer to `device`."""
+        """`real` and `has_next` [2, B, T], made once."""
         if device not in self._kept and self.rows_are_documents:
             real = torch.ones(self.rows, self.width, dtype=torch.bool, device=device)
             followed = (torch.arange(self.width, device=device) < self.width - 1).expand(self.rows, -1)
             self._kept[device] = torch.stack([real, followed])
         elif device not in self._kept:
-            real = torch.arange(self.width) < torch.tensor([sum(row) for row in self.lengths])[:, None]
-            followed = real.clone()
-            rows = torch.tensor([document.row for document in self.all])
-            followed[rows, torch.tensor([document.start + document.length - 1 for document in self.all])] = False
-            self._kept[device] = torch.stack([real, followed]).to(device)
+            self.sent([], device)
         return self._kept[device]
 
 

@@ -8,13 +8,13 @@ Shape legend: B rows · T tokens of a row · G documents · L tokens of the long
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from refine.objective.candidates import Candidates
 from refine.objective.documents import Documents, RolloutStarts
-from refine.ops.layout import moved_together
 from refine.ops.seeded_draws import mix, uniform
 from refine.settings.objective import ObjectiveSettings
 
@@ -35,40 +35,64 @@ def smooth(entropy: Tensor, lengths: Tensor, width: int) -> Tensor:
     return windows(entropy.to(torch.float64) * real) / windows(real).clamp(min=0.5 / width)
 
 
-def select(
-    entropy: Tensor,
-    documents: Documents,
-    admitted: Sequence[Candidates],
-    seeds: Tensor,
-    settings: ObjectiveSettings,
-) -> RolloutStarts:
-    """Draw positions from entropy [B, T] with seeds [B] int64; columns d*c + j for chunk j of a row's d-th document.
+@dataclass(frozen=True)
+class Plan:
+    """Where positions may fall, known before the model reads: R draws, each from a span of a document.
 
-    `admitted`: the candidates of each document (`refine.objective.candidates`), one position is drawn from each span.
+    numbers: lengths [G]; document, first and last t [3, R]; row and number of the document in its row [2, R]; row,
+    column, document and its start [4, R]; document and t - 1 of the places that are admitted alone [2, M]; whether a
+    document admits all of its spans [G]. All int64, on the host until `sent`.
+    """
+
+    shape: tuple[int, int]
+    widest: int  # the most t of a draw
+    columns: tuple[Tensor, ...]  # row, column, document and its start, on the host
+    numbers: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(documents: Documents, admitted: Sequence[Candidates], settings: ObjectiveSettings) -> Plan:
+        """`admitted`: the candidates of each document (`refine.objective.candidates`), one draw from each span."""
+        columns = settings.positions * max((len(row) for row in documents.lengths), default=0)
+        found = [(g, j, first, last) for g, one in enumerate(admitted) for j, first, last in one.spans]
+        g, j, first, last = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
+        row, number, start = (
+            torch.tensor([getattr(documents.all[i], name) for i in g.tolist()], dtype=torch.int64)
+            for name in ("row", "number", "start")
+        )
+        on_host = (row, number * settings.positions + j, g, start)
+        lengths = torch.tensor([document.length for document in documents.all])
+        places = [(d, t - 1) for d, one in enumerate(admitted) for t in one.only or ()]
+        only = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+        whole = torch.tensor([int(one.only is None) for one in admitted])
+        widest = int((last - first).max()) + 1 if found else 0
+        bounds, place = torch.stack([g, first, last]), torch.stack([row, number])
+        numbers = (lengths, bounds, place, torch.stack(on_host), only, whole)
+        return Plan((documents.rows, columns), widest, on_host, numbers)
+
+    def sent(self, documents: Documents, seeds: Tensor, device: torch.device) -> tuple[Plan, Tensor]:
+        """The plan with its numbers on `device`, and `seeds` [B] there, in one transfer."""
+        if seeds.device != torch.device("cpu"):
+            return replace(self, numbers=tuple(documents.sent(self.numbers, device))), seeds.to(device)
+        *numbers, there = documents.sent([*self.numbers, seeds], device)
+        return replace(self, numbers=tuple(numbers)), there
+
+
+def select(entropy: Tensor, plan: Plan, seeds: Tensor, settings: ObjectiveSettings) -> RolloutStarts:
+    """Draw positions from entropy [G, L] (`Documents.grid`) with seeds [B] int64; columns d*c + j for chunk j of a
+    row's d-th document. `plan` and `seeds`: on the device of `entropy`.
 
     A draw takes the largest of score + Gumbel noise, which is a draw from softmax(score); the noise of token t is a
     function of its row's seed, the document's number in the row, and t.
     """
-    columns = settings.positions * max((len(row) for row in documents.lengths), default=0)
-    found = [(g, j, first, last) for g, one in enumerate(admitted) for j, first, last in one.spans]
-    g, j, first, last = torch.tensor(found, dtype=torch.int64).reshape(-1, 4).unbind(1)
-    row, number, start = (
-        torch.tensor([getattr(documents.all[i], name) for i in g.tolist()], dtype=torch.int64)
-        for name in ("row", "number", "start")
-    )
-    column = number * settings.positions + j
-    if not found:
-        return RolloutStarts((documents.rows, columns), row, column, g, start)
-    widest = int((last - first).max()) + 1
-    lengths = torch.tensor([document.length for document in documents.all])
-    planned = [lengths, torch.stack([g, first, last]), torch.stack([row, number]), torch.stack([row, column, g, start])]
-    lengths, bounds, place, columns_there = moved_together(planned, entropy.device)
-    scores = _only(_scores(documents.grid(entropy), lengths, settings), admitted, settings)
-    noise_seeds = _noise_seeds(seeds.to(scores.device), place[0], place[1], settings)
-    chosen = _draw(scores, bounds, widest, noise_seeds)
-    shape, (r, c, d, s) = (documents.rows, columns), columns_there.unbind()
-    there = RolloutStarts(shape, r, c, d, s + chosen)
-    return RolloutStarts(shape, row, column, g, start + chosen.cpu(), elsewhere={there.row.device: there})
+    row, column, g, start = plan.columns
+    if not len(g):
+        return RolloutStarts(plan.shape, row, column, g, start)
+    lengths, bounds, place, columns_there, only, whole = plan.numbers
+    scores = _only(_scores(entropy, lengths, settings), only, whole, settings)
+    chosen = _draw(scores, bounds, plan.widest, _noise_seeds(seeds, place[0], place[1], settings))
+    r, c, d, s = columns_there.unbind()
+    there = RolloutStarts(plan.shape, r, c, d, s + chosen)
+    return RolloutStarts(plan.shape, row, column, g, start + chosen.cpu(), elsewhere={there.row.device: there})
 
 
 def rollout_seeds(seeds: Tensor, starts: RolloutStarts, rollouts: int) -> Tensor:
@@ -87,17 +111,14 @@ def _scores(entropy: Tensor, lengths: Tensor, settings: ObjectiveSettings) -> Te
     return entropy.to(torch.float64) * (1 if settings.selection == "argmax" else -1)
 
 
-def _only(scores: Tensor, admitted: Sequence[Candidates], settings: ObjectiveSettings) -> Tensor:
+def _only(scores: Tensor, only: Tensor, whole: Tensor, settings: ObjectiveSettings) -> Tensor:
     """scores [G, L] with -inf at every t - 1 that a document's candidates leave out. Marks are all alike: 0."""
-    chosen = [(g, one.only) for g, one in enumerate(admitted) if one.only is not None]
-    if not chosen:
+    if not only.shape[1]:
         return scores
-    inside = torch.zeros(scores.shape, dtype=torch.bool)
-    for g, places in chosen:
-        inside[g, torch.tensor(places, dtype=torch.int64) - 1] = True
-    whole = torch.tensor([one.only is None for one in admitted])[:, None]
-    kept, marked = torch.stack([whole | inside, inside & (settings.selection == "marked")]).to(scores.device)
-    return scores.masked_fill(~kept, -torch.inf).masked_fill(marked, 0.0)
+    one = torch.ones((), dtype=torch.bool, device=scores.device)
+    inside = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).index_put(tuple(only.unbind()), one)
+    scores = scores.masked_fill(~(inside | whole[:, None].bool()), -torch.inf)
+    return scores.masked_fill(inside, 0.0) if settings.selection == "marked" else scores
 
 
 def _noise_seeds(seeds: Tensor, row: Tensor, number: Tensor, settings: ObjectiveSettings) -> Tensor | None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from refine.errors import SettingError
 from refine.objective.advantages import advantages
-from refine.objective.candidates import Candidates, candidates
+from refine.objective.candidates import candidates
 from refine.objective.documents import Documents, RolloutStarts
 from refine.objective.external_rewards import ExternalReward
 from refine.objective.loss import focus_loss, policy_loss
-from refine.objective.positions import rollout_seeds, select
+from refine.objective.positions import Plan, rollout_seeds, select
 from refine.objective.result import StepResult
 from refine.objective.rewards import REWARDS, rewards
 from refine.objective.rollouts import OneRead, Reader, ReadingStrategy
@@ -62,11 +62,15 @@ def next_sequence_step(
     documents = Documents(tokens.shape, lengths, marks)
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
-    admitted = candidates(documents, tokens, settings) if settings.uses_positions and positions is None else []
-    reader = read(model, tokens, documents, _may_roll_out(admitted, settings, positions))
+    plan = None
+    if settings.uses_positions and positions is None:
+        plan = Plan.of(documents, candidates(documents, tokens, settings), settings)
+    reader = read(model, tokens, documents, _may_roll_out(plan, settings, positions))
+    if plan is not None:
+        plan, seeds = plan.sent(documents, seeds, tokens.device)
     next_token, predicts = _next_token(reader.hidden, model.lm_head.weight, tokens, documents, ntp_tokens)
     entropy = next_token.entropy * documents.real(tokens.device)
-    starts = _starts(entropy, documents, admitted, seeds, settings, positions, rollouts)
+    starts = _starts(entropy, documents, plan, seeds, settings, positions, rollouts)
     sampled = _roll_out(reader, starts, tokens, settings, seeds, rollouts, reuse, reward)
     count = _denominator("rollout_tokens", rollout_tokens, sampled.tokens.numel())
     nsp_loss, ratio, clip_fraction = policy_loss(
@@ -127,9 +131,9 @@ class Sampled:
     gap: Tensor
 
 
-def _may_roll_out(admitted: Sequence[Candidates], settings: ObjectiveSettings, positions: Tensor | None) -> bool:
+def _may_roll_out(plan: Plan | None, settings: ObjectiveSettings, positions: Tensor | None) -> bool:
     """Whether rollouts can follow the read, so that it must be tappable."""
-    return settings.nsp_weight > 0 and (positions is not None or any(one.spans for one in admitted))
+    return settings.nsp_weight > 0 and (positions is not None or (plan is not None and plan.widest > 0))
 
 
 def _next_token(
@@ -157,7 +161,7 @@ def _focus(
 def _starts(
     entropy: Tensor,
     documents: Documents,
-    admitted: Sequence[Candidates],
+    plan: Plan | None,
     seeds: Tensor,
     settings: ObjectiveSettings,
     positions: Tensor | None,
@@ -167,9 +171,10 @@ def _starts(
     if not settings.uses_positions:
         return RolloutStarts.none(documents.rows)
     length = settings.rollout_length if rollouts is None else rollouts.shape[-1]
-    if positions is None:
-        starts = select(entropy, documents, admitted, seeds, settings)
+    if plan is not None:
+        starts = select(documents.grid(entropy), plan, seeds, settings)
     else:
+        assert positions is not None
         starts = RolloutStarts.at(positions, documents, length)
     if rollouts is not None and (
         rollouts.shape[:2] != starts.shape or rollouts.ndim != 4 or length != settings.rollout_length
@@ -199,7 +204,8 @@ def _roll_out(
         return _nothing(0, n, k, reader.hidden, more)
     at_sampling = None
     if rollouts is None:
-        drawn, at_sampling = reader.sample(starts, n, k, rollout_seeds(seeds, starts, n), settings.temperature)
+        own = rollout_seeds(seeds.to(tokens.device), starts, n)
+        drawn, at_sampling = reader.sample(starts, n, k, own, settings.temperature)
     else:
         drawn = starts.gather(rollouts)
     log_probs, hidden = reader.score(starts, drawn, settings.temperature)

@@ -45,12 +45,20 @@ def moved_together(tensors: Sequence[torch.Tensor], device: torch.device) -> lis
 class Layout:
     """G documents of `lengths` tokens each (all >= 1); document g holds tokens starts[g] .. starts[g] + lengths[g] - 1.
 
-    `positions[g]` counts the tokens that document g's memory had read before (0 for a fresh one). Everything here is
+    `positions[g]` counts the tokens that document g's memory had read before (0 for a fresh one). `places[g]`: the
+    entry of document g's first token in the flattened batch that it comes from (default: starts). Everything here is
     Python integers, so that a layer can plan its chunks without waiting for a device; `once` keeps tensors that
-    several layers derive from them.
+    several layers derive from them. Maps of all tokens are computed on the device, from a few numbers a document that
+    go there in one transfer.
     """
 
-    def __init__(self, lengths: Sequence[int], positions: Sequence[int] | None = None, device: Any = "cpu") -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        positions: Sequence[int] | None = None,
+        device: Any = "cpu",
+        places: Sequence[int] | None = None,
+    ) -> None:
         self.lengths = tuple(int(n) for n in lengths)
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"a layout needs documents of at least one token, not lengths {self.lengths}")
@@ -58,6 +66,7 @@ class Layout:
         if len(self.positions) != len(self.lengths):
             raise ValueError(f"{len(self.lengths)} documents, but {len(self.positions)} positions")
         self.starts = (0, *accumulate(self.lengths))[:-1]
+        self.places = self.starts if places is None else tuple(places)
         self.tokens = sum(self.lengths)
         self.documents = len(self.lengths)
         self.longest = max(self.lengths)
@@ -95,52 +104,59 @@ class Layout:
     def document_of_token(self) -> torch.Tensor:
         """[N] int64: the document that each token belongs to."""
 
-        if self.width is None:
-            return self._maps()[0]
-
         def build() -> torch.Tensor:
-            return torch.arange(self.documents, device=self.device).repeat_interleave(self.longest)
+            document = torch.arange(self.documents, device=self.device)
+            if self.width is not None:
+                return document.repeat_interleave(self.longest)
+            return torch.repeat_interleave(document, self.numbers()[0], output_size=self.tokens)
 
         return self.once("document of token", build)
 
     def offset_of_token(self) -> torch.Tensor:
         """[N] int64: how many tokens of the same document stand before each token (the memory's own not counted)."""
 
-        if self.width is None:
-            return self._maps()[1]
-        return self.once("offset of token", lambda: self._steps().repeat(self.documents))
+        def build() -> torch.Tensor:
+            if self.width is not None:
+                return self._steps().repeat(self.documents)
+            return torch.arange(self.tokens, device=self.device) - self.numbers()[1][self.document_of_token()]
+
+        return self.once("offset of token", build)
 
     def position_of_token(self) -> torch.Tensor:
         """[N] int64: the position of each token, counted from the first token that its memory ever read (0-based)."""
 
-        if self.width is None:
-            return self._maps()[2]
         least = min(self.positions)
 
         def build() -> torch.Tensor:
             if max(self.positions) == least:
                 return self.offset_of_token() + least
+            if self.width is None:
+                return self.offset_of_token() + self.numbers()[2][self.document_of_token()]
             # relative to the least, rollouts have the same positions at each of their tokens
             relative = self.tensor([p - least for p in self.positions])
             return (relative[:, None] + (self._steps() + least)).flatten()
 
         return self.once("position of token", build)
 
+    def place_of_token(self) -> torch.Tensor:
+        """[N] int64: the entry of each token in the flattened batch."""
+
+        def build() -> torch.Tensor:
+            return self.offset_of_token() + self.numbers()[3][self.document_of_token()]
+
+        return self.once("place of token", build)
+
+    def start_of(self, document: torch.Tensor) -> torch.Tensor:
+        """The first token of each `document` [.] int64 on the device."""
+        return document * self.longest if self.width is not None else self.numbers()[1][document]
+
+    def numbers(self) -> torch.Tensor:
+        """[4, G] int64 on the device: length, start, position and place of each document, in one transfer."""
+        rows = (self.lengths, self.starts, self.positions, self.places)
+        return self.once("numbers", lambda: self.tensor([n for row in rows for n in row]).view(4, self.documents))
+
     def _steps(self) -> torch.Tensor:
         return torch.arange(self.longest, device=self.device)
-
-    def on_host(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """document, offset and position of each token, [N] int64 on the host: where index maps are made."""
-
-        def build() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            document = torch.repeat_interleave(torch.arange(self.documents), torch.tensor(self.lengths))
-            offset = torch.arange(self.tokens) - torch.tensor(self.starts)[document]
-            return document, offset, offset + torch.tensor(self.positions)[document]
-
-        return self.once("maps on the host", build)
-
-    def _maps(self) -> list[torch.Tensor]:
-        return self.once("maps", lambda: moved_together(self.on_host(), self.device))
 
 
 class Taps:
@@ -176,6 +192,10 @@ class Taps:
         """`values` as int64 on the taps' device, see `on_device`."""
         return on_device(values, self.device)
 
+    def numbers(self) -> torch.Tensor:
+        """[2, R] int64 on the device: document and count of each tap, in one transfer."""
+        return self.once("numbers", lambda: self.tensor([*self.documents, *self.counts]).view(2, self.rows))
+
 
 class Ends:
     """What a read of one token a document leaves at their ends, x [G, ...]: there is no other place to tap."""
@@ -187,4 +207,4 @@ class Ends:
         """[R, ...]: the row of each tap's document."""
         if taps.documents == tuple(range(self.x.shape[0])):
             return self.x
-        return self.x.index_select(0, taps.once("documents", lambda: taps.tensor(taps.documents)))
+        return self.x.index_select(0, taps.numbers()[0])

@@ -49,8 +49,9 @@ class ReadTails:
         more = self.width - 1
 
         def build() -> Tensor:
-            ends = [self.layout.starts[g] + g * more + n for g, n in zip(taps.documents, taps.counts, strict=True)]
-            return (taps.tensor(ends)[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
+            document, count = taps.numbers()
+            ends = self.layout.start_of(document) + document * more + count
+            return (ends[:, None] + torch.arange(more, device=taps.device)).reshape(-1)
 
         index = taps.once(("tails", self.width), build)
         return self.padded.pick(index).view(taps.rows, more, self.padded.tensor.shape[1]).to(self.dtype)
@@ -141,7 +142,7 @@ def _places(more: int, layout: Layout) -> Tensor:
     """[N]: the index of each token when every document comes after its `more` earlier inputs."""
 
     def build() -> Tensor:
-        return (torch.arange(layout.tokens) + (layout.on_host()[0] + 1) * more).to(layout.device)
+        return torch.arange(layout.tokens, device=layout.device) + (layout.document_of_token() + 1) * more
 
     return layout.once(("tail places", more), build)
 
@@ -156,12 +157,13 @@ def _after_tails(x: Tensor, tail: Tensor | None, more: int, layout: Layout) -> T
 
 def _order(more: int, layout: Layout) -> Tensor:
     """[N + G * more]: indices into [tokens, tails], in the order tail of document 0, document 0, tail of 1, ..."""
-    order = torch.empty(layout.tokens + layout.documents * more, dtype=torch.int64)
-    tail_places = (torch.tensor(layout.starts) + torch.arange(layout.documents) * more)[:, None]
-    tails = torch.arange(layout.documents * more)
-    order[(tail_places + torch.arange(more)).reshape(-1)] = layout.tokens + tails
-    order[torch.arange(layout.tokens) + (layout.on_host()[0] + 1) * more] = torch.arange(layout.tokens)
-    return order.to(layout.device)
+    device, tails = layout.device, layout.documents * more
+    order = torch.empty(layout.tokens + tails, dtype=torch.int64, device=device)
+    document = torch.arange(layout.documents, device=device)
+    tail_places = (layout.start_of(document) + document * more)[:, None] + torch.arange(more, device=device)
+    order[tail_places.reshape(-1)] = layout.tokens + torch.arange(tails, device=device)
+    order[_places(more, layout)] = torch.arange(layout.tokens, device=device)
+    return order
 
 
 def _without_tails(y: Tensor, more: int, layout: Layout) -> Tensor:

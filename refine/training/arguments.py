@@ -59,6 +59,13 @@ class RefineArguments(TrainingArguments):
         default="none",
         metadata={"help": "'attention': the attention mixers of a hybrid are not trained (refine.training.freezing)"},
     )
+    shard_checkpoints_above: float = field(
+        default=2.0,
+        metadata={
+            "help": "FSDP: if the parameters take more GB (10^9 bytes) than this, each process writes its own part of "
+            "a checkpoint; else process 0 writes the whole"
+        },
+    )
     learning_rate: float = 1e-6
     weight_decay: float = 0.01
     lr_scheduler_type: str = "constant"

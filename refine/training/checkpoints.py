@@ -26,12 +26,15 @@ from refine.system.readers import in_form, read_json
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
+Listed = dict[str, dict[str, Any]]  # size and SHA-256 of files, by their paths in the folder
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def written_completely(folder: Path) -> Iterator[Path]:
+def written_completely(folder: Path, known: Listed | None = None) -> Iterator[Path]:
     """A staging folder to write to. It becomes `folder` when the block ends, and is removed when the block fails.
+
+    `known`: files whose size and SHA-256 those who wrote them have put in by then; they are not read again.
 
     Raises TrainingError: the disk is full, or the place cannot be written.
     """
@@ -41,7 +44,7 @@ def written_completely(folder: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             yield staging
-            finish(staging, folder)
+            finish(staging, folder, known or {})
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -69,17 +72,20 @@ def disk_errors_in_one_line(place: Path) -> Iterator[None]:
         ) from error
 
 
-def finish(staging: Path, folder: Path) -> None:
+def finish(staging: Path, folder: Path, known: Listed) -> None:
     """Write the manifest of `staging`, flush everything to the disk, and rename it to `folder`."""
-    listed = {
-        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(_files(staging))
-    }
+    names = [str(path.relative_to(staging)) for path in sorted(_files(staging))]
+    listed = {name: known.get(name) or entry(staging / name) for name in names}
     (staging / MANIFEST).write_text(json.dumps(listed, indent=1, allow_nan=False), encoding="utf-8")
     for path in [*_files(staging), staging]:
         flush(path)
     replace_folder(staging, folder)
     flush(folder.parent)
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """What a manifest says of `file`."""
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def is_complete(folder: Path) -> bool:
@@ -88,23 +94,24 @@ def is_complete(folder: Path) -> bool:
     return damage(folder) is None
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, contents: bool = True) -> str | None:
     """What makes `folder` incomplete or damaged: the first file that is not as the manifest lists it, or what is wrong
-    with the manifest. None for a complete folder."""
+    with the manifest. None for a complete folder. Without `contents` only sizes are compared."""
     what = "a list of files with size and SHA-256"
     try:
         listed = read_json(folder / MANIFEST, what, TrainingError, "is missing, so the folder is unfinished")
         with in_form(folder / MANIFEST, what, TrainingError):
             if not listed:
                 raise ValueError("it lists no file")
-            return next((found for name, wanted in listed.items() if (found := _differs(folder, name, wanted))), None)
+            each = (_differs(folder, name, wanted, contents) for name, wanted in listed.items())
+            return next((found for found in each if found), None)
     except TrainingError as error:
         return str(error)
     except OSError as error:
         return reason(error)
 
 
-def _differs(folder: Path, name: str, wanted: int | dict[str, Any]) -> str | None:
+def _differs(folder: Path, name: str, wanted: int | dict[str, Any], contents: bool) -> str | None:
     """How the file `name` differs from what the manifest lists: a size, or size and SHA-256. None if it does not."""
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -114,7 +121,7 @@ def _differs(folder: Path, name: str, wanted: int | dict[str, Any]) -> str | Non
     size = wanted if type(wanted) is int else wanted["size"]  # type: ignore[index]
     if path.stat().st_size != size:
         return f"{path} has {path.stat().st_size} bytes instead of {reason(repr(size), 40)}"
-    if type(wanted) is not int and sha256_of(path) != wanted["sha256"]:  # type: ignore[index]
+    if contents and type(wanted) is not int and sha256_of(path) != wanted["sha256"]:  # type: ignore[index]
         return f"{path} has other bytes than when it was written"
     return None
 
@@ -130,10 +137,13 @@ def last_complete(output: Path) -> Path | None:
 
 
 def wait_until_complete(folder: Path, patience: float) -> None:
-    """Return as soon as `folder`, which another process has seen complete, is complete here too: a shared file system
-    may show it later. Raises TrainingError: it is not after `patience` seconds."""
+    """Return as soon as `folder`, which another process has seen complete, has all its files here too: a shared file
+    system may show them later. That process has read them; here only their sizes are compared.
+
+    Raises TrainingError: it is not complete after `patience` seconds.
+    """
     end = time.monotonic() + patience
-    while found := damage(folder):
+    while found := damage(folder, contents=False):
         if time.monotonic() > end:
             raise TrainingError(
                 f"process 0 resumes from {folder}, but this process still finds it incomplete after {patience:.0f} "

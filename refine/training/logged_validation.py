@@ -69,7 +69,8 @@ class LoggedValidation(Trainer):
 
     def store_flos(self) -> None:
         """Trainer's, for all processes, without an exchange: each knows how many tokens the others read."""
-        self.state.total_flos += self.current_flos + float(self._operations(self._places_elsewhere))
+        others = float(self._operations(self._places_elsewhere)) if self._places_elsewhere else 0.0
+        self.state.total_flos += self.current_flos + others
         self.current_flos, self._places_elsewhere = 0, 0
 
     # -- the results of a step's passes ---------------------------------------------------------------------------

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from refine.errors import TrainingError, reason
 from refine.models.weights import weight_files
 from refine.system.quiet import no_progress_bars
 from refine.system.readers import in_form, read_json
-from refine.training import checkpoints
+from refine.training import checkpoints, sharded
 from refine.training.adapters import ADAPTER, has_adapters
-from refine.training.distributed import decided_by_first
+from refine.training.arguments import RefineArguments
+from refine.training.distributed import decided_by_first, gathered
 
 STATE: dict[str, Any] = {"global_step": int, "max_steps": int, "epoch": float | int | None, "log_history": list}
 PATIENCE = 120.0  # seconds until a process must see the checkpoint that process 0 has found
@@ -62,10 +63,15 @@ class CompleteCheckpoints(Trainer):
     """Trainer whose checkpoints are complete or ignored (`refine.training.checkpoints`).
 
     A checkpoint holds the weights (safetensors), optimizer, scheduler, scaler and random generators of each process
-    (loaded with `weights_only`), and Trainer's state with the metrics so far. `save_total_limit` keeps the latest
+    (loaded with `weights_only`), and Trainer's state with the metrics so far. Of a large model that processes share,
+    each writes its part of weights and optimizer (`refine.training.sharded`). `save_total_limit` keeps the latest
     checkpoints and the best one.
     """
 
+    args: RefineArguments
+    model: PreTrainedModel
+    optimizer: Any
+    lr_scheduler: Any
     _ended_at: int | None = None
 
     @property
@@ -80,7 +86,8 @@ class CompleteCheckpoints(Trainer):
         resume_from_checkpoint, self._ended_at, listed = decided_by_first(lambda: self._resumed_from(wish))
         if listed and self.args.process_index:
             checkpoints.wait_until_complete(Path(str(resume_from_checkpoint)), PATIENCE)
-        if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled:
+        shards = isinstance(resume_from_checkpoint, str) and sharded.is_sharded(Path(resume_from_checkpoint))
+        if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled and not shards:
             if not has_adapters(self.model):
                 weight_files(Path(resume_from_checkpoint))
             elif not (Path(resume_from_checkpoint) / ADAPTER).is_file():
@@ -102,7 +109,13 @@ class CompleteCheckpoints(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Trainer's. In several processes on the CPU the device is "cpu:0", which transformers before 5.23 gives to
-        torch.load, and which torch.load does not know."""
+        torch.load, and which torch.load does not know. Shards by `refine.training.sharded`."""
+        folder = None if checkpoint is None else Path(checkpoint)
+        if folder is not None and sharded.is_sharded(folder):
+            if (folder / SCHEDULER_NAME).is_file():  # else it holds only the model
+                sharded.load(folder, self.model, self._optimizer())
+                self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+            return
         device, kept = self.args.device, self.args.__dict__
         kept["_setup_devices"] = torch.device("cpu") if device.type == "cpu" else device
         try:
@@ -133,10 +146,15 @@ class CompleteCheckpoints(Trainer):
         """Replaces Trainer's, which writes files into the final folder one by one."""
         folder = self.output / f"{checkpoints.PREFIX}{self.state.global_step}"
         self.store_flos()
-        with self._together(folder) as staging:
-            self.save_model(str(staging), _internal_call=True)
+        known: checkpoints.Listed = {}
+        with self._together(folder, known) as staging:
+            if self._is_large():
+                self._save_shards(staging, known)
+            else:
+                self.save_model(str(staging), _internal_call=True)
             if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(staging))
+                if not self._is_large():
+                    self._save_optimizer_and_scheduler(str(staging))
                 self._save_scaler(str(staging))
                 self._save_rng_state(str(staging))
             self._name_best_checkpoint(folder)
@@ -153,15 +171,55 @@ class CompleteCheckpoints(Trainer):
         refuse_non_finite(self.model, self.state.global_step)
         super().save_model(output_dir, _internal_call)
 
+    def _is_large(self) -> bool:
+        """Whether each process writes its part of a checkpoint: the processes share the model, and it is large."""
+        if not self.is_fsdp_enabled or not self.accelerator.is_fsdp2 or has_adapters(self.model):
+            return False
+        return sharded.parameter_bytes(self.model) > self.args.shard_checkpoints_above * 1e9
+
+    def _save_shards(self, staging: Path, known: checkpoints.Listed) -> None:
+        """Parameters and optimizer by `refine.training.sharded`; process 0 writes config, tokenizer and schedule.
+        Raises TrainingError, before anything is written, if a weight is NaN or infinite."""
+        refuse_non_finite(self.model, self.state.global_step)
+        if self.args.should_save:
+            self.model.config.save_pretrained(str(staging))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(staging))
+            if not self.args.save_only_model:
+                torch.save(self.lr_scheduler.state_dict(), staging / SCHEDULER_NAME)
+        own = sharded.save(staging, self.model, None if self.args.save_only_model else self._optimizer())
+        for listed in gathered(own):
+            known.update(listed)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself; accelerate's wrapper may skip its steps."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Trainer's; shards by `refine.training.sharded`."""
+        if sharded.is_sharded(Path(resume_from_checkpoint)):
+            sharded.load(Path(resume_from_checkpoint), self.model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Trainer's; shards by `refine.training.sharded`."""
+        best = Path(str(self.state.best_model_checkpoint))
+        if sharded.is_sharded(best):
+            sharded.load(best, self.model)
+        else:
+            super()._load_best_model()
+
     def save_complete(self, folder: Path) -> None:
         """Save the model and its tokenizer to `folder`, complete or not at all."""
         with self._together(folder) as staging:
             self.save_model(str(staging), _internal_call=True)
 
     @contextlib.contextmanager
-    def _together(self, folder: Path) -> Iterator[Path]:
-        """One staging folder for all processes. It is renamed after the last process has written."""
-        with checkpoints.written_completely(folder) if self.args.should_save else contextlib.nullcontext():
+    def _together(self, folder: Path, known: checkpoints.Listed | None = None) -> Iterator[Path]:
+        """One staging folder for all processes. It is renamed after the last process has written. `known`: see
+        `checkpoints.written_completely`."""
+        with checkpoints.written_completely(folder, known) if self.args.should_save else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()
             yield checkpoints.staging_of(folder)
             self.accelerator.wait_for_everyone()

@@ -217,7 +217,6 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         denominators of the optimizer step or validation that the pass is part of. `model`: the trainer's by default.
         Raises ModelError: `model` is no model of refine.models, nor a wrapper of one.
         """
-        on_device = torch.tensor(seeds, device=batch["tokens"].device)
         model = self._current_model() if model is None else model
         unwrapped = self.accelerator.unwrap_model(model)
         if not hasattr(unwrapped, "read"):
@@ -226,7 +225,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
             return call_through(
                 model,
                 unwrapped,
-                lambda module: pass_loss(module, batch, objective, on_device, counts, self.reward),
+                lambda module: pass_loss(module, batch, objective, torch.tensor(seeds), counts, self.reward),
             )
 
     def compute_loss(

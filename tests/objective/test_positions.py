@@ -9,14 +9,15 @@ import torch
 
 from refine.objective.candidates import candidates, spans
 from refine.objective.documents import Documents
-from refine.objective.positions import rollout_seeds, smooth
+from refine.objective.positions import Plan, rollout_seeds, smooth
 from refine.objective.positions import select as select_from
 from refine.settings.objective import ObjectiveSettings
 
 
 def select(entropy, documents, seeds, settings, tokens=None):
     tokens = torch.zeros(entropy.shape, dtype=torch.int64) if tokens is None else tokens
-    return select_from(entropy, documents, candidates(documents, tokens, settings), seeds, settings)
+    plan = Plan.of(documents, candidates(documents, tokens, settings), settings)
+    return select_from(documents.grid(entropy), *plan.sent(documents, seeds, entropy.device), settings)
 
 
 def entropies(rows: int, length: int) -> torch.Tensor:

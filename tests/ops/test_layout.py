@@ -1,6 +1,7 @@
 """Documents laid end to end: every token knows its document, offset and position; taps are points of a read."""
 
 import pytest
+import torch
 
 from refine.ops.layout import Layout, Taps
 
@@ -13,6 +14,15 @@ def test_tokens_know_their_document_offset_and_true_position():
     assert layout.width is None and Layout([4, 4]).width == 4
 
 
+def test_tokens_know_their_place_in_the_batch():
+    assert Layout([3, 1, 2], places=[0, 3, 8]).place_of_token().tolist() == [0, 1, 2, 3, 8, 9]
+    assert Layout([2, 2], places=[0, 5]).place_of_token().tolist() == [0, 1, 5, 6]
+    assert Layout([3, 1, 2]).place_of_token().tolist() == list(range(6))
+    for layout in (Layout([3, 1, 2]), Layout([2, 2])):
+        documents = torch.arange(layout.documents)
+        assert layout.start_of(documents).tolist() == list(layout.starts)
+
+
 @pytest.mark.parametrize("lengths", [[], [3, 0], [-1]], ids=str)
 def test_a_layout_without_tokens_is_refused(lengths):
     with pytest.raises(ValueError, match="at least one token"):
@@ -22,6 +32,7 @@ def test_a_layout_without_tokens_is_refused(lengths):
 def test_the_ends_of_a_layout_are_taps():
     ends = Taps.ends(Layout([3, 1, 2]), [2, 0])
     assert ends.documents == (2, 0) and ends.counts == (2, 3) and ends.rows == 2
+    assert ends.numbers().tolist() == [[2, 0], [2, 3]]
     assert Taps.ends(Layout([3, 1, 2])).counts == (3, 1, 2)
 
 

@@ -1,9 +1,11 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [crash | stuck]: trains the tiny model in OUTPUT,
-replicated or sharded; `frozen` trains a hybrid whose attention stays as it is; `crash` ends all processes after step 3;
-with `stuck`, those of the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the
-gradients of every kind of model under FSDP2 with those of one process, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [shards] [counted] [crash | torn | stuck]: trains the
+tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint; with `torn` process
+1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose attention stays as it is.
+`counted` writes the collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of
+the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of
+model under FSDP2 with those of one process, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import os
 import socket
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +60,56 @@ def pretend_accelerators() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def train(output: Path, sharded: bool = False, accident: str = "", frozen: bool = False) -> Any:
+def counted(output: Path) -> Any:
+    """A callback that writes to OUTPUT/collectives.json what the processes send each other from the forward passes of
+    each step to those of the next."""
+    from transformers import TrainerCallback
+
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.fixtures.collectives import Collectives
+
+    class Counted(TrainerCallback):
+        watch, steps = Collectives(), {}
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.watch.__enter__()
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.steps[state.global_step], self.watch.found = self.watch.found, Counter()
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.watch.__exit__(None, None, None)
+            if state.is_world_process_zero:
+                (output / "collectives.json").write_text(json.dumps(self.steps))
+
+    return Counted()
+
+
+def tear(output: Path) -> None:
+    """Let process 1 die while a checkpoint is written, when process 0 has written its part."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    whole = HuggingFaceStorageWriter.write_data
+
+    def write_data(self: Any, plan: Any, planner: Any) -> Any:
+        part = output / ".checkpoint-4.unfinished" / "shards"
+        while part.is_dir() and dist.get_rank() == 1:
+            if any(path.stat().st_size for path in part.glob("shard-00001-*")):
+                os._exit(7)
+            time.sleep(0.01)
+        return whole(self, plan, planner)
+
+    HuggingFaceStorageWriter.write_data = write_data
+
+
+def train(
+    output: Path,
+    sharded: bool = False,
+    accident: str = "",
+    frozen: bool = False,
+    callbacks: Sequence[Any] = (),
+    shards: bool = False,
+) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
 
@@ -89,6 +142,7 @@ def train(output: Path, sharded: bool = False, accident: str = "", frozen: bool 
         use_cpu=True,
         disable_tqdm=True,
         freeze="attention" if frozen else "none",
+        shard_checkpoints_above=0.0 if shards else 2.0,
         **several,
     )
     if sharded:
@@ -98,7 +152,7 @@ def train(output: Path, sharded: bool = False, accident: str = "", frozen: bool 
         args,
         train_dataset=rows(),
         eval_dataset=rows()[:5],
-        callbacks=[Accident()] if accident else [],
+        callbacks=[*callbacks, *([Accident()] if accident else [])],
     )
     trainer.train(resume_from_checkpoint=True)
     assert not sharded or trainer.accelerator.is_fsdp2
@@ -205,7 +259,11 @@ if __name__ == "__main__":
     if sys.argv[2] == "fsdp":
         fsdp(Path(sys.argv[1]))
     else:
-        accidents = {"crash", "stuck"} & set(sys.argv[3:])
-        train(Path(sys.argv[1]), sys.argv[2] == "sharded", "".join(accidents), "frozen" in sys.argv[3:])
+        output, mode, *more = Path(sys.argv[1]), *sys.argv[2:]
+        accidents = {"crash", "stuck"} & set(more)
+        if "torn" in more:
+            tear(output)
+        watches = [counted(output)] if "counted" in more else []
+        train(output, mode == "sharded", "".join(accidents), "frozen" in more, watches, "shards" in more)
         if dist.is_initialized():
             dist.destroy_process_group()

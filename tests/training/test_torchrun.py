@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refine.training import torchrun
+from refine.training import checkpoints, sharded, torchrun
 
 WORKER = Path(__file__).parent / "processes_worker.py"
 
@@ -39,7 +40,7 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
     """The run crashes after step 3 and resumes from step 2, so that the comparison includes a resume."""
     assert together(tmp_path / "two", mode, "crash") != 0
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint-2"]
-    assert together(tmp_path / "two", mode) == 0
+    assert together(tmp_path / "two", mode, "counted") == 0
     one, two = (json.loads((path / "found.json").read_text()) for path in (alone, tmp_path / "two"))
     assert len(one["history"]) == len(two["history"]) == 6
     for left, right in zip(one["history"], two["history"], strict=True):
@@ -51,6 +52,12 @@ def test_two_processes_give_the_single_process_result_with_the_same_draws_and_re
         assert two["validation"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     weights, others = (load_file(path / "model" / "model.safetensors") for path in (alone, tmp_path / "two"))
     assert all(float((others[name] - weights[name]).norm() / weights[name].norm()) <= 1e-5 for name in weights)
+    # of step 3 and the counts of step 4, and of step 5 and the counts of step 6; the others save a checkpoint
+    counted = json.loads((tmp_path / "two" / "collectives.json").read_text())
+    for step in ("3", "5"):
+        beside = {name: count for name, count in counted[step].items() if not name.startswith("torch/")}
+        beside.pop("accelerate: allreduce", None)  # DDP's gradients
+        assert beside == {"refine: allgather": 2, "transformers: allgather": 1}, counted[step]
 
 
 @pytest.mark.slow
@@ -82,6 +89,26 @@ def test_frozen_attention_stays_in_two_processes_as_in_one(tmp_path, mode):
     for name, weight in one.items():
         assert float((two[name] - weight).norm()) <= 1e-5 * float(weight.norm()), name
         assert torch.equal(two[name], first[name].detach()) is (".self_attn." in name), name
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_between_shards_costs_a_checkpoint_and_no_bit(tmp_path):
+    """Then one process goes on from what two have written, to their result within rounding."""
+    whole, torn, one = (tmp_path / name for name in ("whole", "torn", "one"))
+    assert together(whole, "sharded", "shards") == 0
+    assert together(torn, "sharded", "shards", "torn") != 0
+    assert [step for step, _ in checkpoints.complete(torn)] == [2] and not (torn / "checkpoint-4").exists()
+    assert together(torn, "sharded", "shards") == 0
+    first, second = ((path / "model" / "model.safetensors").read_bytes() for path in (whole, torn))
+    assert first == second
+    shutil.copytree(whole / "checkpoint-4", one / "checkpoint-4")
+    subprocess.run([sys.executable, str(WORKER), str(one), "ddp"], check=True, capture_output=True, timeout=300)
+    weights, others = (load_file(path / "model" / "model.safetensors") for path in (whole, one))
+    assert all(float((others[name] - weights[name]).norm() / weights[name].norm()) <= 1e-5 for name in weights)
+    histories = [json.loads((path / "found.json").read_text())["history"] for path in (whole, one)]
+    assert [row["train/rollouts"] for row in histories[0]] == [row["train/rollouts"] for row in histories[1]]
+    files = {path.suffix for path in (whole / "checkpoint-4" / sharded.SHARDS).iterdir()}
+    assert files == {".safetensors", ".json"}, "no pickles"
 
 
 def _worker() -> Any:

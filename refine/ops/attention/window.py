@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from refine.errors import SettingError
-from refine.ops.layout import Layout, moved_together
+from refine.ops.layout import Layout
 from refine.ops.without_graph import run
 
 METHODS = ("blocks", "flex", "plain")
@@ -79,11 +80,14 @@ def _choice(wish: str, device: str, dtype: torch.dtype, width: int) -> str:
 
 def _remembered_and_new(layout: Layout, before: Sequence[int]) -> tuple[Tensor, Tensor]:
     """document [M]: the document of every remembered and new token; place [N]: the indices of the new ones."""
-    counts = torch.tensor([p + n for p, n in zip(before, layout.lengths, strict=True)])
-    document = torch.repeat_interleave(torch.arange(layout.documents), counts)
-    place = torch.tensor(list(before)).cumsum(0)[layout.on_host()[0]] + torch.arange(layout.tokens)
-    document, place = moved_together([document, place], layout.device)
-    return document, place
+    new = torch.arange(layout.tokens, device=layout.device)
+    if not any(before):
+        return layout.document_of_token(), new
+    counts = [p + n for p, n in zip(before, layout.lengths, strict=True)]
+    counts_there, shift = layout.tensor([*counts, *accumulate(before)]).view(2, -1)
+    documents = torch.arange(layout.documents, device=layout.device)
+    document = torch.repeat_interleave(documents, counts_there, output_size=sum(counts))
+    return document, shift[layout.document_of_token()] + new
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, before: Sequence[int], window: int) -> Tensor:

@@ -9,12 +9,14 @@ step works on a document that has ended. A document's last chunk is filled up wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from refine.ops.layout import Layout, Taps, moved_together
+from refine.ops.layout import Layout, Taps
 from refine.ops.without_graph import run
 
 CACHED_CHUNKS = 16  # chunks of one head whose intermediate results fit in a core's cache
@@ -37,28 +39,40 @@ class Chunks:
             self.offset.append(self.offset[-1] + n)
         self.total = self.offset[-1]
         self.padded = self.total * self.size != layout.tokens
-        self.order = None if order == list(range(layout.documents)) else layout.tensor(order)
         self._even = layout.width is not None and layout.width % self.size == 0  # then cutting is a change of view
+        self.order: Tensor | None = None
         if not self._even:
-            self._token, self._place = self._maps()
+            rows = (order, self.rank, self.offset, *self._ends(counts))
+            numbers = layout.tensor([n for row in rows for n in row]).split([len(row) for row in rows])
+            self.order = None if order == list(range(layout.documents)) else numbers[0]
+            self._rank, self._offset = numbers[1], numbers[2]
+            self._token, self._place = self._maps(*numbers[3:])
 
     @staticmethod
     def of(layout: Layout, size: int) -> Chunks:
         """The chunks of `layout`, made once for all layers."""
         return layout.once(("chunks", size), lambda: Chunks(layout, size))
 
-    def _maps(self) -> tuple[Tensor, Tensor]:
+    def _ends(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of each document in order of its last chunk: how many padding places that has, and the first of them minus
+        the padding places of the documents before."""
+        places = zip(counts, self.rank, self.layout.lengths, strict=True)
+        last = sorted(((self.offset[n - 1] + rank) * self.size, n * self.size - length) for n, rank, length in places)
+        missing = [m for _, m in last]
+        before = (0, *accumulate(missing))
+        return missing, [chunk + self.size - m - b for (chunk, m), b in zip(last, before, strict=False)]
+
+    def _maps(self, missing: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """token [X*C]: the token at each place (a padding place repeats its chunk's first); place [N]: the inverse."""
-        document, offset, _ = self.layout.on_host()
-        step = offset // self.size
-        chunk = torch.tensor(self.offset)[step] + torch.tensor(self.rank)[document]
+        layout, places = self.layout, self.total * self.size
+        document, offset = layout.document_of_token(), layout.offset_of_token()
+        chunk = self._offset[offset // self.size] + self._rank[document]
         place = chunk * self.size + offset % self.size
-        token = place.new_full((self.total * self.size,), -1)
-        token[place] = torch.arange(self.layout.tokens)
-        padding = (token < 0).nonzero()[:, 0]
-        first_of_chunk = token.view(self.total, self.size)[:, :1].expand(-1, self.size).reshape(-1)
-        maps = [torch.where(token < 0, first_of_chunk, token), place, padding]
-        token, place, self._padding = moved_together(maps, self.layout.device)
+        token = torch.empty(places, dtype=torch.int64, device=layout.device)
+        token[place] = torch.arange(layout.tokens, device=layout.device)
+        padding = torch.repeat_interleave(first, missing, output_size=places - layout.tokens)
+        self._padding = padding + torch.arange(places - layout.tokens, device=layout.device)
+        token[self._padding] = token[self._padding // self.size * self.size]
         return token, place
 
     def cut(self, x: Tensor) -> Tensor:
@@ -111,11 +125,12 @@ class Chunks:
         """(chunk [R], read [R]): the chunk that each tap lies in, and how many of its tokens were read, 1 .. C."""
 
         def build() -> tuple[Tensor, Tensor]:
-            steps = [(n - 1) // self.size for n in taps.counts]
-            chunk = [self.offset[j] + self.rank[g] for j, g in zip(steps, taps.documents, strict=True)]
-            read = [n - j * self.size for j, n in zip(steps, taps.counts, strict=True)]
-            both = taps.tensor([*chunk, *read])
-            return both[: taps.rows], both[taps.rows :]
+            document, count = taps.numbers()
+            step = (count - 1) // self.size
+            read = count - step * self.size
+            if self._even:
+                return step * self.layout.documents + document, read
+            return self._offset[step] + self._rank[document], read
 
         return taps.once(("chunks", self.size), build)
 

@@ -45,7 +45,8 @@ class Schedule:
         self.laid_out = [g for g in range(layout.documents) if self.updates[g] or not crossing_only]
         ends = list(accumulate(self.totals[g] for g in self.laid_out))
         self.laid_start = {g: end - self.totals[g] for g, end in zip(self.laid_out, ends, strict=True)}
-        self.even = layout.width is not None and len(set(self.pending)) == 1
+        # then cutting is a change of view; without an update every document has one segment, whatever is pending
+        self.even = layout.width is not None and (len(set(self.pending)) == 1 or self.steps == 1)
 
     def segment(self, g: int, u: int) -> tuple[int, int]:
         """The tokens (from, to) of document g that step u reads; none at step 0 if the open chunk is complete."""
@@ -57,7 +58,7 @@ class Schedule:
         if self.even:
             sizes = [to - start for start, to in (self.segment(0, u) for u in range(self.steps))]
             return list(x.unflatten(0, (self.layout.documents, -1)).split(sizes, dim=1))
-        index, widths, _ = self.layout.once(("queries", self.pending, self.size), self._query_maps)
+        index, widths, _, _ = self._maps()
         parts = x.index_select(0, index).split([a * n for a, n in zip(self.active, widths, strict=True)])
         return [part.unflatten(0, (a, n)) for part, a, n in zip(parts, self.active, widths, strict=True)]
 
@@ -65,7 +66,7 @@ class Schedule:
         """The inverse of `queries`: [A, n, ...] for each step -> [N, ...]."""
         if self.even:
             return torch.cat(list(parts), dim=1).flatten(0, 1)
-        _, _, place = self.layout.once(("queries", self.pending, self.size), self._query_maps)
+        _, _, place, _ = self._maps()
         return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, place)
 
     def chunks(self, tokens: Tokens) -> list[Tokens]:
@@ -76,13 +77,24 @@ class Schedule:
             sizes = [self.size] * (self.steps - 1) + [self.totals[0] - self.size * (self.steps - 1)]
             cut = {name: x.unflatten(0, (len(self.laid_out), -1)).split(sizes, dim=1) for name, x in tokens.items()}
         else:
-            index = self.layout.once(("chunks", self.pending, self.size, len(self.laid_out)), self._chunk_map)
+            _, _, _, index = self._maps()
             sizes = [a * self.size for a in self.active[1:]]
             cut = {
                 name: [part.unflatten(0, (-1, self.size)) for part in x.index_select(0, index).split(sizes)]
                 for name, x in tokens.items()
             }
         return [{name: parts[u] for name, parts in cut.items()} for u in range(self.steps - 1)]
+
+    def _maps(self) -> tuple[Tensor, list[int], Tensor, Tensor]:
+        """The token at each place of `queries`, the width of each step, the place of each token, and the laid-out token
+        at each place of `chunks`: made once for all layers, and moved to the device in one transfer."""
+
+        def build() -> tuple[Tensor, list[int], Tensor, Tensor]:
+            index, widths, places = self._query_maps()
+            index, places, chunks = moved_together([index, places, self._chunk_map()], self.layout.device)
+            return index, widths, places, chunks
+
+        return self.layout.once(("maps", self.pending, self.size, len(self.laid_out)), build)
 
     def _query_maps(self) -> tuple[Tensor, list[int], Tensor]:
         """The token at each place of `queries`, the width of each step, and the place of each token."""
@@ -98,13 +110,11 @@ class Schedule:
                 places[first : first + to - start] = before + a * width + steps[: to - start]
             widths.append(width)
             before += len(documents) * width
-        index, places = moved_together([torch.cat(tokens), places], self.layout.device)
-        return index, widths, places
+        return torch.cat(tokens), widths, places
 
     def _chunk_map(self) -> Tensor:
         """The laid-out token at each place of `chunks`."""
         firsts = [
             self.laid_start[g] + u * self.size for u in range(self.steps - 1) for g in self.order[: self.active[u + 1]]
         ]
-        index = (torch.tensor(firsts)[:, None] + torch.arange(self.size)).flatten()
-        return moved_together([index], self.layout.device)[0]
+        return (torch.tensor(firsts, dtype=torch.int64)[:, None] + torch.arange(self.size)).flatten()
