@@ -56,12 +56,13 @@ def restrict() -> tuple[int, int]:
 def tuners() -> Iterator[Any]:
     """Triton's autotuner of every kernel in the PACKAGES of fla.ops that are imported."""
     from triton.runtime.autotuner import Autotuner
+    from triton.runtime.jit import KernelInterface
 
     seen: set[int] = set()
     packages = tuple(f"fla.ops.{name}." for name in PACKAGES)
     for name, module in sorted(sys.modules.items()):
         for kernel in list(vars(module).values()) if f"{name}.".startswith(packages) else ():
-            while kernel is not None and type(kernel).__module__.startswith("triton.runtime."):
+            while isinstance(kernel, KernelInterface):  # also a subclass of fla's own
                 if isinstance(kernel, Autotuner) and id(kernel) not in seen:
                     seen.add(id(kernel))
                     yield kernel
