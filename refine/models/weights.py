@@ -17,6 +17,7 @@ from refine.system.readers import mapping, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTERS = "adapter_config.json"  # of peft
+SHARDS = "shards"  # in a checkpoint: the parts that each process of a training has written
 # dtypes of weights that are read; others would be cast
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -153,7 +154,8 @@ def check_finite(model: nn.Module, where: str | Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """All safetensors files of a model. Raises ModelError: no weights, other formats only, or a missing shard."""
+    """All safetensors files of a model. Raises ModelError: no weights, other formats only, a checkpoint in parts, or a
+    missing shard."""
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         raise ModelError(f"{folder}: holds both {SINGLE} and {INDEX}, perhaps of two models: remove the older of them")
     if (folder / SINGLE).is_file():
@@ -163,6 +165,11 @@ def weight_files(folder: Path) -> list[Path]:
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, but the folder does not contain it")
         return [folder / name for name in names]
+    if (folder / SHARDS).is_dir():
+        raise ModelError(
+            f"{folder}: is a checkpoint in parts, which only a training reads: resume that, and take the model/ that "
+            "it writes at its end"
+        )
     other = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     found = (
         f"found {_some(other)}, but only safetensors are read: convert these files to safetensors"

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from refine.errors import TrainingError, reason
+from refine.models.weights import SHARDS
 from refine.system.readers import in_form, read_json
 from refine.training import checkpoints
 
-SHARDS = "shards"  # the folder of them in a checkpoint
-GROUPS = "optimizer.json"  # in it: the numbers of the optimizer's groups
+GROUPS = "optimizer.json"  # in the folder SHARDS: the numbers of the optimizer's groups
 FILE_BYTES = 1 << 30  # of a file, about: a process lays out one file in its memory at a time
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from refine.errors import TrainingError
+from refine.errors import ModelError, TrainingError
 from refine.models import from_config
+from refine.models.weights import SHARDS, weight_files
 from refine.training import checkpoints, sharded
 from tests.fixtures.training import CONFIG
 
@@ -57,7 +58,7 @@ def test_model_and_optimizer_come_back_to_the_same_bits(tmp_path, tied, monkeypa
     assert first["param_groups"] == second["param_groups"]
     for number, state in first["state"].items():
         assert all(torch.equal(value, second["state"][number][key]) for key, value in state.items())
-    files = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    files = sorted(path.name for path in (tmp_path / SHARDS).iterdir())
     assert len(listed) > 2 and files == [sharded.GROUPS, *(name.removeprefix("shards/") for name in sorted(listed))]
     assert all(name.endswith((".safetensors", ".json")) for name in files)
     assert all(found == checkpoints.entry(tmp_path / name) for name, found in listed.items())
@@ -65,7 +66,7 @@ def test_model_and_optimizer_come_back_to_the_same_bits(tmp_path, tied, monkeypa
 
 def test_tied_tensors_are_stored_once(tmp_path):
     sharded.save(tmp_path, made(0, 0, tie_word_embeddings=True)[0], None)
-    (file,) = (tmp_path / "shards").iterdir()
+    (file,) = (tmp_path / SHARDS).iterdir()
     with safe_open(file, "pt") as held:
         names = list(held.keys())
     assert len([name for name in names if "embed" in name or "lm_head" in name]) == 1
@@ -90,7 +91,7 @@ def test_shards_of_another_model_or_optimizer_are_refused_in_one_line(tmp_path):
         sharded.load(tmp_path, wider)
     assert "\n" not in str(error.value)
     model, optimizer = made(0, 0)
-    groups = tmp_path / "shards" / sharded.GROUPS
+    groups = tmp_path / SHARDS / sharded.GROUPS
     held = json.loads(groups.read_text())
     held["groups"][0]["params"].pop()
     groups.write_text(json.dumps(held))
@@ -99,6 +100,13 @@ def test_shards_of_another_model_or_optimizer_are_refused_in_one_line(tmp_path):
     groups.unlink()
     with pytest.raises(TrainingError, match=r"optimizer\.json: is missing"):
         sharded.load(tmp_path, model, optimizer)
+
+
+def test_a_checkpoint_in_parts_is_no_model_folder(tmp_path):
+    sharded.save(tmp_path, made(0, 0)[0], None)
+    (tmp_path / "scheduler.pt").touch()
+    with pytest.raises(ModelError, match="is a checkpoint in parts, which only a training reads"):
+        weight_files(tmp_path)
 
 
 def test_parameters_are_measured():

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refine.training import checkpoints, sharded, torchrun
+from refine.models.weights import SHARDS
+from refine.training import checkpoints, torchrun
 
 WORKER = Path(__file__).parent / "processes_worker.py"
 
@@ -107,7 +108,7 @@ def test_a_process_that_dies_between_shards_costs_a_checkpoint_and_no_bit(tmp_pa
     assert all(float((others[name] - weights[name]).norm() / weights[name].norm()) <= 1e-5 for name in weights)
     histories = [json.loads((path / "found.json").read_text())["history"] for path in (whole, one)]
     assert [row["train/rollouts"] for row in histories[0]] == [row["train/rollouts"] for row in histories[1]]
-    files = {path.suffix for path in (whole / "checkpoint-4" / sharded.SHARDS).iterdir()}
+    files = {path.suffix for path in (whole / "checkpoint-4" / SHARDS).iterdir()}
     assert files == {".safetensors", ".json"}, "no pickles"
 
 
