@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from refine.models.attention.fla import attention_or
 from refine.models.delta.gated_delta_net import GatedDeltaNet, GatedDeltaNetForCausalLM
-from refine.models.delta.mixer import RuleInputs, States
+from refine.models.delta.mixer import RuleInputs
+from refine.models.delta.trace import States
 from refine.models.delta.wide_values import WideValuesConfig
 from refine.models.token_mixer import TokenMixer
 from refine.ops.delta_rule.rule import CHUNK
