@@ -11,7 +11,8 @@ CUDA graph, and called directly its twin. `OneByOne` is the twin of both.
 `REFINE_DECODING` chooses: "auto" (default: recorded on CUDA where the model allows it, once two continuations in a row
 have as many rows, or one is long), "recorded" (at once; an error if it cannot be) or "one_by_one". A recording is kept,
 with a memory of its own, and made again when the weights have moved. Its first replay must agree with the read that it
-records. While a continuation uses it, others read one by one.
+records. If it does not, or if nothing can be recorded, "auto" warns and reads that model one by one, and "recorded" is
+an error. While a continuation uses a recording, others read one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -125,13 +126,13 @@ def reader(model: Any, memory: Memory, tokens: int) -> Reader:
     why_not = lacking(model, memory)
     if wish == "recorded" and why_not:
         raise SettingError(f"REFINE_DECODING is 'recorded', but {why_not}: use auto or one_by_one")
-    if why_not:
+    if why_not or (wish == "auto" and model in _given_up):
         return OneByOne(model, memory)
     key = _key(model, memory)
     again, _last[model] = _last.get(model) == key, key
     if wish == "auto" and tokens < (WORTH if again else AT_ONCE):
         return OneByOne(model, memory)
-    return _recorded(model, memory, key)
+    return _recorded(model, memory, key, must=wish == "recorded")
 
 
 def lacking(model: Any, memory: Memory) -> str | None:
@@ -155,9 +156,10 @@ def changing(model: Any, memory: Memory) -> str | None:
 
 _made: WeakKeyDictionary[nn.Module, dict[Any, tuple[OwnTensors, Any]]] = WeakKeyDictionary()
 _last: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # the key of the last continuation
+_given_up: WeakSet[nn.Module] = WeakSet()  # models of which a recording failed
 
 
-def _recorded(model: Any, memory: Memory, key: Any) -> Reader:
+def _recorded(model: Any, memory: Memory, key: Any, must: bool) -> Reader:
     kept = _made.setdefault(model, {})
     if key in kept:
         own, graph = kept[key] = kept.pop(key)  # the last used is the last to go
@@ -166,7 +168,7 @@ def _recorded(model: Any, memory: Memory, key: Any) -> Reader:
         return Replayed(own, graph.replay, memory)
     while len(kept) >= KEPT:
         del kept[next(iter(kept))]
-    return _Recording(model, memory, functools.partial(kept.__setitem__, key))
+    return _Recording(model, memory, functools.partial(kept.__setitem__, key), must)
 
 
 def _key(model: Any, memory: Memory) -> Any:
@@ -179,34 +181,49 @@ def _key(model: Any, memory: Memory) -> Any:
 
 
 class _Recording:
-    """Reads the first token once directly, so that kernels are compiled, and once from its recording."""
+    """Reads the first token once directly, so that kernels are compiled, and once from its recording.
 
-    def __init__(self, model: Any, memory: Memory, keep: Callable[[Any], None]) -> None:
-        self.model, self._from, self._keep = model, memory, keep
-        self._replayed: Replayed | None = None
+    must: a recording that fails is an error, not a warning.
+    """
+
+    def __init__(self, model: Any, memory: Memory, keep: Callable[[Any], None], must: bool) -> None:
+        self.model, self._from, self._keep, self._must = model, memory, keep, must
+        self._reader: Reader | None = None
 
     def read(self, tokens: Tensor) -> Tensor:
         """See Reader.read."""
-        if self._replayed is None:
-            own = OwnTensors(self._from)
-            own.tokens.copy_(tokens)
-            with _without_cached_casts():
-                own.read(self.model)
-                expected = own.hidden.clone() if own.hidden is not None else own.hidden
-                graph = _capture(functools.partial(own.read, self.model))
-            self._replayed = Replayed(own, graph.replay, self._from)
-            hidden = self._replayed.read(tokens)
-            assert expected is not None
-            _compare(hidden, expected)
-            self._keep((own, graph))
-            log.info("reads of one token for %d rows: a CUDA graph", self._from.rows)
-            return hidden
-        return self._replayed.read(tokens)
+        if self._reader is not None:
+            return self._reader.read(tokens)
+        try:
+            return self._record(tokens)
+        except SettingError as error:
+            if self._must:
+                raise
+            log.warning("%s; this model's tokens are read one by one, which is slower", error)
+            _given_up.add(self.model)
+            self._reader = OneByOne(self.model, self._from)
+            return self._reader.read(tokens)
+
+    def _record(self, tokens: Tensor) -> Tensor:
+        own = OwnTensors(self._from)
+        own.tokens.copy_(tokens)
+        with _without_cached_casts():
+            own.read(self.model)
+            assert own.hidden is not None
+            expected = own.hidden.clone()
+            graph = _capture(functools.partial(own.read, self.model))
+        replayed = Replayed(own, graph.replay, self._from)
+        hidden = replayed.read(tokens)
+        _compare(hidden, expected)
+        self._reader = replayed
+        self._keep((own, graph))
+        log.info("reads of one token for %d rows: a CUDA graph", self._from.rows)
+        return hidden
 
     @property
     def memory(self) -> Memory:
         """See Reader.memory."""
-        return self._from if self._replayed is None else self._replayed.memory
+        return self._from if self._reader is None else self._reader.memory
 
 
 _one_capture = threading.Lock()
@@ -232,7 +249,7 @@ def _compare(replayed: Tensor, expected: Tensor) -> None:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise SettingError(f"a read of one token {what}: set REFINE_DECODING=one_by_one")
+    raise SettingError(f"a read of one token {what} (REFINE_DECODING=one_by_one does not record)")
 
 
 def _without_cached_casts() -> Any:
