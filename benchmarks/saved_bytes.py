@@ -11,6 +11,7 @@ move themselves is not counted; what its elementwise steps in PyTorch move is.
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -138,9 +139,10 @@ def traffic(block: nn.Module) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """In the block, fla's kernels are chosen on the CPU, and their stand-ins called."""
+    """In the block, fla's kernels are chosen on the CPU, and their stand-ins called, for each segment apart."""
     rule = fla.Kernels(*[_rule] * 6)
     with (
+        mock.patch.dict(os.environ, {"REFINE_SEGMENTS": "apart"}),
         mock.patch.object(fla, "chosen", lambda device, dtype: dtype.itemsize == 2),
         mock.patch.object(fla, "differentiates", lambda *_: True),
         mock.patch.object(fla, "kernels", lambda: rule),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from refine.errors import SettingError
 
+SHARDS = "shards"  # in a checkpoint: the parts that each process of a training has written
+
 
 def home() -> Path:
     """The folder that holds mlflow.db, runs/ and service state: $REFINE_HOME, or the checkout.

@@ -17,7 +17,6 @@ from refine.system.readers import mapping, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTERS = "adapter_config.json"  # of peft
-SHARDS = "shards"  # in a checkpoint: the parts that each process of a training has written
 # dtypes of weights that are read; others would be cast
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -165,7 +164,7 @@ def weight_files(folder: Path) -> list[Path]:
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"{folder}: {INDEX} names {_some(absent)}, but the folder does not contain it")
         return [folder / name for name in names]
-    if (folder / SHARDS).is_dir():
+    if (folder / paths.SHARDS).is_dir():
         raise ModelError(
             f"{folder}: is a checkpoint in parts, which only a training reads: resume that, and take the model/ that "
             "it writes at its end"

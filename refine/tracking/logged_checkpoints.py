@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from refine.metric_names import TRAINING
 from refine.training import checkpoints
-from refine.training.sharded import is_sharded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +30,7 @@ def log_checkpoints(client: MlflowClient, run_id: str, output: Path) -> list[str
     known = {one.step for one in (run.outputs.model_outputs if run.outputs else [])}
     made = []
     for step, folder in checkpoints.complete(output):
-        if step in known or is_sharded(folder):  # shards are no model that could be loaded
+        if step in known or checkpoints.is_sharded(folder):  # shards are no model that could be loaded
             continue
         model = client.create_logged_model(
             run.info.experiment_id,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import TrainingError, reason
+from refine.paths import SHARDS
 from refine.system.digests import sha256_of
 from refine.system.exhausted import disk_error
 from refine.system.files import flush, remove_folder, replace_folder
@@ -28,6 +29,11 @@ MANIFEST = "complete.json"
 PREFIX = "checkpoint-"
 Listed = dict[str, dict[str, Any]]  # size and SHA-256 of files, by their paths in the folder
 log = logging.getLogger(__name__)
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether `checkpoint` holds the parts that each process of a training has written."""
+    return (checkpoint / SHARDS).is_dir()
 
 
 @contextlib.contextmanager

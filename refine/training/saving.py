@@ -86,7 +86,7 @@ class CompleteCheckpoints(Trainer):
         resume_from_checkpoint, self._ended_at, listed = decided_by_first(lambda: self._resumed_from(wish))
         if listed and self.args.process_index:
             checkpoints.wait_until_complete(Path(str(resume_from_checkpoint)), PATIENCE)
-        shards = isinstance(resume_from_checkpoint, str) and sharded.is_sharded(Path(resume_from_checkpoint))
+        shards = isinstance(resume_from_checkpoint, str) and checkpoints.is_sharded(Path(resume_from_checkpoint))
         if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled and not shards:
             if not has_adapters(self.model):
                 weight_files(Path(resume_from_checkpoint))
@@ -111,7 +111,7 @@ class CompleteCheckpoints(Trainer):
         """Trainer's. In several processes on the CPU the device is "cpu:0", which transformers before 5.23 gives to
         torch.load, and which torch.load does not know. Shards by `refine.training.sharded`."""
         folder = None if checkpoint is None else Path(checkpoint)
-        if folder is not None and sharded.is_sharded(folder):
+        if folder is not None and checkpoints.is_sharded(folder):
             if (folder / SCHEDULER_NAME).is_file():  # else it holds only the model
                 sharded.load(folder, self.model, self._optimizer())
                 self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
@@ -197,7 +197,7 @@ class CompleteCheckpoints(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Trainer's; shards by `refine.training.sharded`."""
-        if sharded.is_sharded(Path(resume_from_checkpoint)):
+        if checkpoints.is_sharded(Path(resume_from_checkpoint)):
             sharded.load(Path(resume_from_checkpoint), self.model)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -205,7 +205,7 @@ class CompleteCheckpoints(Trainer):
     def _load_best_model(self) -> None:
         """Trainer's; shards by `refine.training.sharded`."""
         best = Path(str(self.state.best_model_checkpoint))
-        if sharded.is_sharded(best):
+        if checkpoints.is_sharded(best):
             sharded.load(best, self.model)
         else:
             super()._load_best_model()

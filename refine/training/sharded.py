@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from refine.errors import TrainingError, reason
-from refine.models.weights import SHARDS
+from refine.paths import SHARDS
 from refine.system.readers import in_form, read_json
 from refine.training import checkpoints
 
@@ -30,11 +30,6 @@ FILE_BYTES = 1 << 30  # of a file, about: a process lays out one file in its mem
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters, of a sharded model too."""
     return sum(one.numel() * one.element_size() for one in model.parameters())
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether `checkpoint` holds shards."""
-    return (checkpoint / SHARDS).is_dir()
 
 
 def save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, dict[str, Any]]:

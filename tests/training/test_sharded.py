@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from refine.errors import ModelError, TrainingError
 from refine.models import from_config
-from refine.models.weights import SHARDS, weight_files
+from refine.paths import SHARDS, weight_files
 from refine.training import checkpoints, sharded
 from tests.fixtures.training import CONFIG
 

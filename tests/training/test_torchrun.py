@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refine.models.weights import SHARDS
+from refine.paths import SHARDS
 from refine.training import checkpoints, torchrun
 
 WORKER = Path(__file__).parent / "processes_worker.py"
