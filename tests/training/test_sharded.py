@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from refine.errors import ModelError, TrainingError
 from refine.models import from_config
-from refine.paths import SHARDS, weight_files
+from refine.models.weights import weight_files
+from refine.paths import SHARDS
 from refine.training import checkpoints, sharded
 from tests.fixtures.training import CONFIG
 
