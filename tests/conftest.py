@@ -55,12 +55,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any("mark.requires_cuda" in file.read_text(encoding="utf-8") for file in files) else True
 
 
-# Files that run on every kind of model -> the kinds, combinations of what others have, whose tests there are slow ones.
+# Files that run on every kind of model -> the kinds whose tests there are slow ones: combinations of what others have,
+# and KDA, whose decay has tests of its own.
 MIXTURES = ("qwen3_5_moe", "qwen3_next", "kimi_linear")
-LATER = {
-    "tests/models": (*MIXTURES, "gated_deltaproduct", "comba", "olmo_hybrid"),
-    "tests/objective": (*MIXTURES, "gated_deltaproduct", "comba", "kda", "olmo_hybrid"),
-}
+LATER = dict.fromkeys(
+    ("tests/models", "tests/objective"), (*MIXTURES, "gated_deltaproduct", "comba", "kda", "olmo_hybrid")
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes its choice

@@ -1,5 +1,6 @@
 """Options of a config that change the mathematics keep every promise of the plain models."""
 
+import pytest
 import torch
 
 
@@ -23,6 +24,7 @@ def test_a_variant_reads_token_by_token_packed_and_tapped_alike(variant, tokens,
     compare.gradients(gradients_of(variant, one), gradients_of(variant, other))
 
 
+@pytest.mark.slow  # 26 variants; the plain models are in test_gradient_checkpointing.py
 def test_a_variant_gives_the_same_gradients_under_gradient_checkpointing(variant, tokens, compare, weigh, gradients_of):
     text, positions = tokens(2, 131), torch.tensor([[130, 1], [64, 66]])
     results = []
