@@ -14,6 +14,14 @@ def _failures(found) -> str:
     return "\n".join(f"mutation {number}: {kind}\n{shown}" for number, kind, shown in found if kind in FAILURES)
 
 
+@pytest.fixture(autouse=True)
+def somewhere_small(tmp_path, monkeypatch):
+    """A bad address may be `..`, all files below which are then looked for."""
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+
+
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_the_good_sample_is_read(reader, tmp_path):
     """Otherwise the mutations would only show that everything is refused."""
