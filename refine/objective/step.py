@@ -62,9 +62,7 @@ def next_sequence_step(
     documents = Documents(tokens.shape, lengths, marks)
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
-    plan = None
-    if settings.uses_positions and positions is None:
-        plan = Plan.of(documents, candidates(documents, tokens, settings), settings)
+    plan = _plan(documents, tokens, settings) if positions is None else None
     reader = read(model, tokens, documents, _may_roll_out(plan, settings, positions))
     if plan is not None:
         plan, seeds = plan.sent(documents, seeds, tokens.device)
@@ -129,6 +127,11 @@ class Sampled:
     rewards: dict[str, Tensor]
     advantages: Tensor
     gap: Tensor
+
+
+def _plan(documents: Documents, tokens: Tensor, settings: ObjectiveSettings) -> Plan | None:
+    """Where positions may fall; None if the objective selects none."""
+    return Plan.of(documents, candidates(documents, tokens, settings), settings) if settings.uses_positions else None
 
 
 def _may_roll_out(plan: Plan | None, settings: ObjectiveSettings, positions: Tensor | None) -> bool:

@@ -143,13 +143,13 @@ def last_complete(output: Path) -> Path | None:
 
 
 def wait_until_complete(folder: Path, patience: float) -> None:
-    """Return as soon as `folder`, which another process has seen complete, has all its files here too: a shared file
-    system may show them later. That process has read them; here only their sizes are compared.
+    """Return as soon as `folder`, which another process has seen complete, is complete here too: a shared file system
+    may show it later. Of a sharded checkpoint, which is large, only the sizes of files are compared here.
 
     Raises TrainingError: it is not complete after `patience` seconds.
     """
     end = time.monotonic() + patience
-    while found := damage(folder, contents=False):
+    while found := damage(folder, contents=not is_sharded(folder)):
         if time.monotonic() > end:
             raise TrainingError(
                 f"process 0 resumes from {folder}, but this process still finds it incomplete after {patience:.0f} "

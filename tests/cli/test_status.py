@@ -13,21 +13,13 @@ from refine.services.flow_runs import FlowRun
 from refine.system.local_services import state_file
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """$REFINE_HOME in tmp_path, without MLflow's server."""
-    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
-def test_without_services_status_and_down_say_so(home):
+def test_without_services_status_and_down_say_so(bare_home):
     status = CliRunner().invoke(cli, ["status"])
     assert status.exit_code == 0 and "do not run" in status.output and "no run is in progress" in status.output
     assert CliRunner().invoke(cli, ["down"]).output == "nothing runs\n"
 
 
-def test_programs_have_a_line_each_and_so_have_runs_in_progress(home, monkeypatch):
+def test_programs_have_a_line_each_and_so_have_runs_in_progress(bare_home, monkeypatch):
     from refine.tracking.connection import connect, experiment_id
     from refine.tracking.run import open_run
 
@@ -47,7 +39,7 @@ def test_programs_have_a_line_each_and_so_have_runs_in_progress(home, monkeypatc
     ("terminal", "options", "answer", "stops"),
     [(True, [], "n\n", False), (True, [], "y\n", True), (True, ["--yes"], "", True), (False, [], "", True)],
 )
-def test_down_names_the_runs_that_end_and_asks_at_a_terminal(home, monkeypatch, terminal, options, answer, stops):
+def test_down_names_the_runs_that_end_and_asks_at_a_terminal(bare_home, monkeypatch, terminal, options, answer, stops):
     runs = [FlowRun("1", "experiment of today", "Running", True), FlowRun("2", "by hand", "Running", False)]
     stopped: list[bool] = []
     monkeypatch.setattr(up, "flow_runs_in_progress", lambda: runs)
@@ -60,10 +52,10 @@ def test_down_names_the_runs_that_end_and_asks_at_a_terminal(home, monkeypatch, 
     assert stops or str(done.exception) == "nothing was stopped"
 
 
-def test_services_that_have_died_are_told(home):
+def test_services_that_have_died_are_told(bare_home):
     state_file().parent.mkdir()
     state_file().write_text('{"mlflow": "http://127.0.0.1:9", "mlflow_database": "postgresql"}')
     assert CliRunner().invoke(cli, ["status"]).output == f"{DIED}\n"
-    assert not (home / "mlflow.db").exists(), "it asked a database that has no record of the runs"
+    assert not (bare_home / "mlflow.db").exists(), "it asked a database that has no record of the runs"
     state_file().write_text('{"mlflow": "http://127.0.0.1:9"}')
     assert CliRunner().invoke(cli, ["status"]).output.splitlines() == [DIED, "", "no run is in progress"]

@@ -8,12 +8,11 @@ import pytest
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
+def home(bare_home, monkeypatch) -> Path:
     """$REFINE_HOME in tmp_path, without configured servers."""
-    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
-    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
+    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    return bare_home
 
 
 @pytest.fixture

@@ -65,8 +65,7 @@ def test_the_assistant_is_not_there_and_all_else_is(server):
     assert status(f"{server}/api/2.0/mlflow-artifacts/artifacts") == 200
 
 
-def test_it_is_asked_without_its_client_whether_a_run_is_in_progress(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("REFINE_HOME", str(tmp_path))
+def test_it_is_asked_without_its_client_whether_a_run_is_in_progress(server, bare_home):
     assert not may_run(server)
     run = json.loads(asked(server, "runs/create", experiment_id="0"))["run"]["info"]
     assert may_run(server)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from refine.errors import TrainingError
+from refine.paths import SHARDS
 from refine.training import checkpoints
 
 
@@ -177,6 +178,19 @@ def test_a_process_waits_until_it_too_sees_the_checkpoint(tmp_path, monkeypatch)
     assert slept == [1.0] * 3
     checkpoints.wait_until_complete(folder, 60)
     assert len(slept) == 3
+
+
+def test_a_process_reads_a_checkpoint_before_it_goes_on_but_of_a_sharded_one_the_sizes(tmp_path):
+    folder = write(tmp_path, 3)
+    content = (folder / "weights").read_bytes()
+    (folder / "weights").write_bytes(bytes(len(content)))
+    with pytest.raises(TrainingError, match="other bytes"):
+        checkpoints.wait_until_complete(folder, 0.05)
+    (folder / SHARDS).mkdir()
+    checkpoints.wait_until_complete(folder, 0.05)
+    (folder / "weights").write_bytes(content[:-1])
+    with pytest.raises(TrainingError, match="bytes instead of"):
+        checkpoints.wait_until_complete(folder, 0.05)
 
 
 def test_a_process_that_never_sees_the_checkpoint_says_so(tmp_path):

@@ -65,16 +65,7 @@ class Comba(GatedDeltaNet):
     uses_kernels = False
 
     def __init__(self, config: CombaConfig) -> None:
-        super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            config.value_heads,
-            config.head_dim,
-            config.value_width,
-            config.convolution,
-            config.norm_eps,
-            gate="sigmoid" if config.use_output_gate else None,
-        )
+        super().__init__(*config.layer_sizes, gate="sigmoid" if config.use_output_gate else None)
         self.decay = nn.Parameter(torch.ones(config.num_heads))
         self.D = nn.Parameter(torch.ones(config.num_heads))
 

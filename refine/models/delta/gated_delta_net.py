@@ -88,15 +88,9 @@ def reset_dt_bias(dt_bias: nn.Parameter) -> None:
     init.copy_(dt_bias, step + torch.log(-torch.expm1(-step)))
 
 
-def _fast_weights(config: Any) -> GatedDeltaNet:
+def _fast_weights(config: GatedDeltaNetConfig) -> GatedDeltaNet:
     return GatedDeltaNet(
-        config.hidden_size,
-        config.num_heads,
-        config.value_heads,
-        config.head_dim,
-        config.value_width,
-        config.convolution,
-        config.norm_eps,
+        *config.layer_sizes,
         gate=config.output_gate_activation if config.use_gate else None,
         negative=config.allow_neg_eigval,
     )

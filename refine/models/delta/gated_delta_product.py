@@ -50,13 +50,7 @@ class GatedDeltaProduct(GatedDeltaNet):
 
     def __init__(self, config: GatedDeltaProductConfig) -> None:
         super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            config.num_heads,
-            config.head_dim,
-            config.value_width,
-            config.convolution,
-            config.norm_eps,
+            *config.layer_sizes,
             gate="swish" if config.use_output_gate else None,
             negative=config.allow_neg_eigval,
             steps=config.num_householder,

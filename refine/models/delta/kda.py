@@ -108,17 +108,7 @@ class FlaKimiDelta(KimiDelta):
 
     def __init__(self, config: KDAConfig) -> None:
         value_heads, value = config.value_heads, config.value_width
-        super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            value_heads,
-            config.head_dim,
-            value,
-            config.convolution,
-            config.norm_eps,
-            config.lower_bound,
-            config.allow_neg_eigval,
-        )
+        super().__init__(*config.layer_sizes, config.lower_bound, config.allow_neg_eigval)
         self.f_proj = self._low_rank(config.hidden_size, value, value_heads * config.head_dim, bias=False)
         self.g_proj = self._low_rank(config.hidden_size, value, value_heads * value, bias=True)
 

@@ -36,6 +36,13 @@ class WideValuesConfig(FlaConfig):
         """Width of the convolutions; 0: none."""
         return self.conv_size if self.use_short_conv else 0
 
+    @property
+    def layer_sizes(self) -> tuple[int, int, int, int, int, int, float]:
+        """What a `DeltaMixer` is made of: hidden size, heads of q and k, of v, their widths, width of the convolutions,
+        epsilon of the output norm."""
+        heads = self.num_heads, self.value_heads, self.head_dim, self.value_width
+        return self.hidden_size, *heads, self.convolution, self.norm_eps
+
     def refuse_unsupported(self) -> None:
         """Raises ModelError that names a field whose value is not implemented or not possible."""
         super().refuse_unsupported()

@@ -108,4 +108,5 @@ def segment_order(segments: Chunks) -> Tensor | None:
 
 
 def arranged(x: Tensor, order: Tensor | None) -> Tensor:
+    """x [N, ...] in `order` (None: as it is)."""
     return x if order is None else x.index_select(0, order)

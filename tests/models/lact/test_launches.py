@@ -48,9 +48,7 @@ def step_launches():
 def test_eight_times_as_many_positions_add_next_to_no_launch(step_launches):
     (few, *_), (many, step, _) = step_launches(FEW), step_launches(MANY)
     assert bool(step.valid.all()) and step.rewards["binary"].shape[1] == 48
-    assert many < few + len(MANY) - len(FEW), (
-        "rows of one chunk share its state, and are laid side by side in each read"
-    )
+    assert many <= few + 6 * LAYERS, "rows of one chunk share its state, and are laid side by side in each read"
 
 
 def test_windows_one_by_one_take_more_launches_and_give_the_same_step(step_launches, monkeypatch):
