@@ -16,7 +16,7 @@ BOUNDS = {  # bytes a token and layer, in units of D
 }
 
 
-@pytest.mark.parametrize(("kind", "by"), list(BOUNDS), ids=" by ".join)
+@pytest.mark.parametrize(("kind", "by"), list(BOUNDS))
 def test_a_block_keeps_no_more_than_its_bound_and_autograd_keeps_all_of_it(kind, by):
     torch.manual_seed(0)
     block = block_of(kind)
