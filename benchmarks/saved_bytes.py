@@ -2,10 +2,10 @@
 
     python -m benchmarks.saved_bytes
 
-One block of the shapes of the published 1.3B models, in bfloat16 autocast, on the CPU. Two lengths are read, and their
-difference counted, so that parameters and their copies drop out. `torch`: PyTorch computes all. `kernels`: as on a GPU,
-with stand-ins for fla's kernels, which keep what these keep and compute nothing. What the kernels of the delta rule
-move themselves is not counted; what its elementwise steps in PyTorch move is.
+One block of the shapes of the published 1.3B models and of LaCT-760M, in bfloat16 autocast, on the CPU. Two lengths are
+read, and their difference counted, so that parameters and their copies drop out. `torch`: PyTorch computes all.
+`kernels`: as on a GPU, with stand-ins for fla's kernels, which keep what these keep and compute nothing. What the
+kernels of the delta rule move themselves is not counted; what its elementwise steps in PyTorch move is.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ from refine.ops.delta_rule import fla, passes
 from refine.ops.layout import Layout
 
 WIDTH = 256
-SHAPES: dict[str, dict[str, Any]] = {  # heads, widths and inner size stand to D as in the models of 1.3B parameters
+LACT = {"model_type": "lact_swiglu", "num_attn_heads": 4, "num_lact_heads": 4, "inter_multi": 1}
+LACT |= {
+    "lact_chunk_size": 256,
+    "window_size": 256,
+}  # 4 tokens of a chunk for each channel of a fast head; published: 5.3
+SHAPES: dict[str, dict[str, Any]] = {  # heads, widths and inner size stand to D as in the published models
     "DeltaNet": {"model_type": "delta_net", "num_heads": WIDTH // 128},
     "Gated DeltaNet": {"model_type": "gated_deltanet", "num_heads": 1, "head_dim": 192, "expand_v": 2.0},
+    "LaCT": LACT | {"use_muon": False},
+    "LaCT with Muon": LACT | {"use_muon": True},
 }
+WITH_KERNELS = ("DeltaNet", "Gated DeltaNet")
 TOKENS = fla.EVERY, 2 * fla.EVERY
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linalg_solve_triangular")
 
@@ -220,6 +228,8 @@ def main(lines: bool) -> None:
     for kind in SHAPES:
         block = block_of(kind)
         for by, chosen in (("torch", contextlib.nullcontext), ("kernels", stand_ins)):
+            if by == "kernels" and kind not in WITH_KERNELS:
+                continue
             with chosen():
                 kept, (forward, backward) = held(block), traffic(block)
                 print(f"| {kind} | {by} | {kept:.1f} | {forward:.0f} | {backward:.0f} |")

@@ -13,6 +13,8 @@ BOUNDS = {  # bytes a token and layer, in units of D
     ("DeltaNet", "kernels"): 31.5,
     ("Gated DeltaNet", "torch"): 64.5,
     ("Gated DeltaNet", "kernels"): 36.5,
+    ("LaCT", "torch"): 82.5,
+    ("LaCT with Muon", "torch"): 103.0,
 }
 
 
