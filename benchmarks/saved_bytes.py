@@ -11,6 +11,7 @@ kernels of the delta rule move themselves is not counted; what its elementwise s
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import traceback
 from collections import Counter
@@ -70,9 +71,15 @@ def held(block: nn.Module) -> float:
 
 
 def _live_after(run: Callable[[], Any]) -> int:
-    """Bytes allocated during `run` and not freed, while its result lives."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        result = run()
+    """Bytes allocated during `run` and not freed, while its result lives. Python's collector waits meanwhile: what it
+    frees of earlier runs would count as freed in this one."""
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+            result = run()
+    finally:
+        gc.enable()
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     assert result is not None
     return sum(e.nbytes() for e in events if e.name() == "[memory]")
