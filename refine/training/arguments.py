@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -15,6 +15,9 @@ from refine.settings.base import LARGEST_SEED, validated
 from refine.settings.objective import ObjectiveSettings
 from refine.settings.training import Freeze, PhaseSettings
 from refine.training.argument_table import refuse_unsupported
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
 SHARDED: dict[str, Any] = {
     "version": 2,
@@ -90,6 +93,8 @@ class RefineArguments(TrainingArguments):
         if self.disable_tqdm is None:  # transformers would decide by a log level that the first trainer changes
             self.disable_tqdm = False
         super().__post_init__()
+        if self.bf16 and (self.fsdp_plugin_args or {}).get("fsdp_version") == 2:
+            self.fsdp_plugin_args["mixed_precision_policy"] = sharded_precision()
 
     def _refuse_numbers_out_of_range(self) -> None:
         """Raises SettingError: a float that is not finite, an Adam beta outside [0, 1), a seed that numpy refuses."""
@@ -182,6 +187,19 @@ def _sharded() -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise SettingError("training.sharding is 'full', but there is no GPU to shard the model over: use 'none'")
     return {"fsdp": True, "fsdp_config": dict(SHARDED)}
+
+
+def sharded_precision() -> MixedPrecisionPolicy:
+    """How FSDP2 shares a model that is trained in bfloat16: the processes send each other weights in bfloat16, as
+    autocast would round them, and add up gradients in float32.
+
+    accelerate's own policy also rounds what goes into each block, what the step returns (losses, entropies, rewards)
+    and sums of gradients. Here these stay in float32, as in one process. Only the weights that autocast does not
+    round (norms, convolutions, decays) are rounded too.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy  # takes a second
+
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _has(name: str) -> bool:

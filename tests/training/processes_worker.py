@@ -1,11 +1,12 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [shards] [counted] [crash | torn | stuck]: trains the
-tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint; with `torn` process
-1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose attention stays as it is.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [shards] [bf16] [counted] [crash | torn | stuck]
+trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint; with
+`torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose attention
+stays as it is.
 `counted` writes the collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of
 the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of
-model under FSDP2 with those of one process, and writes the differences to OUTPUT.
+model under FSDP2 with those of one process, in float32 and bfloat16, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def train(
     frozen: bool = False,
     callbacks: Sequence[Any] = (),
     shards: bool = False,
+    bf16: bool = False,
 ) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
@@ -143,6 +145,7 @@ def train(
         disable_tqdm=True,
         freeze="attention" if frozen else "none",
         shard_checkpoints_above=0.0 if shards else 2.0,
+        bf16=bf16,
         **several,
     )
     if sharded:
@@ -193,15 +196,16 @@ SHARED_KINDS: dict[str, dict[str, Any]] = {
 def fsdp(output: Path) -> None:
     """The objective called through FSDP2's wrappers: the gradient of one process, from two halves of the batch.
 
-    Writes the worst relative difference of every kind of model, with and without gradient checkpointing.
+    Writes the worst relative difference of every kind of model, with and without gradient checkpointing. In bfloat16
+    the draws are given, as the next token can hang on a rounding.
     """
     dist.init_process_group("gloo")
     found: dict[str, Any] = {}
     for kind, config in SHARED_KINDS.items():
-        for checkpointing in (False, True):
-            key = f"{kind}{', gradient checkpointing' if checkpointing else ''}"
+        for checkpointing, bf16 in ((False, False), (True, False), (False, True), (True, True)):
+            key = f"{kind}{', gradient checkpointing' * checkpointing}{', bfloat16' * bf16}"
             try:
-                found[key] = _fsdp_difference(config, checkpointing)
+                found[key] = _fsdp_difference(config, checkpointing, bf16)
             except Exception as error:  # the other kinds are tried too
                 found[key] = f"{type(error).__name__}: {str(error)[:200]}"
     if dist.get_rank() == 0:
@@ -210,7 +214,7 @@ def fsdp(output: Path) -> None:
     dist.destroy_process_group()
 
 
-def _fsdp_difference(config: dict[str, Any], checkpointing: bool) -> list[Any]:
+def _fsdp_difference(config: dict[str, Any], checkpointing: bool, bf16: bool) -> list[Any]:
     """Whether the draws are those of one process, and the worst relative difference of a gradient. Then a memory of the
     sharded model, which the blocks' parameters went into, is used outside of the blocks."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -219,6 +223,7 @@ def _fsdp_difference(config: dict[str, Any], checkpointing: bool) -> list[Any]:
     from refine.models import from_config
     from refine.objective import next_sequence_step
     from refine.settings.objective import ObjectiveSettings
+    from refine.training.arguments import sharded_precision
     from refine.training.distributed import call_through
 
     rank, settings = dist.get_rank(), ObjectiveSettings.model_validate({**OBJECTIVE, "rollouts": 2})
@@ -228,27 +233,31 @@ def _fsdp_difference(config: dict[str, Any], checkpointing: bool) -> list[Any]:
     torch.manual_seed(0)
     sharded = from_config(config)
     plain.model.gradient_checkpointing = sharded.model.gradient_checkpointing = checkpointing
-    whole = next_sequence_step(plain, tokens, settings, seeds)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whole = next_sequence_step(plain, tokens, settings, seeds)
     whole.loss.backward()
     mesh = init_device_mesh("cpu", (2,))
+    shared: dict[str, Any] = {"mesh": mesh, **({"mp_policy": sharded_precision()} if bf16 else {})}
     for block in sharded.model.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    part = call_through(
-        sharded,
-        sharded,
-        lambda module: next_sequence_step(
-            module, tokens[rank::2], settings, seeds[rank::2], ntp_tokens=4 * 39, rollout_tokens=whole.rollout_tokens
-        ),
-    )
+        fully_shard(block, **shared)
+    fully_shard(sharded, **shared)
+    positions = {"positions": whole.positions[rank::2], "rollouts": whole.rollouts[rank::2]} if bf16 else {}
+    counts = {"ntp_tokens": 4 * 39, "rollout_tokens": whole.rollout_tokens}
+
+    def step(module: Any) -> Any:
+        return next_sequence_step(module, tokens[rank::2], settings, seeds[rank::2], **positions, **counts)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        part = call_through(sharded, sharded, step)
     (part.loss * 2).backward()
     worst = 0.0
     for p, q in zip(sharded.parameters(), plain.parameters(), strict=True):
         if q.grad is not None:
             worst = max(worst, float((p.grad.full_tensor() - q.grad).norm() / q.grad.norm().clamp(min=1e-6)))
     fresh = sharded.fresh_memory(2).select([1, 0, 0])
+    near = 2**-7 if bf16 else 0.0
     same = all(
-        torch.equal(x, y)
+        bool((x - y).double().norm() <= near * y.double().norm())
         for one, other in zip(fresh.layers, plain.fresh_memory(3).layers, strict=True)
         for x, y in zip(one.tensors().values(), other.tensors().values(), strict=True)
     )
@@ -264,6 +273,8 @@ if __name__ == "__main__":
         if "torn" in more:
             tear(output)
         watches = [counted(output)] if "counted" in more else []
-        train(output, mode == "sharded", "".join(accidents), "frozen" in more, watches, "shards" in more)
+        train(
+            output, mode == "sharded", "".join(accidents), "frozen" in more, watches, "shards" in more, "bf16" in more
+        )
         if dist.is_initialized():
             dist.destroy_process_group()

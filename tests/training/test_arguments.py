@@ -7,7 +7,7 @@ import torch
 
 from refine import settings
 from refine.errors import SettingError
-from refine.training.arguments import RefineArguments, arguments_of
+from refine.training.arguments import SHARDED, RefineArguments, arguments_of
 
 
 @pytest.fixture
@@ -37,6 +37,14 @@ def test_sharding_without_a_gpu_is_refused(mid, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingError, match="there is no GPU to shard the model over: use 'none'"):
         arguments_of(mid, mid.objective, str(tmp_path), 0, sharding="full")
+
+
+def test_what_processes_send_each_other_in_16_bits_is_weights_alone(tmp_path):
+    sharded = {"output_dir": str(tmp_path), "use_cpu": True, "fsdp": True, "fsdp_config": dict(SHARDED)}
+    policy = RefineArguments(bf16=True, **sharded).fsdp_plugin_args["mixed_precision_policy"]
+    assert policy.param_dtype == torch.bfloat16 and policy.reduce_dtype == torch.float32
+    assert policy.output_dtype is None and not policy.cast_forward_inputs
+    assert "mixed_precision_policy" not in RefineArguments(**sharded).fsdp_plugin_args
 
 
 def test_more_processes_than_gpus_are_refused(mid, tmp_path, monkeypatch):
