@@ -190,7 +190,20 @@ SHARED_KINDS: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "rope_parameters": {"rope_theta": None},
     },
-}
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe_text", "hidden_size": 16, "num_hidden_layers": 2, "full_attention_interval": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "rope_theta": 1e7, "vocab_size": 64,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 6,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24,
+    },
+    "kimi_linear": {
+        "model_type": "kimi_linear", "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32,
+        "linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 2, "head_dim": 8},
+        "num_attention_heads": 2, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+        "num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 16, "vocab_size": 64,
+        "bos_token_id": None, "pad_token_id": None,
+    },
+}  # fmt: skip
 
 
 def fsdp(output: Path) -> None:

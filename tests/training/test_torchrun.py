@@ -124,9 +124,10 @@ def _worker() -> Any:
 def test_under_fsdp_the_gradient_is_that_of_one_process(tmp_path):
     assert together(tmp_path / "fsdp", "fsdp") == 0
     found = json.loads((tmp_path / "fsdp" / "found.json").read_text())
-    assert len(found) == 24
+    assert len(found) == 32
     for kind, (same, worst) in found.items():
-        assert same and worst <= (0.1 if "bfloat16" in kind else 1e-4), kind
+        bound = 0.2 if "moe" in kind else 0.1  # a rounding sends a token to another expert
+        assert same and worst <= (bound if "bfloat16" in kind else 1e-4), kind
 
 
 @pytest.mark.slow
