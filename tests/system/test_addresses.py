@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import pytest
 
@@ -53,6 +54,8 @@ def no_proxies(monkeypatch):
     for name in (*PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    # urllib keeps the proxies of its first request: later tests of this process would be sent to the closed one
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 @pytest.fixture
