@@ -36,6 +36,7 @@ def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[[nn.M
 
     def redirected(*_: Any, **__: Any) -> R:
         restore()
+        _gather_head(module)
         return function(module)
 
     module.forward = redirected
@@ -43,6 +44,14 @@ def call_through(wrapper: nn.Module, module: nn.Module, function: Callable[[nn.M
         return wrapper()
     finally:
         restore()
+
+
+def _gather_head(module: nn.Module) -> None:
+    """FSDP2 gathers an output layer that is sharded apart when the layer is called. The objective uses the weight and
+    never calls the layer: ask for it here. (Without adapters accelerate gathers it with the final norm.)"""
+    gather = getattr(getattr(module, "lm_head", None), "unshard", None)
+    if gather is not None:
+        gather()
 
 
 def _hooked(module: nn.Module) -> bool:

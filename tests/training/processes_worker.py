@@ -1,12 +1,12 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [shards] [bf16] [counted] [crash | torn | stuck]
-trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint; with
-`torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose attention
-stays as it is.
-`counted` writes the collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of
-the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of
-model under FSDP2 with those of one process, in float32 and bfloat16, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [shards] [bf16] [counted] [crash | torn |
+stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint;
+with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose
+attention stays as it is, `adapters` trains LoRA alone. `counted` writes the collectives of each step to OUTPUT.
+`crash` ends all processes after step 3; with `stuck`, those of the machine node1 stop there the first time, and
+OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of model under FSDP2 with those of one process, in
+float32 and bfloat16, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def train(
     callbacks: Sequence[Any] = (),
     shards: bool = False,
     bf16: bool = False,
+    adapters: bool = False,
 ) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
@@ -150,11 +151,17 @@ def train(
     )
     if sharded:
         pretend_accelerators()
+    peft = None
+    if adapters:
+        from peft import LoraConfig
+
+        peft = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"])
     trainer = RefineTrainer(
         model(HYBRID if frozen else CONFIG),
         args,
         train_dataset=rows(),
         eval_dataset=rows()[:5],
+        peft_config=peft,
         callbacks=[*callbacks, *([Accident()] if accident else [])],
     )
     trainer.train(resume_from_checkpoint=True)
@@ -286,8 +293,7 @@ if __name__ == "__main__":
         if "torn" in more:
             tear(output)
         watches = [counted(output)] if "counted" in more else []
-        train(
-            output, mode == "sharded", "".join(accidents), "frozen" in more, watches, "shards" in more, "bf16" in more
-        )
+        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters")}
+        train(output, mode == "sharded", "".join(accidents), callbacks=watches, **chosen)
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -93,6 +93,21 @@ def test_frozen_attention_stays_in_two_processes_as_in_one(tmp_path, mode):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", [("ddp",), ("sharded",), ("sharded", "bf16")], ids=" ".join)
+def test_adapters_train_in_two_processes_as_in_one(tmp_path, mode):
+    """The output layer, which accelerate shards apart when the model has adapters, is used without being called."""
+    alone = [sys.executable, str(WORKER), str(tmp_path / "one"), "ddp", "adapters", *mode[1:]]
+    subprocess.run(alone, check=True, timeout=300)
+    assert together(tmp_path / "two", *mode, "adapters", "crash") != 0
+    assert together(tmp_path / "two", *mode, "adapters") == 0
+    one, two = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    near = 0.05 if "bf16" in mode else 1e-5
+    for name, weight in one.items():
+        assert float((two[name] - weight).norm()) <= near * float(weight.norm()), name
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_between_shards_costs_a_checkpoint_and_no_bit(tmp_path):
     """Then one process goes on from what two have written, to their result within rounding."""
     whole, torn, one = (tmp_path / name for name in ("whole", "torn", "one"))
