@@ -105,6 +105,12 @@ class FastWeightLanguageModel(TransformersInterface, PreTrainedModel, Generation
         """The architecture in one line. A model refuses a memory with another signature."""
         return f"{self.config.model_type} {self.config.memory_shape()}"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether processes share the blocks' parameters (FSDP2). Then all must call the blocks equally often: each
+        call gathers them."""
+        return hasattr(self.model.layers[0], "unshard")
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] after the final norm -> [..., V]."""
         return self.lm_head(hidden)

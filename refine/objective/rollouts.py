@@ -42,6 +42,16 @@ class ReadingStrategy(Protocol):
         """Read tokens [B, T]. `tappable`: rollouts may follow. Raises ModelError: as `model.read`."""
 
 
+def stand_in(reader: Reader, rows: int, length: int, temperature: float) -> Tensor:
+    """0, with a graph: what a process without a start does while others roll out, where processes share the model's
+    blocks (FSDP2) and each call of a block is an exchange. A rollout after the first of `rows` rows' first token."""
+    one = torch.ones(1, dtype=torch.int64)
+    starts = RolloutStarts((rows, 1), one - 1, one - 1, one - 1, one)
+    seeds = torch.zeros(1, dtype=torch.int64, device=reader.hidden.device)
+    drawn, _ = reader.sample(starts, 1, length, seeds, temperature)
+    return reader.score(starts, drawn, temperature)[0].sum() * 0.0
+
+
 class OneRead:
     """The strategy that reads every token of the batch once, and taps the memory where rollouts start."""
 

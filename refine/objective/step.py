@@ -22,7 +22,7 @@ from refine.objective.loss import focus_loss, policy_loss
 from refine.objective.positions import Plan, rollout_seeds, select
 from refine.objective.result import StepResult
 from refine.objective.rewards import REWARDS, rewards
-from refine.objective.rollouts import OneRead, Reader, ReadingStrategy
+from refine.objective.rollouts import OneRead, Reader, ReadingStrategy, stand_in
 from refine.ops.token_statistics import TokenStatistics, token_statistics
 from refine.settings.objective import ObjectiveSettings, is_external_reward
 
@@ -63,7 +63,8 @@ def next_sequence_step(
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
     plan = _plan(documents, tokens, settings) if positions is None else None
-    reader = read(model, tokens, documents, _may_roll_out(plan, settings, positions))
+    together = settings.nsp_weight > 0 and getattr(model, "sharded", False)  # if one process rolls out, all must
+    reader = read(model, tokens, documents, together or _may_roll_out(plan, settings, positions))
     if plan is not None:
         plan, seeds = plan.sent(documents, seeds, tokens.device)
     next_token, predicts = _next_token(reader.hidden, model.lm_head.weight, tokens, documents, ntp_tokens)
@@ -78,6 +79,8 @@ def next_sequence_step(
     focus, focused = _focus(reader.hidden, model.lm_head.weight, tokens, starts, settings, focus_tokens)
     if focused:
         loss = loss + settings.focus_weight * focus
+    if together and not len(starts):
+        loss = loss + stand_in(reader, documents.rows, settings.rollout_length, settings.temperature)
     return StepResult(
         loss=loss,
         nsp_loss=nsp_loss.detach(),

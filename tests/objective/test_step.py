@@ -75,6 +75,26 @@ def test_marks_and_focus_divide_into_micro_batches_and_packed_is_alone(model, dr
     steps.same_gradients(found, wanted, 2e-5)
 
 
+def test_without_a_start_a_sharded_model_s_blocks_are_called_as_often_and_nothing_else_changes(
+    model, draw_tokens, steps, monkeypatch
+):
+    """Under FSDP2 each call of a block is an exchange, and in another process rows may have marks."""
+    calls, tokens, block = [], draw_tokens(2, 60), type(model.model.layers[0])
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda self, *given: calls.append(given[0] is None) or forward(self, *given))
+    steps.gradients(model, tokens, FOCUS, SEEDS[:2], lengths=[[60], [2]], marks=[[20, 30], []])
+    with_starts, calls[:] = list(calls), []
+    plain, wanted = steps.gradients(model, tokens, FOCUS, SEEDS[:2], lengths=[[60], [2]], marks=[[], []])
+    assert len(calls) < len(with_starts)
+    calls.clear()
+    monkeypatch.setattr(type(model), "sharded", True)
+    found, gradients = steps.gradients(model, tokens, FOCUS, SEEDS[:2], lengths=[[60], [2]], marks=[[], []])
+    assert calls == with_starts
+    assert torch.equal(found.loss, plain.loss) and found.rollout_tokens == plain.rollout_tokens == 0
+    assert found.rollouts.shape == plain.rollouts.shape and not found.valid.any()
+    steps.same_gradients(gradients, wanted, 1e-6)
+
+
 def test_at_marks_the_twin_draws_the_same_and_has_the_same_gradient(model, draw_tokens, steps):
     (one, wanted), (twin, found) = steps.both(model, draw_tokens(5, 149), FOCUS, SEEDS, lengths=LENGTHS, marks=MARKS)
     steps.same_draws(one, twin)

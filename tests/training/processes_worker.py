@@ -1,12 +1,12 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [shards] [bf16] [counted] [crash | torn |
-stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a checkpoint;
-with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid whose
-attention stays as it is, `adapters` trains LoRA alone. `counted` writes the collectives of each step to OUTPUT.
-`crash` ends all processes after step 3; with `stuck`, those of the machine node1 stop there the first time, and
-OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of model under FSDP2 with those of one process, in
-float32 and bfloat16, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [marks] [shards] [bf16] [counted] [crash
+| torn | stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a
+checkpoint; with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid
+whose attention stays as it is, `adapters` trains LoRA alone. `marks` rolls out at marks, which not all rows have.
+`counted` writes the collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those
+of the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind
+of model under FSDP2 with those of one process, in float32 and bfloat16, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ HYBRID = {
 OBJECTIVE = {"positions": 3, "rollout_length": 3, "min_prefix": 4}
 
 
-def rows() -> list[dict[str, Any]]:
-    """Ten rows of three lengths."""
+def rows(marks: bool = False) -> list[dict[str, Any]]:
+    """Ten rows of three lengths; with `marks`, two of three have some."""
     return [
         {
+            **({"marks": [12 + row % 5, 25] if row % 3 else []} if marks else {}),
             "tokens": [(7 * place * place + 3 * row) % 64 for place in range(40 + 4 * (row % 3))],
             "document": f"play-{row}",
         }
@@ -112,6 +113,7 @@ def train(
     shards: bool = False,
     bf16: bool = False,
     adapters: bool = False,
+    marks: bool = False,
 ) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
@@ -138,7 +140,7 @@ def train(
         sequences_per_step=5,
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,
-        objective=OBJECTIVE,
+        objective=OBJECTIVE | ({"selection": "marked", "focus_weight": 0.3} if marks else {}),
         learning_rate=1e-3,
         save_strategy="steps",
         save_steps=2,
@@ -159,8 +161,8 @@ def train(
     trainer = RefineTrainer(
         model(HYBRID if frozen else CONFIG),
         args,
-        train_dataset=rows(),
-        eval_dataset=rows()[:5],
+        train_dataset=rows(marks),
+        eval_dataset=rows(marks)[:5],
         peft_config=peft,
         callbacks=[*callbacks, *([Accident()] if accident else [])],
     )
@@ -293,7 +295,7 @@ if __name__ == "__main__":
         if "torn" in more:
             tear(output)
         watches = [counted(output)] if "counted" in more else []
-        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters")}
+        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters", "marks")}
         train(output, mode == "sharded", "".join(accidents), callbacks=watches, **chosen)
         if dist.is_initialized():
             dist.destroy_process_group()
