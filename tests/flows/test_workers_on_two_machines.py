@@ -90,4 +90,7 @@ def test_a_run_whose_machine_lost_power_is_retried_on_another_and_goes_on(
     with contextlib.closing(team.worker(second).stdout):
         team.prefect("flow-run", "retry", run_id)
         assert wait_for(lambda: team.states(run_id)[0] == "COMPLETED", 240), team.states(run_id)
-    assert calls() == ["start", "mid none", "mid sft", "mid sft", "mid refine", "evaluation"], "a stage ran again"
+    made = calls()  # on an idle device models are evaluated earlier, in a call of their own
+    trained = [name for name in made if name != "evaluation"]
+    assert trained == ["start", "mid none", "mid sft", "mid sft", "mid refine"], "a stage ran again"
+    assert made[-1] == "evaluation"
