@@ -30,6 +30,13 @@ def test_token_by_token_is_the_whole(model, tokens, compare, weigh, gradients_of
     compare.gradients(gradients_of(model, one), gradients_of(model, other))
 
 
+@pytest.mark.parametrize("length", [1, 2, 12])
+def test_every_parameter_has_a_gradient_however_short_the_text(variant, tokens, length):
+    """Without one DDP waits for ever, and a weight is decayed in some steps and not in others."""
+    variant.logits(variant.read(tokens(1, length)).hidden).sum().backward()
+    assert [name for name, parameter in variant.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("sizes", [(64, 64, 3), (1, 63, 65, 2), (130, 1), (7, 11, 13, 17, 83)], ids=str)
 def test_pieces_of_any_size_are_the_whole(model, tokens, compare, weigh, gradients_of, sizes):
     text = tokens(2, sum(sizes))

@@ -1,12 +1,13 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [marks] [shards] [bf16] [counted] [crash
-| torn | stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part of a
-checkpoint; with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a hybrid
-whose attention stays as it is, `adapters` trains LoRA alone. `marks` rolls out at marks, which not all rows have.
-`counted` writes the collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those
-of the machine node1 stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind
-of model under FSDP2 with those of one process, in float32 and bfloat16, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [marks] [lact] [shards] [bf16] [counted]
+[crash | torn | stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part
+of a checkpoint; with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a
+hybrid whose attention stays as it is, `adapters` trains LoRA alone. `marks` rolls out at marks, which not all rows
+have. `lact` trains LaCT with chunks that only some rows close. `counted` writes the collectives of each step to
+OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of the machine node1 stop there the first time,
+and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of model under FSDP2 with those of one process,
+in float32 and bfloat16, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def train(
     bf16: bool = False,
     adapters: bool = False,
     marks: bool = False,
+    lact: bool = False,
 ) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
     from transformers import TrainerCallback
@@ -159,7 +161,7 @@ def train(
 
         peft = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"])
     trainer = RefineTrainer(
-        model(HYBRID if frozen else CONFIG),
+        model(HYBRID if frozen else {**LACT, "lact_chunk_size": 42} if lact else CONFIG),
         args,
         train_dataset=rows(marks),
         eval_dataset=rows(marks)[:5],
@@ -295,7 +297,7 @@ if __name__ == "__main__":
         if "torn" in more:
             tear(output)
         watches = [counted(output)] if "counted" in more else []
-        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters", "marks")}
+        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters", "marks", "lact")}
         train(output, mode == "sharded", "".join(accidents), callbacks=watches, **chosen)
         if dist.is_initialized():
             dist.destroy_process_group()

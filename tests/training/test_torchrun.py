@@ -93,10 +93,11 @@ def test_frozen_attention_stays_in_two_processes_as_in_one(tmp_path, mode):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["marks", "lact"])
 @pytest.mark.parametrize("mode", ["ddp", "sharded"])
-def test_a_process_whose_rows_have_no_marks_keeps_step_with_the_other(tmp_path, mode):
-    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one"), "ddp", "marks"], check=True, timeout=300)
-    assert together(tmp_path / "two", mode, "marks") == 0
+def test_a_process_whose_rows_have_no_mark_or_no_whole_chunk_keeps_step_with_the_other(tmp_path, mode, what):
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one"), "ddp", what], check=True, timeout=300)
+    assert together(tmp_path / "two", mode, what) == 0
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
         assert float((two[name] - weight).norm()) <= 1e-5 * float(weight.norm()), name

@@ -49,6 +49,23 @@ class LowRank(nn.Module):
         return product(self.w_left, self.w_right) + 0.5 * identity
 
 
+class _WithZeroGradients(torch.autograd.Function):
+    """x, and a gradient of zeros for each of `parameters`.
+
+    Where no chunk closes, nothing reads some parameters. Several processes would wait for the gradients that one of
+    them lacks (DDP), and a parameter would be trained in a step or not depending on the lengths of its texts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
 @dataclass
 class Projected:
     """What both branches need of N tokens: queries, keys and values, rates, the scale of the fast branch's output."""
@@ -111,6 +128,8 @@ class Lact(TokenMixer):
             attended = self._attend(projected.queries, window, append)
             fast, states = self._read_fast(projected.fast_queries, before, pending, append, keep)
             fast = self.ttt_norm(fast)
+            if states.schedule.steps == 1 and torch.is_grad_enabled():
+                fast = _WithZeroGradients.apply(fast, *self._of_updates())
             if projected.scale is not None:
                 fast = fast * projected.scale
             mixed = attended.flatten(1) + fast.flatten(1)
@@ -187,6 +206,11 @@ class Lact(TokenMixer):
         carry = self.momentum_proj(x).to(precise) if self.rule.momentum else None
         scale = silu(self.ttt_scale_proj(x)).unsqueeze(-1) if hasattr(self, "ttt_scale_proj") else None
         return rates, carry, scale
+
+    def _of_updates(self) -> list[nn.Parameter]:
+        """The trained parameters that only an update reads."""
+        layers = [self.lr_proj, *([self.momentum_proj] if self.rule.momentum else [])]
+        return [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
 
     def _appends(self, before: LactMemory, layout: Layout) -> bool:
         """Whether the new tokens are few enough to be appended to the remembered ones, without a new pool."""
