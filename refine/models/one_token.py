@@ -211,7 +211,7 @@ class _Recording:
             own.read(self.model)
             assert own.hidden is not None
             expected = own.hidden.clone()
-            graph = _capture(functools.partial(own.read, self.model))
+            graph = _capture(functools.partial(own.read, self.model), self._from.device)
         replayed = Replayed(own, graph.replay, self._from)
         hidden = replayed.read(tokens)
         _compare(hidden, expected)
@@ -229,13 +229,15 @@ class _Recording:
 _one_capture = threading.Lock()
 
 
-def _capture(run: Callable[[], None]) -> Any:
-    """A CUDA graph of `run`, which has run before. Raises SettingError if it cannot be recorded."""
-    graph = torch.cuda.CUDAGraph()
+def _capture(run: Callable[[], None], device: torch.device) -> Any:
+    """A CUDA graph of `run`, which has run before on `device`. Raises SettingError if it cannot be recorded."""
     try:
-        # threads that load data may use the device meanwhile
-        with _one_capture, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
+        # the model may be on another device than the current one, and a capture that fails does not leave its stream
+        with _one_capture, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+            # threads that load data may use the device meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                run()
     except RuntimeError as error:
         _refuse(f"cannot be recorded as a CUDA graph ({reason(error, 200)})")
     return graph

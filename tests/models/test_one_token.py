@@ -3,6 +3,7 @@ time. What needs no GPU: the tensors that stay, with direct reads in the place o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -88,7 +89,7 @@ def recordable(monkeypatch):
     """As if the CPU could record: a recording is the read itself. Counts them."""
     made = []
 
-    def capture(run):
+    def capture(run, device):
         made.append(run)
         return SimpleNamespace(replay=run)
 
@@ -213,7 +214,7 @@ def test_a_replay_that_differs_is_an_error_if_it_was_asked_for_else_a_warning_an
     model, reading = _read("delta_net")
     expected, tried = _continued(model, reading, monkeypatch, "one_by_one", tokens=64), []
 
-    def other(run):
+    def other(run, device):
         tried.append(run)
         return SimpleNamespace(replay=lambda: (run(), run.func.__self__.hidden.mul_(1.1)))
 
@@ -229,21 +230,37 @@ def test_a_replay_that_differs_is_an_error_if_it_was_asked_for_else_a_warning_an
     assert len(tried) == 2 and not one_token._made[model], "once asked for, and once tried"
 
 
-def test_what_cuda_cannot_record_is_one_line(monkeypatch):
+def test_what_cuda_cannot_record_is_one_line_and_the_thread_is_back_on_its_stream(monkeypatch):
+    """`torch.cuda.graph` does not leave its stream when a capture fails."""
+    on = ["own"]
+
     class Recording:
         def __init__(self, graph, **options):
-            assert options == {"capture_error_mode": "thread_local"}
+            assert options == {"stream": "new on cuda:1", "capture_error_mode": "thread_local"}
 
         def __enter__(self):
+            on[:] = ["capture"]
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
         def __exit__(self, *_):
             return False
 
+    @contextlib.contextmanager
+    def stream(chosen):
+        try:
+            yield
+        finally:
+            on[:] = [chosen]
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"own of {device}")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"new on {device}")
     with pytest.raises(SettingError, match=r"as a CUDA graph \(operation not permitted .* capturing more\) \(REFINE"):
-        one_token._capture(lambda: None)
+        one_token._capture(lambda: None, torch.device("cuda:1"))
+    assert on == ["own of cuda:1"]
 
 
 @pytest.mark.requires_cuda

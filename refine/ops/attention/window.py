@@ -200,7 +200,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, document: Tensor | No
     def build() -> Any:
         # uncompiled the mask is T × T for a moment
         create: Any = _compiled(create_block_mask) if q.device.type == "cuda" else create_block_mask
-        return create(seen, None, None, q.shape[1], k.shape[1], device=q.device.type)
+        return create(seen, None, None, q.shape[1], k.shape[1], device=q.device)
 
     mask = layout.once(("flex mask", window, q.shape[1], remembered, document is not None), build)
     kernel: Any = _compiled(flex_attention) if q.device.type == "cuda" else flex_attention

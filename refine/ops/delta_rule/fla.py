@@ -169,7 +169,7 @@ def _version(package: str) -> Version | None:
 @functools.cache
 def _differentiates(wish: str, device: torch.device, key_width: int, channels: bool = False) -> bool:
     triton = _version("triton")
-    wrong = triton is not None and WRONG[0] <= triton < WRONG[1] and importlib.util.find_spec("tilelang") is None
+    wrong = triton is not None and WRONG[0] <= triton < WRONG[1] and not _tilelang()
     if not wrong or torch.cuda.get_device_capability(device)[0] != 9:
         return True
     if key_width > NARROW and not channels:
@@ -184,11 +184,22 @@ def _differentiates(wish: str, device: torch.device, key_width: int, channels: b
             f"triton {triton} computes wrong gradients of some kernels on this GPU, and those with a decay for each "
             "key channel are not proven right there"
         )
-    advice = f"install tilelang, or triton {WRONG[1]} or later"
+    advice = f"install tilelang (and nvcc, which it needs), or triton {WRONG[1]} or later"
     if wish == "fla":
         raise SettingError(f"REFINE_KERNELS is 'fla', but {reason}: {advice}, or use auto or torch")
     log.warning("%s: PyTorch computes them, which is slower; %s", reason, advice)
     return False
+
+
+def _tilelang() -> bool:
+    """Whether fla computes that pass with tilelang: it is there, with the nvcc that it needs, and not switched off."""
+    if importlib.util.find_spec("tilelang") is None:
+        return False
+    try:
+        from fla.ops.common.backends.tilelang import CommonTileLangBackend as Backend
+    except ImportError:
+        return False
+    return bool(Backend.is_available() and Backend().is_enabled())
 
 
 @functools.cache
@@ -305,15 +316,15 @@ def _call(inputs: list[Tensor | None], state: Tensor, lengths: list[int]) -> tup
     """q, k, v, beta, log decay (or None) of documents of `lengths` tokens laid end to end, state [len, J, K, V]
     -> o [sum, J, V] and the states after them [len, J, K, V]."""
     names = ("q", "k", "v", "beta", "g")
-    even = len(set(lengths)) == 1
-    rows = len(lengths) if even else 1
+    # never in rows, even where all are equally long: the number of rows is a constant of the kernels, which would be
+    # compiled again for each number of rollouts
     present = {name: x for name, x in zip(names, _as_given(inputs), strict=True) if x is not None}
-    given: dict[str, Any] = {name: x.view(rows, -1, *x.shape[1:]).contiguous() for name, x in present.items()}
+    given: dict[str, Any] = {name: x[None].contiguous() for name, x in present.items()}
     gated, differentiable = "g" in given, needs_gradient(*inputs, state)
     short = max(lengths) <= SHORT and not (gated and differentiable)
     if short and differentiable and not state.requires_grad:
         state = state.detach().requires_grad_()  # the recurrent backward pass writes its gradient unconditionally
-    if not even:
+    if len(lengths) > 1:
         given["cu_seqlens"], on_host = bounds(tuple(lengths), state.device)
         if not short:
             given["cu_seqlens_cpu"] = on_host  # else fla waits for the device to count chunks

@@ -219,6 +219,11 @@ def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkey
     assert all(_distance(one, other) < 1e-10 for one, other in zip(*results, strict=True))
 
 
+def _skip_where_no_gradient_is_trusted(gated):
+    if gated and not fla.differentiates(torch.device("cuda"), 16, gated == "channel"):
+        pytest.skip("this version of triton computes wrong gradients on this GPU: PyTorch computes them")
+
+
 @pytest.mark.requires_cuda
 @pytest.mark.requires_fla
 @pytest.mark.parametrize("value_heads", [2, 4])
@@ -227,6 +232,7 @@ def test_a_whole_model_reads_and_taps_the_same_through_the_adapter(calls, monkey
 def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
     if not gated and value_heads == 4:
         pytest.skip("the plain kernels have no grouped value heads")
+    _skip_where_no_gradient_is_trusted(gated)
     taps = [(g, n) for g, length in enumerate(lengths) for n in sorted({1, length, (length + 1) // 2})]
     inputs = _inputs(lengths, gated, value_heads, torch.bfloat16, "cuda")
     _compared(inputs, lengths, taps, 512, 2e-2)
@@ -236,6 +242,7 @@ def test_the_kernels_are_the_twin_within_bfloat16(lengths, gated, value_heads):
 @pytest.mark.requires_fla
 @pytest.mark.parametrize("lengths", [[5], [65, 1, 700]], ids=str)
 def test_the_kernels_stay_right_where_a_channel_forgets_all_at_once(lengths):
+    _skip_where_no_gradient_is_trusted("channel")
     inputs = _inputs(lengths, "channel", 2, torch.bfloat16, "cuda")
     with torch.no_grad():
         inputs[4][torch.rand(inputs[4].shape, device="cuda") < 0.1] = -60.0
@@ -246,6 +253,7 @@ def test_the_kernels_stay_right_where_a_channel_forgets_all_at_once(lengths):
 @pytest.mark.requires_fla
 def test_the_kernels_let_no_later_token_change_an_earlier_one():
     """fla-org/flash-linear-attention#1240, #1242."""
+    _skip_where_no_gradient_is_trusted("channel")
     results = []
     for change in (1.0, 0.3):
         inputs = _inputs([200], "channel", 2, torch.bfloat16, "cuda")

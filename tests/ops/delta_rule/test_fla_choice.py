@@ -78,13 +78,19 @@ def test_under_autocast_the_kernels_read_what_the_projections_are_made_in(
 
 
 HOPPER = [("3.6.0", (9, 0), (), False), ("3.4", (9, 0), (), False), ("3.7.1", (9, 0), (), True)]
-HOPPER += [("3.3.1", (9, 0), (), True), ("3.6.0", (10, 0), (), True), ("3.6.0", (9, 0), ("tilelang",), True)]
+HOPPER += [("3.3.1", (9, 0), (), True), ("3.6.0", (10, 0), (), True)]
+HOPPER += [("3.6.0", (9, 0), ("tilelang",), False), ("3.6.0", (9, 0), ("tilelang", "nvcc"), True)]
 
 
 @pytest.mark.parametrize(("triton", "capability", "more", "expected"), HOPPER, ids=str)
 def test_the_gated_backward_pass_that_hopper_gets_wrong_goes_to_pytorch(
     monkeypatch, forgetful, caplog, triton, capability, more, expected
 ):
+    if more:
+        backends = pytest.importorskip("fla.backends")
+        monkeypatch.setattr(backends, "find_spec_cached", lambda name: object())
+        monkeypatch.setattr(backends, "has_usable_nvcc", lambda: "nvcc" in more)
+        monkeypatch.setenv("FLA_TILELANG", "1")
     _pretend(monkeypatch, triton, capability, ("fla", "triton", *more))
     monkeypatch.delenv("REFINE_KERNELS", raising=False)
     device = torch.device("cuda", 0)
