@@ -26,6 +26,16 @@ def _again() -> Iterator[None]:
         _here.again = before
 
 
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """In the block, forward passes count as second ones do: not at all."""
+    before, _here.again = recomputing(), True
+    try:
+        yield
+    finally:
+        _here.again = before
+
+
 def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """`context_fn` of torch.utils.checkpoint.checkpoint: the contexts of the first pass and of the second."""
     return everything_is_kept(), _again()

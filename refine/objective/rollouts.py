@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from refine.models.recomputation import uncounted
 from refine.objective.documents import Documents, RolloutStarts
 from refine.ops.token_statistics import token_log_probs
 
@@ -48,8 +49,9 @@ def stand_in(reader: Reader, rows: int, length: int, temperature: float) -> Tens
     one = torch.ones(1, dtype=torch.int64)
     starts = RolloutStarts((rows, 1), one - 1, one - 1, one - 1, one)
     seeds = torch.zeros(1, dtype=torch.int64, device=reader.hidden.device)
-    drawn, _ = reader.sample(starts, 1, length, seeds, temperature)
-    return reader.score(starts, drawn, temperature)[0].sum() * 0.0
+    with uncounted():
+        drawn, _ = reader.sample(starts, 1, length, seeds, temperature)
+        return reader.score(starts, drawn, temperature)[0].sum() * 0.0
 
 
 class OneRead:

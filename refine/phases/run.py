@@ -21,7 +21,7 @@ from refine.system.files import write_text
 from refine.system.quiet import no_progress_bars
 from refine.training import checkpoints
 from refine.training.arguments import RefineArguments
-from refine.training.distributed import gathered
+from refine.training.distributed import decided_by_first, gathered
 from refine.training.freezing import check_freeze
 from refine.training.metrics_file import MetricsFile
 from refine.training.progress import ProgressBar
@@ -59,7 +59,8 @@ def run(
     folder/result.json; a finished run is left as it is.
     Raises TrainingError: another process trains into the folder, or training failed.
     """
-    if (record := run_folder.finished(folder)) is not None:
+    # process 0 decides: the others may look before or after another run has finished
+    if (record := decided_by_first(lambda: run_folder.finished(folder))) is not None:
         return record
     if isinstance(data.validation, dict):  # Trainer's names have the set's in front; the first decides
         arguments.metric_for_best_model = f"{next(iter(data.validation))}_{arguments.metric_for_best_model}"
@@ -131,6 +132,7 @@ def _only_validate(trainer: RefineTrainer) -> None:
     """Arm `none`: no training, but the same validation and records as the other arms."""
     handler = trainer.callback_handler
     trainer.control = handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.share_model()
     trainer.evaluate()
     trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
 

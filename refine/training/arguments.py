@@ -186,6 +186,10 @@ def _sharded() -> dict[str, Any]:
     """FSDP2 over the model's blocks. Checkpoints hold unsharded tensors, so any number of processes can resume them."""
     if not torch.cuda.is_available():
         raise SettingError("training.sharding is 'full', but there is no GPU to shard the model over: use 'none'")
+    if "RANK" not in os.environ:
+        raise SettingError(
+            "training.sharding is 'full', but there is one process: use 'none', or more training.processes"
+        )
     return {"fsdp": True, "fsdp_config": dict(SHARDED)}
 
 

@@ -161,6 +161,15 @@ class LoggedValidation(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def share_model(self) -> None:
+        """For an evaluation without training: with FSDP2 the processes share the model from here on, which also puts it
+        on their devices. Else nothing; `train` does this by itself."""
+        if not (self.is_fsdp_enabled and self.accelerator.is_fsdp2):
+            return
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        self.model = self.model_wrapped = fsdp2_prepare_model(self.accelerator, self.model)
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused with a SettingError: there are no logits of whole batches to return."""
         raise SettingError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -59,6 +60,19 @@ def _last_step_of(checkpoint: str | bool | None) -> int | None:
         return TrainerState.load_from_json(str(file)).max_steps
 
 
+def _refuse_other_sharding(checkpoint: Path, fsdp: bool) -> None:
+    """Raises TrainingError: of the two kinds of whole checkpoints, accelerate goes on from one under FSDP, and from the
+    other without."""
+    whole = f"{FSDP_MODEL_NAME}.bin"
+    if fsdp and not (checkpoint / whole).is_file():
+        raise TrainingError(
+            f"{checkpoint}: has no {whole}, so that a run with FSDP cannot go on from it: it was written without "
+            "(training.sharding: none), or with save_only_model"
+        )
+    if not fsdp and (checkpoint / whole).is_file():
+        raise TrainingError(f"{checkpoint}: was written with FSDP (training.sharding: full): go on with it")
+
+
 class CompleteCheckpoints(Trainer):
     """Trainer whose checkpoints are complete or ignored (`refine.training.checkpoints`).
 
@@ -87,6 +101,8 @@ class CompleteCheckpoints(Trainer):
         if listed and self.args.process_index:
             checkpoints.wait_until_complete(Path(str(resume_from_checkpoint)), PATIENCE)
         shards = isinstance(resume_from_checkpoint, str) and checkpoints.is_sharded(Path(resume_from_checkpoint))
+        if isinstance(resume_from_checkpoint, str) and not shards:
+            _refuse_other_sharding(Path(resume_from_checkpoint), self.is_fsdp_enabled)
         if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled and not shards:
             if not has_adapters(self.model):
                 weight_files(Path(resume_from_checkpoint))

@@ -136,7 +136,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
 
     def _start_counting(self) -> None:
         super()._start_counting()
-        self._counts = Counts(0, 0, 0)
+        self._counts, self._step_tokens = Counts(0, 0, 0), 0
         self._step_documents: list[str] = []
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -184,6 +184,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
         steps = [step for _, step in zip(range(num_batches), epoch_iterator, strict=False)]
         batches = [batch for step in steps for batch in step]
         self._counts = self._step_counts(batches)
+        self._step_tokens = self._counts.tokens
         self._step_documents = [name for batch in batches for name in batch["documents"] if batch["counted"]]
         self._warn_of_no_positions()
         # filled on the device: torch.tensor would be a copy to it
@@ -199,7 +200,7 @@ class RefineTrainer(LoggedValidation, CompleteCheckpoints, Trainer):
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.include_num_input_tokens_seen != "no":
-            self.state.num_input_tokens_seen += self._counts.tokens
+            self.state.num_input_tokens_seen += self._step_tokens
 
     # -- the step --------------------------------------------------------------------------------------------------
 

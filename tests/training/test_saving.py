@@ -212,3 +212,14 @@ def test_optimizers_load_in_several_processes_on_the_cpu(tiny_model, arguments, 
     monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", load)
     trainer._load_optimizer_and_scheduler(str(tmp_path))
     assert loaded[0]["state"].tolist() == [1, 1] and trainer.args.device == torch.device("cpu", 0)
+
+
+def test_a_checkpoint_of_the_other_kind_of_sharding_is_refused_in_one_line(tmp_path):
+    """Else process 0 would fail to open a file, and the others wait for it."""
+    with pytest.raises(TrainingError, match=r"has no pytorch_model_fsdp\.bin, .*training\.sharding: none"):
+        saving._refuse_other_sharding(tmp_path, fsdp=True)
+    saving._refuse_other_sharding(tmp_path, fsdp=False)
+    (tmp_path / "pytorch_model_fsdp.bin").touch()
+    saving._refuse_other_sharding(tmp_path, fsdp=True)
+    with pytest.raises(TrainingError, match="was written with FSDP"):
+        saving._refuse_other_sharding(tmp_path, fsdp=False)
