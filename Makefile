@@ -41,7 +41,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: needs Python 3.11 or later, but $(PYTHON) is %d.%d; name another one: make run PYTHON=python3.12" % v[:2])'
 	@$(PYTHON) -m venv .venv
 
-# Old versions of pip resolve for minutes. Compiling takes longer than installing: all cores share it, beside pip
+# Old versions of pip resolve for minutes. Compiling takes longer than installing, so all cores share it, after pip
 # (files for other versions of Python do not compile).
 define install
 	@$(PIP) install 'pip>=26'

@@ -34,10 +34,7 @@ from refine.ops.layout import Layout
 
 WIDTH = 256
 LACT = {"model_type": "lact_swiglu", "num_attn_heads": 4, "num_lact_heads": 4, "inter_multi": 1}
-LACT |= {
-    "lact_chunk_size": 256,
-    "window_size": 256,
-}  # 4 tokens of a chunk for each channel of a fast head; published: 5.3
+LACT |= {"lact_chunk_size": 256, "window_size": 256}  # 4 tokens of a chunk for a channel of a head; published: 5.3
 SHAPES: dict[str, dict[str, Any]] = {  # heads, widths and inner size stand to D as in the published models
     "DeltaNet": {"model_type": "delta_net", "num_heads": WIDTH // 128},
     "Gated DeltaNet": {"model_type": "gated_deltanet", "num_heads": 1, "head_dim": 192, "expand_v": 2.0},

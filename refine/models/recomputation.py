@@ -17,16 +17,6 @@ def recomputing() -> bool:
 
 
 @contextlib.contextmanager
-def _again() -> Iterator[None]:
-    before, _here.again = recomputing(), True
-    try:
-        with everything_is_kept():
-            yield
-    finally:
-        _here.again = before
-
-
-@contextlib.contextmanager
 def uncounted() -> Iterator[None]:
     """In the block, forward passes count as second ones do: not at all."""
     before, _here.again = recomputing(), True
@@ -34,6 +24,12 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _here.again = before
+
+
+@contextlib.contextmanager
+def _again() -> Iterator[None]:
+    with uncounted(), everything_is_kept():
+        yield
 
 
 def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:

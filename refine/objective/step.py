@@ -63,23 +63,20 @@ def next_sequence_step(
     if reuse is not None:
         positions, rollouts = reuse.positions, reuse.rollouts
     plan = _plan(documents, tokens, settings) if positions is None else None
-    together = settings.nsp_weight > 0 and getattr(model, "sharded", False)  # if one process rolls out, all must
-    reader = read(model, tokens, documents, together or _may_roll_out(plan, settings, positions))
+    all_roll_out = settings.nsp_weight > 0 and getattr(model, "sharded", False)  # if one process does
+    reader = read(model, tokens, documents, all_roll_out or _may_roll_out(plan, settings, positions))
     if plan is not None:
         plan, seeds = plan.sent(documents, seeds, tokens.device)
     next_token, predicts = _next_token(reader.hidden, model.lm_head.weight, tokens, documents, ntp_tokens)
     entropy = next_token.entropy * documents.real(tokens.device)
     starts = _starts(entropy, documents, plan, seeds, settings, positions, rollouts)
     sampled = _roll_out(reader, starts, tokens, settings, seeds, rollouts, reuse, reward)
-    count = _denominator("rollout_tokens", rollout_tokens, sampled.tokens.numel())
-    nsp_loss, ratio, clip_fraction = policy_loss(
-        sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings
-    )
+    nsp_loss, ratio, clip_fraction = _policy_loss(sampled, settings, rollout_tokens)
     loss = settings.nsp_weight * nsp_loss + settings.ntp_weight * next_token.loss
     focus, focused = _focus(reader.hidden, model.lm_head.weight, tokens, starts, settings, focus_tokens)
     if focused:
         loss = loss + settings.focus_weight * focus
-    if together and not len(starts):
+    if all_roll_out and not len(starts):
         loss = loss + stand_in(reader, documents.rows, settings.rollout_length, settings.temperature)
     return StepResult(
         loss=loss,
@@ -151,6 +148,12 @@ def _next_token(
     count = _denominator("ntp_tokens", ntp_tokens, documents.predicted)
     precise = torch.promote_types(hidden.dtype, torch.float32)
     return token_statistics(hidden, head, tokens.roll(-1, 1), predicts.to(precise) / count), predicts
+
+
+def _policy_loss(sampled: Sampled, settings: ObjectiveSettings, given: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`policy_loss` of what was sampled, over `given` rollout tokens (default: those of this pass)."""
+    count = _denominator("rollout_tokens", given, sampled.tokens.numel())
+    return policy_loss(sampled.log_probs, sampled.old_log_probs, sampled.advantages, count, settings)
 
 
 def _focus(

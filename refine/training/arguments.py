@@ -199,7 +199,7 @@ def sharded_precision() -> MixedPrecisionPolicy:
 
     accelerate's own policy also rounds what goes into each block, what the step returns (losses, entropies, rewards)
     and sums of gradients. Here these stay in float32, as in one process. Only the weights that autocast does not
-    round (norms, convolutions, decays) are rounded too.
+    round (norms, convolutions, decays, routers, LaCT's first fast weights) are rounded too.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy  # takes a second
 

@@ -102,18 +102,23 @@ class CompleteCheckpoints(Trainer):
             checkpoints.wait_until_complete(Path(str(resume_from_checkpoint)), PATIENCE)
         shards = isinstance(resume_from_checkpoint, str) and checkpoints.is_sharded(Path(resume_from_checkpoint))
         if isinstance(resume_from_checkpoint, str) and not shards:
-            _refuse_other_sharding(Path(resume_from_checkpoint), self.is_fsdp_enabled)
-        if isinstance(resume_from_checkpoint, str) and not self.is_fsdp_enabled and not shards:
-            if not has_adapters(self.model):
-                weight_files(Path(resume_from_checkpoint))
-            elif not (Path(resume_from_checkpoint) / ADAPTER).is_file():
-                raise TrainingError(f"{resume_from_checkpoint}: has no {ADAPTER}: it is no checkpoint of adapters")
+            self._check_whole(Path(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:
             raise TrainingError(
                 f"{resume_from_checkpoint}: holds pickled objects, which are never loaded ({reason(error, 100)})"
             ) from None
+
+    def _check_whole(self, checkpoint: Path) -> None:
+        """Raises ModelError or TrainingError: this run cannot go on from `checkpoint`, which is in one part."""
+        _refuse_other_sharding(checkpoint, self.is_fsdp_enabled)
+        if self.is_fsdp_enabled:
+            return
+        if not has_adapters(self.model):
+            weight_files(checkpoint)
+        elif not (checkpoint / ADAPTER).is_file():
+            raise TrainingError(f"{checkpoint}: has no {ADAPTER}: it is no checkpoint of adapters")
 
     def _resumed_from(self, wish: str | bool | None) -> tuple[str | bool | None, int | None, bool]:
         """The checkpoint that `train` goes on from, the number of steps after which its run was to end, and whether the
