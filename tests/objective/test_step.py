@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from refine.errors import SettingError
+from refine.models.mixture import take_counts
 from refine.objective import ObjectiveSettings, next_sequence_step
 from refine.objective import spans as admissible
 
@@ -93,6 +94,16 @@ def test_without_a_start_a_sharded_model_s_blocks_are_called_as_often_and_nothin
     assert torch.equal(found.loss, plain.loss) and found.rollout_tokens == plain.rollout_tokens == 0
     assert found.rollouts.shape == plain.rollouts.shape and not found.valid.any()
     steps.same_gradients(gradients, wanted, 1e-6)
+
+
+def test_the_routers_of_a_sharded_mixture_do_not_count_the_rollout_that_stands_in(build, draw_tokens, monkeypatch):
+    model, tokens, found = build("qwen3_5_moe").train(), draw_tokens(2, 60), []
+    for sharded in (False, True):
+        monkeypatch.setattr(type(model), "sharded", sharded)
+        next_sequence_step(model, tokens, FOCUS, SEEDS[:2], marks=[[], []])
+        found.append(take_counts(model))
+    assert found[0].tokens == found[1].tokens == 120
+    assert torch.equal(found[0].load, found[1].load) and torch.equal(found[0].entropy, found[1].entropy)
 
 
 def test_at_marks_the_twin_draws_the_same_and_has_the_same_gradient(model, draw_tokens, steps):

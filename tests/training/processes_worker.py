@@ -1,13 +1,13 @@
 """Run by torchrun in test_torchrun.py and test_two_machines.py: one of several processes of a training run.
 
-python processes_worker.py OUTPUT (ddp | sharded | fsdp) [frozen] [adapters] [marks] [lact] [shards] [bf16] [counted]
-[crash | torn | stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes its part
-of a checkpoint; with `torn` process 1 dies when process 0 has written its part of the second one. `frozen` trains a
-hybrid whose attention stays as it is, `adapters` trains LoRA alone. `marks` rolls out at marks, which not all rows
-have. `lact` trains LaCT with chunks that only some rows close. `counted` writes the collectives of each step to
-OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of the machine node1 stop there the first time,
-and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of model under FSDP2 with those of one process,
-in float32 and bfloat16, and writes the differences to OUTPUT.
+python processes_worker.py OUTPUT (ddp | sharded | fsdp) [none] [frozen] [adapters] [marks] [lact] [shards] [bf16]
+[counted] [crash | torn | stuck] trains the tiny model in OUTPUT, replicated or sharded. `shards`: each process writes
+its part of a checkpoint; with `torn` process 1 dies when process 0 has written its part of the second one. `frozen`
+trains a hybrid whose attention stays as it is, `adapters` trains LoRA alone. `marks` rolls out at marks, which not
+all rows have. `none` only validates. `lact` trains LaCT with chunks that only some rows close. `counted` writes the
+collectives of each step to OUTPUT. `crash` ends all processes after step 3; with `stuck`, those of the machine node1
+stop there the first time, and OUTPUT/stuck says so. `fsdp` compares the gradients of every kind of model under FSDP2
+with those of one process, in float32 and bfloat16, and writes the differences to OUTPUT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,38 +104,14 @@ def tear(output: Path) -> None:
     HuggingFaceStorageWriter.write_data = write_data
 
 
-def train(
-    output: Path,
-    sharded: bool = False,
-    accident: str = "",
-    frozen: bool = False,
-    callbacks: Sequence[Any] = (),
-    shards: bool = False,
-    bf16: bool = False,
-    adapters: bool = False,
-    marks: bool = False,
-    lact: bool = False,
-) -> Any:
+def arguments(output: Path, sharded: bool, shards: bool, frozen: bool, bf16: bool, marks: bool) -> Any:
     """Six steps of five rows, in passes of two: with two processes the shares are uneven and there are stand-ins."""
-    from transformers import TrainerCallback
-
     from refine.training.arguments import SHARDED, RefineArguments
-    from refine.training.trainer import RefineTrainer
-
-    class Accident(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step != 3:
-                return
-            if accident == "crash":
-                os._exit(7)
-            if socket.gethostname() == "node1" and not (output / "stuck").exists():
-                (output / "stuck").touch()
-                time.sleep(600)
 
     several: dict[str, Any] = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
     if sharded:
         several |= {"fsdp": True, "fsdp_config": dict(SHARDED)}
-    args = RefineArguments(
+    return RefineArguments(
         output_dir=str(output),
         max_steps=6,
         sequences_per_step=5,
@@ -153,22 +128,56 @@ def train(
         bf16=bf16,
         **several,
     )
+
+
+def accident_after_three_steps(output: Path, kind: str) -> Any:
+    """A callback that ends this process, or lets that of the machine node1 get stuck once."""
+    from transformers import TrainerCallback
+
+    class Accident(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step != 3:
+                return
+            if kind == "crash":
+                os._exit(7)
+            if socket.gethostname() == "node1" and not (output / "stuck").exists():
+                (output / "stuck").touch()
+                time.sleep(600)
+
+    return Accident()
+
+
+def lora() -> Any:
+    """Adapters of three layers of a block."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+def train(output: Path, more: set[str]) -> Any:
+    """Train by `arguments` and save; `more`: words of the command line. With `none` only validate, as arm none does."""
+    from refine.phases.run import _only_validate
+    from refine.training.trainer import RefineTrainer
+
+    sharded, marks = "sharded" in more, "marks" in more
+    args = arguments(output, sharded, "shards" in more, "frozen" in more, "bf16" in more, marks)
     if sharded:
         pretend_accelerators()
-    peft = None
-    if adapters:
-        from peft import LoraConfig
-
-        peft = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"])
+    config = HYBRID if "frozen" in more else {**LACT, "lact_chunk_size": 42} if "lact" in more else CONFIG
+    callbacks = [accident_after_three_steps(output, kind) for kind in ("crash", "stuck") if kind in more]
     trainer = RefineTrainer(
-        model(HYBRID if frozen else {**LACT, "lact_chunk_size": 42} if lact else CONFIG),
+        model(config),
         args,
         train_dataset=rows(marks),
         eval_dataset=rows(marks)[:5],
-        peft_config=peft,
-        callbacks=[*callbacks, *([Accident()] if accident else [])],
+        peft_config=lora() if "adapters" in more else None,
+        callbacks=[*([counted(output)] if "counted" in more else []), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=True)
+    if "none" in more:
+        _only_validate(trainer)
+        assert hasattr(trainer.model, "unshard") is sharded
+    else:
+        trainer.train(resume_from_checkpoint=True)
     assert not sharded or trainer.accelerator.is_fsdp2
     metrics = trainer.evaluate()
     trainer.save_complete(output / "model")
@@ -292,12 +301,8 @@ if __name__ == "__main__":
     if sys.argv[2] == "fsdp":
         fsdp(Path(sys.argv[1]))
     else:
-        output, mode, *more = Path(sys.argv[1]), *sys.argv[2:]
-        accidents = {"crash", "stuck"} & set(more)
-        if "torn" in more:
-            tear(output)
-        watches = [counted(output)] if "counted" in more else []
-        chosen = {name: name in more for name in ("frozen", "shards", "bf16", "adapters", "marks", "lact")}
-        train(output, mode == "sharded", "".join(accidents), callbacks=watches, **chosen)
+        if "torn" in sys.argv:
+            tear(Path(sys.argv[1]))
+        train(Path(sys.argv[1]), set(sys.argv[2:]))
         if dist.is_initialized():
             dist.destroy_process_group()

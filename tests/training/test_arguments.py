@@ -39,6 +39,17 @@ def test_sharding_without_a_gpu_is_refused(mid, tmp_path, monkeypatch):
         arguments_of(mid, mid.objective, str(tmp_path), 0, sharding="full")
 
 
+def test_sharding_over_one_process_is_refused(mid, tmp_path, monkeypatch):
+    """accelerate would ask for torchrun's variables with a traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(
+        SettingError, match=r"'full', but there is one process: use 'none', or more training\.processes"
+    ):
+        arguments_of(mid, mid.objective, str(tmp_path), 0, sharding="full")
+
+
 def test_what_processes_send_each_other_in_16_bits_is_weights_alone(tmp_path):
     sharded = {"output_dir": str(tmp_path), "use_cpu": True, "fsdp": True, "fsdp_config": dict(SHARDED)}
     policy = RefineArguments(bf16=True, **sharded).fsdp_plugin_args["mixed_precision_policy"]

@@ -93,6 +93,18 @@ def test_frozen_attention_stays_in_two_processes_as_in_one(tmp_path, mode):
 
 
 @pytest.mark.slow
+def test_arm_none_is_shared_before_it_is_validated_and_stays_as_it_is(tmp_path):
+    """Without training nothing else would put a model of FSDP on its devices."""
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one"), "ddp", "none"], check=True, timeout=300)
+    assert together(tmp_path / "two", "sharded", "none") == 0
+    one, two = (json.loads((tmp_path / name / "found.json").read_text())["validation"] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+    weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(others[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["marks", "lact"])
 @pytest.mark.parametrize("mode", ["ddp", "sharded"])
 def test_a_process_whose_rows_have_no_mark_or_no_whole_chunk_keeps_step_with_the_other(tmp_path, mode, what):

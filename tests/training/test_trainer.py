@@ -32,6 +32,13 @@ def test_training_lowers_the_loss_and_logs_every_step(tiny_model, arguments, row
     assert row["train/loss"] == pytest.approx(0.2 * row["train/nsp_loss"] + row["train/ntp_loss"], rel=1e-5)
 
 
+def test_the_tokens_that_were_seen_are_counted_if_one_asks_for_it(tiny_model, arguments, rows):
+    trainer = RefineTrainer(tiny_model(), arguments(include_num_input_tokens_seen="all"), train_dataset=rows())
+    trainer.train()
+    logged = [row["train/tokens"] for row in trainer.state.log_history if "train/tokens" in row]
+    assert trainer.state.num_input_tokens_seen == sum(logged) > 0
+
+
 @pytest.mark.parametrize("per_pass", [1, 2, 3])
 def test_micro_batches_change_no_draw_no_loss_and_no_gradient(tiny_model, arguments, rows, per_pass):
     """After one step of SGD the weights have moved in the direction of the gradient."""
