@@ -33,7 +33,7 @@ def test_training_lowers_the_loss_and_logs_every_step(tiny_model, arguments, row
 
 
 def test_the_tokens_that_were_seen_are_counted_if_one_asks_for_it(tiny_model, arguments, rows):
-    trainer = RefineTrainer(tiny_model(), arguments(include_num_input_tokens_seen="all"), train_dataset=rows())
+    trainer = RefineTrainer(tiny_model(), arguments(include_num_input_tokens_seen="all"), train_dataset=rows)
     trainer.train()
     logged = [row["train/tokens"] for row in trainer.state.log_history if "train/tokens" in row]
     assert trainer.state.num_input_tokens_seen == sum(logged) > 0
