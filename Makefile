@@ -52,12 +52,12 @@ define install
 endef
 
 $(BIN)/.installed: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
-	@echo "installing into .venv (1 to 3 minutes, 2.2 GB) ..."
+	@echo "installing into .venv (2 to 4 minutes, 2.2 GB) ..."
 	$(call install,.)
 	@touch $@
 
 $(BIN)/.installed-dev: pyproject.toml .ci/pins.txt .ci/texts.txt | $(BIN)/python
-	@echo "installing into .venv, with the test tools (1 to 3 minutes, 2.2 GB) ..."
+	@echo "installing into .venv, with the test tools (2 to 4 minutes, 2.2 GB) ..."
 	$(call install,.[dev])
 	@touch $(BIN)/.installed $@
 
